@@ -1,0 +1,62 @@
+"""`python -m octavo_engine`: one engine process, spawned by a client or shared by several.
+
+Nothing heavy is imported before the parent is watched: the engine must die with its parent while it loads, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+
+__all__ = ["main"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="octavo engine",
+        description="Run an engine that several processes join with octavo.AsyncClient.connect(ADDRESS).",
+    )
+    parser.add_argument("--model", help="a local folder, a GGUF file, or a hub id")
+    parser.add_argument("--bind", required=True, metavar="ADDRESS", help="ipc:///path/to/socket")
+    parser.add_argument("--options", default="{}", metavar="JSON", help="fields of octavo.EngineOptions")
+    parser.add_argument("--parent-fd", type=int, default=None, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _die_with_parent(fd: int) -> None:
+    """Exit at once when the write end of the pipe `fd` is closed, which the kernel does however the parent died.
+
+    PR_SET_PDEATHSIG would not do: it fires when the thread that spawned us ends.
+    """
+
+    def watch() -> None:
+        while os.read(fd, 1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="octavo-parent", daemon=True).start()
+
+
+def main() -> int:
+    """Run until drained, signalled, or the parent dies. Exit status 0 on a clean end, 1 on an error."""
+    arguments = _arguments()
+    spawned = arguments.parent_fd is not None
+    if spawned:
+        # Ctrl-C in a terminal reaches the whole process group: what it means is the parent's to say.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _die_with_parent(arguments.parent_fd)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    from octavo_engine.serve import serve
+
+    return serve(arguments.bind, arguments.options, model=arguments.model, spawned=spawned)
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Worker threads hold nothing that needs a clean-up, and torch's own exit costs 0.2 s.
+    os._exit(status)

@@ -1,0 +1,68 @@
+"""What the engine makes of its options and of the machine: every "auto" and None becomes a value.
+
+The environment and /proc are read here and nowhere else in the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.options import EngineOptions, replace
+
+__all__ = ["available_memory", "checkpoint_dtype", "resolve_dtype", "resolve_threads", "with_limits"]
+
+# One step's tokens on a CPU: large enough that weights read once serve many rows, small enough that a running
+# stream waits at most a few hundred milliseconds for a neighbour's prompt.
+DEFAULT_BATCHED_TOKENS = 512
+
+
+def available_memory() -> int:
+    """Bytes this process could still use: MemAvailable, or what its cgroup leaves where that is less."""
+    available = 1 << 40
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, current = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        text = limit.read_text().strip()
+        if text != "max":
+            available = min(available, max(0, int(text) - int(current.read_text())))
+    except OSError:
+        pass  # no cgroup v2 here: MemAvailable is all there is to know
+    return available
+
+
+def resolve_threads(asked: int) -> int:
+    """The asked number of kernel threads; 0: the cores that this process may use."""
+    return asked or len(os.sched_getaffinity(0))
+
+
+def checkpoint_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that a checkpoint's config.json names: `dtype` (transformers 5) or `torch_dtype`."""
+    name = config.get("dtype") or config.get("torch_dtype")
+    return str(name).removeprefix("torch.") if name is not None else None
+
+
+def resolve_dtype(asked: str, config: Mapping[str, Any], isa: str) -> str:
+    """ "auto": float32 where the checkpoint says float32 or the CPU has only the portable kernels, else bfloat16.
+
+    bfloat16 halves the bytes a token costs; without vector instructions converting it costs more than it saves.
+    """
+    if asked != "auto":
+        return asked
+    if checkpoint_dtype(config) == "float32" or isa == "portable":
+        return "float32"
+    return "bfloat16"
+
+
+def with_limits(options: EngineOptions, *, max_position: int, cache_tokens: int, **resolved: Any) -> EngineOptions:
+    """Options with every limit filled in.
+
+    max_model_len: the model's own maximum, or what the KV cache holds where that is less.
+    """
+    tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs)
+    length = options.max_model_len or min(max_position, cache_tokens)
+    return replace(options, max_num_batched_tokens=tokens, max_model_len=length, **resolved)

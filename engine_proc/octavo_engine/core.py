@@ -1,0 +1,325 @@
+"""The engine's one loop: mail, schedule, run, commit, text, mail.
+
+Everything here happens on one thread. A step's answer to a client is one frame, whatever number of its requests it
+touches. When nothing runs the loop sleeps in poll until mail, a deadline, or a wake-up: an idle engine uses no CPU.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from octavo import wire
+from octavo_engine.delivery import Live
+from octavo_engine.intake import Intake, InvalidPrompt
+from octavo_engine.mailbox import wrong_protocol
+from octavo_engine.scheduling.plan import Plan
+from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
+
+if TYPE_CHECKING:
+    from octavo_engine.execution.runner import Runner, StepResult
+    from octavo_engine.mailbox import Client, Mailbox
+    from octavo_engine.scheduling.scheduler import Scheduler
+    from octavo_engine.text import Text
+
+__all__ = ["Core"]
+
+log = logging.getLogger("octavo.engine")
+
+Key = tuple["Client", int]
+
+
+class Core:
+    """Owns the requests. `owner` is the client that may end the engine (None: only a signal may)."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        scheduler: Scheduler,
+        runner: Runner,
+        text: Text,
+        ready: wire.Ready,
+        *,
+        owned: bool,
+        clients: set[Client],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
+        self.ready, self.clock = ready, clock
+        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake)
+        self._owned, self._clients = owned, clients
+        self._live: dict[Key, Live] = {}
+        self._deadlines: list[tuple[float, Key, str]] = []
+        self._outbox: defaultdict[Client, list[Any]] = defaultdict(list)
+        self._draining = False
+        self._drain_asked = False
+        self._counters: defaultdict[str, float] = defaultdict(float)
+        for client in clients:
+            self._outbox[client].append(ready)
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until drained."""
+        self._flush()
+        while not (self._draining and not self._live):
+            for client, message in self.mailbox.receive(self._patience()):
+                self._receive(client, message)
+            if self._drain_asked:
+                self._drain_asked = False
+                self._drain(abort=True)
+            self._admit_tokenised()
+            self._expire()
+            plan = self.scheduler.schedule()
+            if plan is not None:
+                self._step(plan)
+            self._flush()
+        self.intake.close()
+        for client in self._clients:
+            self.mailbox.send(client, [wire.Dying("drained", "the engine was asked to end")])
+
+    def ask_drain(self) -> None:
+        """End soon. Safe from a signal handler: the loop does the work."""
+        self._drain_asked = True
+        self.mailbox.wake()
+
+    def _drain(self, *, abort: bool) -> None:
+        """Take nothing new; end when what runs has ended, or now."""
+        self._draining = True
+        if abort:
+            for key in list(self._live):
+                self._abort(key)
+
+    def _patience(self) -> float | None:
+        """Seconds that `receive` may wait."""
+        if self.scheduler.has_work or (self._draining and not self._live):
+            return 0
+        if self._deadlines:
+            return max(0.0, self._deadlines[0][0] - self.clock())
+        return None
+
+    def _step(self, plan: Plan) -> None:
+        now = self.clock()
+        for seq in plan.seqs:
+            self._mark_started(seq.slot, now)
+        try:
+            result = self.runner.collect(self.runner.submit(plan))
+        except Exception:
+            log.exception("step %d failed; running its %d sequences one by one", plan.step, len(plan.seqs))
+            result = self._step_singly(plan)
+        self._deliver(plan, result)
+
+    def _step_singly(self, plan: Plan) -> StepResult:
+        """Find whose fault a failed step was: that request fails, its neighbours' tokens are unaffected (law 6).
+
+        Running a plan again is harmless: the same keys and values are written to the same places.
+        """
+        from octavo_engine.execution.runner import StepResult
+
+        merged = StepResult([], [], {})
+        first = True
+        for seq in plan.seqs:
+            single = Plan(
+                plan.step,
+                plan.ends if first else [],
+                plan.starts if first else [],
+                plan.copies if first else [],
+                [seq],
+            )
+            first = False
+            try:
+                result = self.runner.collect(self.runner.submit(single))
+                merged.tokens.extend(result.tokens)
+                merged.logprobs.extend(result.logprobs)
+                merged.prompt_logprobs.update(result.prompt_logprobs)
+            except Exception as error:
+                log.exception("a request failed in the model")
+                merged.tokens.extend([0] * len(seq.samplers))
+                merged.logprobs.extend([None] * len(seq.samplers))
+                key = self.scheduler.sequence_at(seq.slot).request.key
+                self._fail(key, "failed", f"the model failed on this request: {error}")
+        return merged
+
+    def _deliver(self, plan: Plan, result: StepResult) -> None:
+        now = self.clock()
+        live_of = self._live
+        for slot, entries in result.prompt_logprobs.items():
+            live = live_of.get(self.scheduler.sequence_at(slot).request.key)
+            if live is not None and live.prompt_logprobs is not None:
+                live.prompt_logprobs.extend(entries)
+        advanced = self.scheduler.commit(plan, result.tokens)
+        deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
+        ended: list[Key] = []
+        for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
+            key = sequence.request.key
+            live = live_of.get(key)
+            if live is None:
+                continue  # it failed or was aborted within this step
+            if live.first_token is None:
+                live.first_token = now
+            delta, stop = live.delta(sequence, token, logprob)
+            if stop is not None:
+                self.scheduler.finish(sequence, "stop", stop)
+            deltas[live.client].append(delta)
+            if live.open_choices == 0:
+                ended.append(key)
+        self._counters["generation_tokens"] += len(advanced)
+        for client, items in deltas.items():
+            self._outbox[client].append(wire.Deltas(items))
+        for key in ended:
+            live = self._live.pop(key)
+            self._counters["request_success"] += 1
+            self._outbox[live.client].append(live.finished(now))
+
+    def _mark_started(self, slot: int, now: float) -> None:
+        live = self._live.get(self.scheduler.sequence_at(slot).request.key)
+        if live is not None and live.started is None:
+            live.started = now
+
+    def _flush(self) -> None:
+        if not self._outbox:
+            return
+        for client, messages in self._outbox.items():
+            if not self.mailbox.send(client, messages):
+                self._lost(client)
+        self._outbox.clear()
+
+    # ---- mail --------------------------------------------------------------------------------------------------
+
+    def _receive(self, client: Client, message: Any) -> None:
+        match message:
+            case wire.Generate():
+                self._generate(client, message)
+            case wire.Abort():
+                for request_id in message.request_ids:
+                    self._abort((client, request_id))
+            case wire.StatsRequest():
+                self._outbox[client].append(wire.Stats(message.token, self.stats()))
+            case wire.Hello():
+                if message.protocol != wire.PROTOCOL_VERSION:
+                    self._outbox[client].append(wrong_protocol(message.protocol))
+                    return
+                self._clients.add(client)
+                self._outbox[client].append(self.ready)
+            case wire.Goodbye():
+                self._lost(client)
+            case wire.Drain():
+                if self._owned:
+                    self._drain(abort=message.abort)
+                else:
+                    log.warning("a client asked a shared engine to end; ignored")
+
+    def _generate(self, client: Client, message: wire.Generate) -> None:
+        key, now = (client, message.request_id), self.clock()
+        if key in self._live:
+            text = f"request id {message.request_id} is already in use"
+            self._outbox[client].append(wire.Failed(message.request_id, "invalid_request", text))
+            return
+        self._live[key] = live = Live(client, message, now)
+        options = self.ready.options
+        if self._draining:
+            self._fail(key, "draining", "the engine is shutting down and takes no new requests")
+            return
+        if self.intake.num_pending >= options.max_queued_requests:
+            self._fail(
+                key,
+                "overloaded",
+                f"{self.intake.num_pending} prompts are waiting to be tokenised; "
+                f"EngineOptions.max_queued_requests={options.max_queued_requests}",
+            )
+            return
+        for which in ("queue", "first_token", "total"):
+            seconds = getattr(message.params, f"{which}_timeout")
+            if seconds is not None:
+                heapq.heappush(self._deadlines, (now + seconds, key, which))
+        try:
+            request = self.intake.begin(key, message, now)
+        except InvalidPrompt as error:
+            self._fail(key, "invalid_request", str(error))
+            return
+        if request is not None:
+            self._admit(live, request)
+
+    def _admit(self, live: Live, request: Any) -> None:
+        try:
+            self.scheduler.add(request)
+        except DoesNotFit as error:
+            self._fail(request.key, "prompt_too_long", str(error))
+        except QueueFull as error:
+            self._fail(request.key, "overloaded", str(error))
+        else:
+            self._counters["prompt_tokens"] += len(request.prompt)
+            live.admit(request, self.text)
+
+    def _admit_tokenised(self) -> None:
+        if not self.intake.num_pending:
+            return
+        for key, result in self.intake.ready():
+            live = self._live.get(key)
+            if live is None:
+                continue  # aborted or timed out meanwhile
+            if isinstance(result, Exception):
+                self._fail(key, "invalid_request", str(result))
+                continue
+            try:
+                request = self.intake.request(key, result, live.generate.params, live.arrival)
+            except InvalidPrompt as error:
+                self._fail(key, "invalid_request", str(error))
+            else:
+                self._admit(live, request)
+
+    # ---- ends --------------------------------------------------------------------------------------------------
+
+    def _abort(self, key: Key) -> None:
+        live = self._live.pop(key, None)
+        if live is not None:
+            self.scheduler.abort(key)
+            self._counters["request_aborted"] += 1
+            self._outbox[live.client].append(live.finished(self.clock()))
+
+    def _fail(self, key: Key, code: str, message: str, which: str | None = None) -> None:
+        live = self._live.pop(key, None)
+        if live is not None:
+            self.scheduler.abort(key)
+            self._counters["request_failed"] += 1
+            self._outbox[live.client].append(live.failed(code, message, self.clock(), which))
+
+    def _expire(self) -> None:
+        now = self.clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, key, which = heapq.heappop(self._deadlines)
+            live = self._live.get(key)
+            if live is None:
+                continue
+            if (which == "queue" and live.started is not None) or (
+                which == "first_token" and live.first_token is not None
+            ):
+                continue
+            seconds = getattr(live.generate.params, f"{which}_timeout")
+            self._fail(
+                key,
+                "timeout",
+                f"{which}_timeout={seconds:g} s passed; raise SamplingParams.{which}_timeout",
+                which,
+            )
+
+    def _lost(self, client: Client) -> None:
+        """A client has gone: nothing can be told to it any more, its requests free their pages."""
+        self._clients.discard(client)
+        for key in [key for key in self._live if key[0] == client]:
+            del self._live[key]
+            self.scheduler.abort(key)
+
+    def stats(self) -> dict[str, float]:
+        """Counters and gauges by the metric names that dashboards know."""
+        return {
+            **self.scheduler.stats(),
+            **self._counters,
+            "num_requests_live": float(len(self._live)),
+            "num_clients": float(len(self._clients)),
+            "num_prompts_tokenising": float(self.intake.num_pending),
+        }

@@ -1,0 +1,114 @@
+"""One request's life in the engine, and how its tokens become text and messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo import wire
+from octavo_engine.text import Detokenizer, Text
+
+if TYPE_CHECKING:
+    from octavo_engine.mailbox import Client
+    from octavo_engine.scheduling.sequence import Request, Sequence
+
+__all__ = ["Live"]
+
+
+class Live:
+    """A request from its arrival to its one Finished or Failed. Times are in seconds of the core's clock."""
+
+    __slots__ = (
+        "arrival",
+        "client",
+        "cumulative",
+        "detokenizers",
+        "first_token",
+        "generate",
+        "open_choices",
+        "prompt_logprobs",
+        "request",
+        "started",
+    )
+
+    def __init__(self, client: Client, generate: wire.Generate, arrival: float) -> None:
+        self.client = client
+        self.generate = generate
+        self.arrival = arrival
+        self.started: float | None = None
+        self.first_token: float | None = None
+        self.request: Request | None = None  # None while a long prompt is being tokenised
+        self.detokenizers: list[Detokenizer] = []
+        self.cumulative: list[float] = []
+        self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
+        self.open_choices = generate.params.n
+
+    def admit(self, request: Request, text: Text) -> None:
+        """The scheduler has taken it."""
+        params = self.generate.params
+        self.request = request
+        self.detokenizers = [Detokenizer(text, params) for _ in range(params.n)]
+        self.cumulative = [0.0] * params.n
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]  # nothing comes before the first token
+
+    def delta(self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None) -> tuple[wire.Delta, str | None]:
+        """The message for one new token, and the stop string that it completed, if any."""
+        params = self.generate.params
+        index, reason, stop_reason = sequence.index, sequence.finish_reason, sequence.stop_reason
+        # What ended the text (an end-of-sequence or stop token) is not part of it, unless asked for.
+        hidden = reason == "stop" and not params.include_stop_str_in_output
+        piece = self.detokenizers[index].push([] if hidden else [token], reason is not None)
+        if piece.stop is not None:
+            reason, stop_reason = "stop", piece.stop
+        if logprob is not None:
+            self.cumulative[index] += logprob.logprob
+        if reason is not None:
+            self.open_choices -= 1
+        delta = wire.Delta(
+            self.generate.request_id,
+            index,
+            piece.text,
+            (token,),
+            None if logprob is None else (logprob,),
+            reason,
+            stop_reason,
+        )
+        return delta, piece.stop
+
+    def finished(self, now: float) -> wire.Finished:
+        """The closing message; choices that are still open end as aborted."""
+        wants_logprobs = self.generate.params.logprobs is not None
+        sequences = self.request.sequences if self.request is not None else []
+        choices = tuple(
+            wire.Choice(
+                s.index,
+                s.finish_reason or "abort",
+                s.stop_reason,
+                self.cumulative[s.index] if wants_logprobs else None,
+            )
+            for s in sequences
+        ) or tuple(wire.Choice(i, "abort", None, None) for i in range(self.generate.params.n))
+        return wire.Finished(
+            self.generate.request_id,
+            choices,
+            tuple(self.request.prompt) if self.request is not None else (),
+            self.usage(now),
+            None if self.prompt_logprobs is None else tuple(self.prompt_logprobs),
+        )
+
+    def failed(self, code: str, message: str, now: float, which: str | None = None) -> wire.Failed:
+        """The closing message of a request that ends in an error."""
+        prompt = tuple(self.request.prompt) if self.request is not None else ()
+        return wire.Failed(self.generate.request_id, code, message, which, prompt, self.usage(now))
+
+    def usage(self, now: float) -> wire.Usage:
+        if self.request is None:
+            return wire.Usage(total_seconds=now - self.arrival, queue_seconds=now - self.arrival)
+        return wire.Usage(
+            prompt_tokens=len(self.request.prompt),
+            cached_tokens=max((s.num_cached for s in self.request.sequences), default=0),
+            completion_tokens=sum(len(s.output) for s in self.request.sequences),
+            queue_seconds=(now if self.started is None else self.started) - self.arrival,
+            first_token_seconds=None if self.first_token is None else self.first_token - self.arrival,
+            total_seconds=now - self.arrival,
+        )

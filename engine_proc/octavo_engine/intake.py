@@ -1,0 +1,125 @@
+"""From a Generate message to a scheduling.Request: checks against the model, tokenising, seeds.
+
+Short prompts are tokenised on the engine thread. Long ones go to a worker thread (the tokenizers library releases the
+GIL), so that a 5 MB prompt does not hold up the steps of everybody else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from octavo import wire
+from octavo.options import SamplingParams
+from octavo_engine.scheduling.sequence import Request
+from octavo_engine.text import Text, TextError
+
+__all__ = ["Intake", "InvalidPrompt"]
+
+# Characters tokenised in place; at about 1 us a character's worth of BPE this stays under ten milliseconds.
+_INLINE_CHARACTERS = 8192
+
+
+class InvalidPrompt(Exception):
+    """The request can't be served as asked; the message names the value and what is allowed."""
+
+
+class Intake:
+    """Turns Generate messages into Requests, now or (for long prompts) a little later.
+
+    `wake` is called from the worker thread when one has become ready.
+    """
+
+    def __init__(self, text: Text, vocab_size: int, seed: int | None, wake: Callable[[], None]) -> None:
+        self._text = text
+        self._vocab_size = vocab_size
+        self._eos = frozenset(text.eos_token_ids)
+        self._seeds = random.Random(seed)
+        self._wake = wake
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="octavo-tokenise")
+        self._tokenised: deque[tuple[Any, list[int] | Exception]] = deque()
+        self.num_pending = 0
+
+    def begin(self, key: Any, message: wire.Generate, arrival: float) -> Request | None:
+        """The Request, or None where the prompt went to the worker thread (see `ready`). Raises InvalidPrompt."""
+        self._check(message)
+        long = len(message.text or "") + sum(len(m.content) for m in message.messages or ())
+        if long <= _INLINE_CHARACTERS:
+            return self.request(key, self._tokenise(message), message.params, arrival)
+        self.num_pending += 1
+        self._worker.submit(self._tokenise_later, key, message)
+        return None
+
+    def ready(self) -> list[tuple[Any, list[int] | Exception]]:
+        """(key, token ids or the error) of the long prompts that have been tokenised since the last call."""
+        done = []
+        while self._tokenised:
+            done.append(self._tokenised.popleft())
+        self.num_pending -= len(done)
+        return done
+
+    def request(self, key: Any, prompt: list[int], params: SamplingParams, arrival: float) -> Request:
+        """The Request of a tokenised prompt. Raises InvalidPrompt."""
+        if not prompt:
+            raise InvalidPrompt("the prompt has no tokens; give at least one")
+        return Request(
+            key=key,
+            prompt=prompt,
+            params=params,
+            eos_token_ids=self._eos,
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            arrival=arrival,
+            bad_words=self._text.encode_bad_words(params.bad_words) if params.bad_words else [],
+        )
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _tokenise_later(self, key: Any, message: wire.Generate) -> None:
+        try:
+            result: list[int] | Exception = self._tokenise(message)
+        except Exception as error:  # whatever it is ends this request, not the thread
+            result = error
+        self._tokenised.append((key, result))
+        self._wake()
+
+    def _tokenise(self, message: wire.Generate) -> list[int]:
+        try:
+            if message.token_ids is not None:
+                return message.token_ids
+            if message.messages is not None:
+                return self._text.encode_chat([{"role": m.role, "content": m.content} for m in message.messages])
+            return self._text.encode(message.text or "")
+        except TextError as error:
+            raise InvalidPrompt(str(error)) from error
+
+    def _check(self, message: wire.Generate) -> None:
+        """What needs the model to be judged; everything else SamplingParams has checked itself."""
+        params, vocab = message.params, self._vocab_size
+        given = [f for f in ("text", "token_ids", "messages") if getattr(message, f) is not None]
+        if len(given) != 1:
+            raise InvalidPrompt(f"exactly one of text, token_ids and messages is the prompt, got {given or 'none'}")
+        if not self._text.has_tokenizer:
+            for name, value in (
+                ("a text prompt", message.text),
+                ("chat messages", message.messages),
+                ("stop", params.stop),
+                ("bad_words", params.bad_words),
+            ):
+                if value:
+                    raise InvalidPrompt(f"{name} needs a tokenizer, and the checkpoint has none; use token ids")
+        for name, ids in (
+            ("prompt token id", message.token_ids),
+            ("logit_bias token id", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            if ids and not (min(ids) >= 0 and max(ids) < vocab):
+                wrong = next(token for token in ids if not 0 <= token < vocab)
+                raise InvalidPrompt(f"{name} {wrong} is outside the vocabulary of {vocab} tokens")
+        for name, top in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if top is not None and top > vocab:
+                raise InvalidPrompt(f"{name}={top} is more than the vocabulary of {vocab} tokens")

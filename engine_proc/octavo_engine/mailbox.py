@@ -1,0 +1,92 @@
+"""The engine's end of the wire: one ROUTER socket, read and written by the engine thread alone.
+
+A ROUTER drops messages silently at its high-water mark, so the mark is lifted (what is queued is bounded by admission),
+and silently for a peer that has gone, so ROUTER_MANDATORY turns that into an error: the client is then reported lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import zmq
+
+from octavo import wire
+
+__all__ = ["Client", "Mailbox", "wrong_protocol"]
+
+Client = bytes
+"""A client's routing id, unique while it is connected."""
+
+
+def wrong_protocol(spoken: int) -> wire.Dying:
+    """The answer to a Hello of another version."""
+    text = f"the engine speaks protocol {wire.PROTOCOL_VERSION}, the client {spoken}"
+    return wire.Dying("protocol", text + "; install the same octavo on both sides")
+
+
+class Mailbox:
+    """Frames in, frames out. `on_lost(client)` is called when a client turns out to have gone."""
+
+    def __init__(self, address: str, on_malformed: Callable[[Client, str], None] | None = None) -> None:
+        self.on_malformed = on_malformed
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.linger = 0
+        self._socket.sndhwm = self._socket.rcvhwm = 0
+        self._socket.router_mandatory = True
+        self._socket.bind(address)
+        # Other threads (tokenising, signals) end the engine thread's poll by writing here.
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+
+    def wake(self) -> None:
+        """End a waiting `receive` early. Safe from any thread and from a signal handler."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def receive(self, timeout: float | None) -> Iterator[tuple[Client, Any]]:
+        """All messages there are, after waiting up to timeout seconds for one or for `wake`.
+
+        timeout None: wait for ever; 0: not at all.
+        """
+        if timeout is None or timeout > 0:
+            milliseconds = None if timeout is None else max(1, int(timeout * 1000))
+            self._poller.poll(milliseconds)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+        while True:
+            try:
+                client, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            except ValueError:  # not two parts: nothing of ours
+                continue
+            try:
+                messages = wire.decode_to_engine(frame)
+            except (msgspec.DecodeError, ValueError) as error:
+                if self.on_malformed is not None:
+                    self.on_malformed(client, str(error))
+                continue
+            for message in messages:
+                yield client, message
+
+    def send(self, client: Client, messages: list[Any]) -> bool:
+        """One frame to one client; False if it has gone."""
+        try:
+            self._socket.send_multipart((client, wire.encode(messages)), zmq.NOBLOCK, copy=True)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        return True
+
+    def close(self, linger_seconds: float = 1.0) -> None:
+        """Let what was sent leave, then close."""
+        self._socket.close(linger=int(linger_seconds * 1000))
+        self._context.term()
+        os.close(self._wake_fd)

@@ -1,0 +1,238 @@
+"""The typed op list: every native operation of the engine, declared once.
+
+Three implementations answer it: `reference` (plain torch, fp32, no cleverness), `cpu` and `cuda` (libraries
+built from csrc/). tests/ops holds each of them to the reference.
+
+Notation: T tokens in the step, S sequences, H hidden size, Hq query heads, Hkv key-value heads, D head size,
+V vocabulary, P pages in the cache, B page size (tokens a page).
+
+Types. Three compute types exist. The residual stream is float32 in all of them; what ops hand each other
+("activations") is bfloat16 when the weights are bfloat16 and float32 otherwise:
+
+    weights    activations   KV cache (default)
+    float32    float32       float32
+    bfloat16   bfloat16      bfloat16
+    float16    float32       float16
+
+Law 6: an output row of any op here depends only on that row's own inputs and its own sequence, to the bit,
+whatever else is in the batch and however the sequence was cut in chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, dtype
+
+__all__ = ["Activation", "KVLayout", "Ops", "OpsUnavailable", "PackedLinear", "load_ops"]
+
+
+class OpsUnavailable(Exception):
+    """The asked implementation can't run here; the message says why and what would help."""
+
+
+class Activation(IntEnum):
+    """Element-wise function fused behind a linear layer."""
+
+    NONE = 0
+    RELU = 1
+    GELU = 2  # exact, by erf
+    GELU_TANH = 3  # also called gelu_new, gelu_pytorch_tanh
+    SILU = 4
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A weight [N, K] in the layout that `Ops.linear` reads.
+
+    data: the packed weight. For float weights on the CPU: [ceil(N/32), K/p, 32, p] with p = 2 for bfloat16 and
+    1 for float32 and float16, so that one 64-byte line holds 16 outputs' next 4 bytes of K (a panel of 32 outputs is
+    one sequential stream); rows beyond N and an odd K's last column are zero.
+    gated: rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs, and
+    `linear` returns act(gate) * up, of width N/2.
+    """
+
+    data: Tensor
+    out_features: int  # N, of the matrix as stored; a gated layer's output has half as many
+    in_features: int  # K
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The paged cache of all layers in one tensor each for keys and values.
+
+    keys:   [layers, P, Hkv, D/p, B, p]
+    values: [layers, P, Hkv, B/p, D, p]
+
+    p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
+    side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow. D and B are even; B is a multiple of 16.
+    Slot s of a page table entry is token `page * B + offset`.
+    """
+
+    num_layers: int
+    num_pages: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: dtype
+
+
+class Ops(Protocol):
+    """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
+
+    name: str
+    device: device
+
+    # ---- weights -------------------------------------------------------------------------------------------
+    def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
+        """weight [N, K] float32, bfloat16 or float16. With `gated`, weight is [gate; up] stacked, N even."""
+        ...
+
+    def unpack_linear(self, packed: PackedLinear) -> Tensor:
+        """The exact inverse of pack_linear, [N, K]."""
+        ...
+
+    # ---- dense ---------------------------------------------------------------------------------------------
+    def embedding(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+        """ids [T] int32, table [V, H] any float -> [T, H] float32 = table[ids] * scale."""
+        ...
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: PackedLinear,
+        bias: Tensor | None = None,
+        *,
+        act: Activation = Activation.NONE,
+        out_dtype: dtype | None = None,
+    ) -> Tensor:
+        """x [T, K] (rows may be strided) -> act(x @ weight.T + bias) [T, N], accumulated in float32.
+
+        x is bfloat16 for bfloat16 weights, float32 otherwise. bias [N] float32 (for a gated weight: [gate; up] as
+        stacked). Returns x.dtype, or out_dtype (float32). Gated: act(gate) * up, [T, N/2].
+        """
+        ...
+
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
+        """residual [T, N] float32 += x @ weight.T + bias."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: dtype) -> Tensor:
+        """x [T, H] float32, weight [H] float32 -> x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467)."""
+        ...
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: dtype) -> Tensor:
+        """x [T, H] float32 -> (x - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450)."""
+        ...
+
+    # ---- attention -----------------------------------------------------------------------------------------
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor | None,
+        *,
+        num_heads: int,
+        interleaved: bool = False,
+    ) -> None:
+        """Rotate q and k of `qkv` in place and write k and v to one layer's cache.
+
+        qkv [T, (Hq + 2 Hkv) * D] rows q heads; k heads; v heads, activation dtype. keys, values: one layer of
+        KVLayout. slots [T] int32 = page * B + offset. positions [T] int32. cos_sin [max_position, R] float32: R/2
+        cosines then R/2 sines, R <= D the rotary dims (the first R of each head); None: no rotation. interleaved
+        False pairs (i, i + R/2) as GPT-NeoX and LLaMA do, True pairs (2i, 2i + 1) as GPT-J does (arXiv 2104.09864).
+        """
+        ...
+
+    def paged_attention(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        page_table: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        *,
+        num_heads: int,
+        scale: float,
+        sliding_window: int = 0,
+        alibi_slopes: Tensor | None = None,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        """Causal attention of mixed prefill chunks and decode tokens over the paged cache (arXiv 2309.06180).
+
+        Queries are the first Hq * D columns of qkv (rows may be strided; bfloat16 or float32). page_table [S, max_pages]
+        int32; query_start [S + 1] int32, sequence s owns rows query_start[s]:query_start[s+1]; seq_lens [S] int32 counts
+        all its tokens, this step's included, so its first row is at position seq_lens[s] - num_queries. Key j is seen
+        from position i when j <= i and (sliding_window == 0 or i - j < sliding_window). Score = q.k * scale, then
+        softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i). -> [T, Hq * D] of qkv.dtype.
+        Slots past seq_len may hold anything, NaN included, and never reach the result.
+        """
+        ...
+
+    def copy_pages(self, keys: Tensor, values: Tensor, src: Tensor, dst: Tensor) -> None:
+        """For every layer, page dst[i] := page src[i]; keys, values as in KVLayout with all layers; int32 [n]."""
+        ...
+
+    # ---- sampling ------------------------------------------------------------------------------------------
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        adjust_start: Tensor,
+        adjust_ids: Tensor,
+        adjust_scale: Tensor,
+        adjust_add: Tensor,
+        mask: Tensor | None,
+        mask_rows: Tensor | None,
+    ) -> Tensor:
+        """Draw one token a row. logits [R, V] float32, unchanged. -> [R] int32.
+
+        In this order: (1) for the entries adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token
+        adjust_ids at most once a row: logit = logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition
+        penalty, arXiv 1909.05858), then logit += adjust_add (presence, frequency, logit bias; -inf forbids);
+        (2) mask [M, ceil(V/32)] int32 bit sets of allowed tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no
+        mask; (3) temperature 0: argmax, lowest id wins ties; else logits / temperature; (4) min_p [R]: keep p >= min_p *
+        max p; (5) top_k [R] int32 (0 off), ties at the boundary all kept... lowest ids first to exactly k; (6) top_p [R]:
+        smallest prefix of the kept tokens by falling probability (renormalised, ties by lowest id) whose mass >= top_p;
+        (7) inverse CDF over the kept tokens in id order with u = Philox4x32-10(key = seeds[r] (int64), counter =
+        positions[r]) word 0 as a 24-bit uniform in [0, 1) (Salmon et al., SC 2011).
+        """
+        ...
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log-softmax of the model's own logits (before any processing), for chosen tokens and the best ones.
+
+        logits [R, V] float32, tokens [R] int32 -> (logprob [R] float32, rank [R] int32 with 1 the most likely (1 + number
+        of strictly larger logits), top_ids [R, top] int32 and top_logprobs [R, top] float32, best first, ties by id).
+        """
+        ...
+
+
+def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 0) -> Ops:
+    """The implementation for a device: "cpu", or "reference" for plain torch.
+
+    isa forces a CPU variant ("portable", "avx2", "avx512"); num_threads 0 takes the cores this process may use.
+    Raises OpsUnavailable.
+    """
+    if device == "reference":
+        from octavo_engine.ops.reference import ReferenceOps
+
+        return ReferenceOps()
+    if device == "cpu":
+        from octavo_engine.ops.cpu import CpuOps
+
+        return CpuOps(isa=isa, num_threads=num_threads)
+    raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'reference'")

@@ -1,0 +1,63 @@
+"""What the scheduler tells the runner: plain data, one Plan a step.
+
+A Plan can be tested without torch, logged, and broadcast to tensor-parallel workers. A sequence is known to the
+runner by its slot (0 .. max_num_seqs - 1) from its SeqStart until its slot stands in `ends`. Within a plan the runner
+applies, in this order: ends, starts, copies, seqs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.options import SamplingParams
+
+__all__ = ["Plan", "SeqStart", "SeqStep"]
+
+
+class SeqStart(msgspec.Struct, array_like=True):
+    """A sequence takes a slot. Penalties need its history: `prompt` and the `output` so far (after preemption).
+
+    eos_ids must not be drawn while the output is shorter than params.min_tokens (end-of-sequence unless ignored, and
+    params.stop_token_ids). bad_words: token sequences whose last token must not follow the others.
+    """
+
+    slot: int
+    params: SamplingParams
+    seed: int  # 64-bit, resolved, different for each choice of a request
+    prompt: list[int]
+    output: list[int]
+    eos_ids: list[int] = []
+    bad_words: list[list[int]] = []
+
+
+class SeqStep(msgspec.Struct, array_like=True, gc=False):
+    """Run `tokens` of one sequence at positions start, start + 1, ...
+
+    pages: page ids to store in the slot's page table from entry `page_offset` on: what is new since the slot's
+    last step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
+    not reach the end; several when choices fork here. prompt_logprobs: logprobs of tokens[1:] and, if the chunk doesn't end
+    the prompt, of `next_token`, are wanted (-1: none).
+    """
+
+    slot: int
+    start: int
+    tokens: list[int]
+    page_offset: int
+    pages: list[int]
+    samplers: list[int]
+    prompt_logprobs: int = -1
+    next_token: int = -1
+
+
+class Plan(msgspec.Struct, array_like=True):
+    """One step. copies: (source page, destination page), for copy-on-write."""
+
+    step: int
+    ends: list[int]
+    starts: list[SeqStart]
+    copies: list[tuple[int, int]]
+    seqs: list[SeqStep]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(seq.tokens) for seq in self.seqs)

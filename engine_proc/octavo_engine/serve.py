@@ -1,0 +1,228 @@
+"""From options to a running engine: bind, load while answering Hello with Progress, then Core.run."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from octavo import wire
+from octavo.options import EngineOptions, replace
+from octavo_engine import config
+from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
+
+if TYPE_CHECKING:
+    from octavo_engine.core import Core
+
+__all__ = ["serve"]
+
+log = logging.getLogger("octavo.engine")
+
+VERSION = "0.1.0"
+
+
+class StartFailed(Exception):
+    """Loading failed in a way that the client has a type for: `code` as in wire.Dying."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def serve(address: str, options_json: str, *, model: str | None, spawned: bool) -> int:
+    """Run one engine until it is drained or signalled; the process's exit status."""
+    mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
+    greeter = _Greeter(mailbox)
+    try:
+        core = _start(options_json, model, greeter, owned=spawned)
+    except Exception as error:
+        code = error.code if isinstance(error, StartFailed) else "start_failed"
+        log.error("%s", error, exc_info=None if isinstance(error, StartFailed) else error)
+        greeter.farewell(wire.Dying(code, str(error) or type(error).__name__))
+        mailbox.close()
+        return 1
+    _obey_signals(core, spawned)
+    try:
+        core.run()
+    except Exception as error:
+        log.exception("the engine failed")
+        for client in greeter.clients:
+            with contextlib.suppress(Exception):  # it is dying: each client gets what can still be said
+                mailbox.send(client, [wire.Dying("internal", f"{type(error).__name__}: {error}")])
+        return 1
+    finally:
+        mailbox.close()
+    return 0
+
+
+class _Greeter:
+    """Tells the clients that say Hello how the loading goes."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+        self.clients: set[Client] = set()
+
+    def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
+        self.hear(0)
+        for client in list(self.clients):
+            if not self.mailbox.send(client, [wire.Progress(stage, done, total, text)]):
+                self.clients.discard(client)
+
+    def hear(self, timeout: float) -> None:
+        for client, message in self.mailbox.receive(timeout):
+            match message:
+                case wire.Hello(protocol) if protocol != wire.PROTOCOL_VERSION:
+                    self.mailbox.send(client, [wrong_protocol(protocol)])
+                case wire.Hello():
+                    self.clients.add(client)
+                case wire.Drain():
+                    raise StartFailed("drained", "the client closed while the model was loading")
+                case wire.Goodbye():
+                    self.clients.discard(client)
+
+    def farewell(self, dying: wire.Dying) -> None:
+        """The spawner's Hello may still be on its way: wait for it a moment."""
+        if not self.clients:
+            with contextlib.suppress(StartFailed):
+                self.hear(1.0)
+        for client in self.clients:
+            self.mailbox.send(client, [dying])
+
+
+def _options(options_json: str, model: str | None) -> EngineOptions:
+    try:
+        options = msgspec.json.decode(options_json, type=EngineOptions)
+        if model is not None:
+            options = replace(options, model=model)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StartFailed("invalid_option", str(error)) from error
+    if not options.model:
+        raise StartFailed("invalid_option", "model='': give a local folder, a GGUF file or a hub id")
+    return options
+
+
+def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bool) -> Core:
+    """Load everything. The imports are here so that the greeter can answer before torch is there."""
+    options = _options(options_json, model)
+    greeter("start", 0, 0, "importing torch")
+    import torch
+
+    from octavo_engine.core import Core
+    from octavo_engine.execution import kv_cache
+    from octavo_engine.execution.runner import Runner
+    from octavo_engine.models import UnsupportedModel, load_model
+    from octavo_engine.ops import OpsUnavailable, load_ops
+    from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
+    from octavo_engine.text import TextError, load_text
+    from octavo_engine.weights import SourceError, open_source
+
+    threads = config.resolve_threads(options.num_threads)
+    torch.set_num_threads(threads)
+    try:
+        ops = load_ops("cpu", num_threads=threads)
+        source = open_source(options.model, options.revision, greeter)
+        text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)
+        dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
+        dtype = getattr(torch, dtype_name)
+        network = load_model(source, ops, dtype, greeter)
+    except OpsUnavailable as error:
+        raise StartFailed("start_failed", str(error)) from error
+    except (SourceError, UnsupportedModel, TextError) as error:
+        raise StartFailed("model", str(error)) from error
+    # From here on every tensor op of torch is tiny: its thread pool would only compete with the kernels'.
+    torch.set_num_threads(1)
+
+    kv_dtype = dtype if options.kv_cache_dtype == "auto" else getattr(torch, options.kv_cache_dtype)
+    shape = network.config
+    if options.max_model_len is not None and options.max_model_len > shape.max_position:
+        raise StartFailed(
+            "invalid_option",
+            f"max_model_len={options.max_model_len}: the model has positions for {shape.max_position} tokens",
+        )
+    page_bytes = kv_cache.page_bytes(shape, options.page_size, kv_dtype)
+    memory = options.kv_cache_memory or kv_cache.default_kv_memory(
+        available=config.available_memory(),
+        page_bytes=page_bytes,
+        page_size=options.page_size,
+        max_num_seqs=options.max_num_seqs,
+        max_model_len=options.max_model_len or shape.max_position,
+    )
+    num_pages = memory // page_bytes
+    if num_pages < 1:
+        raise StartFailed(
+            "invalid_option", f"kv_cache_memory={memory}: one page of this model takes {page_bytes} bytes"
+        )
+    options = config.with_limits(
+        options,
+        max_position=shape.max_position,
+        cache_tokens=num_pages * options.page_size,
+        dtype=dtype_name,
+        device="cpu",
+        kv_cache_memory=memory,
+        kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
+        num_threads=threads,
+    )
+    assert options.max_model_len is not None
+    assert options.max_num_batched_tokens is not None
+    runner = Runner(
+        network,
+        ops,
+        num_pages=num_pages,
+        page_size=options.page_size,
+        max_num_seqs=options.max_num_seqs,
+        max_model_len=options.max_model_len,
+        kv_dtype=kv_dtype,
+    )
+    scheduler = Scheduler(
+        SchedulerConfig(
+            num_pages=num_pages,
+            page_size=options.page_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_model_len=options.max_model_len,
+            enable_prefix_caching=options.enable_prefix_caching,
+            max_queued_requests=options.max_queued_requests,
+            max_queued_tokens=options.max_queued_tokens,
+        )
+    )
+    ready = _ready(options, source, text, shape, num_pages)
+    # What was loaded stays: keep the collector from walking it again and again.
+    gc.collect()
+    gc.freeze()
+    greeter.hear(0)
+    log.info(
+        "%s ready: %s, %d pages of %d tokens, %d threads, %s",
+        ready.architecture, dtype_name, num_pages, options.page_size, threads, ops.isa,
+    )  # fmt: skip
+    return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients)
+
+
+def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages: int) -> wire.Ready:
+    return wire.Ready(
+        wire.PROTOCOL_VERSION,
+        os.getpid(),
+        VERSION,
+        options,
+        (source.config.get("architectures") or ["?"])[0],
+        text.has_tokenizer,
+        text.has_chat_template,
+        shape.vocab_size,
+        num_pages,
+        tuple(sorted(text.eos_token_ids)),
+    )
+
+
+def _obey_signals(core: Core, spawned: bool) -> None:
+    """This process is the engine's own: SIGTERM (and Ctrl-C on a terminal) end it in good order."""
+
+    def drain(number: int, frame: Any) -> None:
+        core.ask_drain()
+
+    signal.signal(signal.SIGTERM, drain)
+    if not spawned:
+        signal.signal(signal.SIGINT, drain)

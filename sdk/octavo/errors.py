@@ -1,0 +1,116 @@
+"""Every error octavo raises.
+
+OctavoError
+├── InvalidOption            a field of EngineOptions or SamplingParams has a wrong value (also a ValueError)
+├── InvalidRequest           this request can't be served as asked (also a ValueError)
+│   └── PromptTooLong        it does not fit the context or the whole cache
+├── Overloaded               admission bounds are full; try again later
+├── RequestTimeout           one of the request's own deadlines passed; `.partial` keeps what came
+├── RequestFailed            the engine could not finish this one request
+├── ClientClosed             the client was closed, or never opened
+└── EngineError              the engine process itself
+    ├── EngineNotInstalled   the extra octavo[engine] is missing
+    ├── EngineStartError     it did not become ready
+    │   └── ModelError       because the model could not be found, read or is not supported
+    ├── EngineDead           it exited or went away; exit code and last stderr are in the message
+    └── ProtocolMismatch     client and engine speak different versions of the wire
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ClientClosed",
+    "EngineDead",
+    "EngineError",
+    "EngineNotInstalled",
+    "EngineStartError",
+    "InvalidOption",
+    "InvalidRequest",
+    "ModelError",
+    "OctavoError",
+    "Overloaded",
+    "PromptTooLong",
+    "ProtocolMismatch",
+    "RequestFailed",
+    "RequestTimeout",
+]
+
+
+class OctavoError(Exception):
+    """Base of all errors of this library."""
+
+
+class InvalidOption(OctavoError, ValueError):
+    """A field has a value that is not allowed. `field`, `value` and `allowed` say which."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}={value!r}: {allowed}")
+        self.field, self.value, self.allowed = field, value, allowed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.value, self.allowed)
+
+
+class InvalidRequest(OctavoError, ValueError):
+    """The request can't be served as asked; the message names the value and the option to change."""
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt and asked tokens exceed max_model_len or the KV cache."""
+
+
+class Overloaded(OctavoError):
+    """The engine's queue is at max_queued_requests or max_queued_tokens."""
+
+
+class RequestTimeout(OctavoError):
+    """A deadline of the request passed: `which` is "queue", "first_token" or "total".
+
+    `partial` is the Completion of what had been generated, when raised by `generate`; None before any token.
+    """
+
+    def __init__(self, message: str, which: str = "total", partial: Any = None) -> None:
+        super().__init__(message)
+        self.which, self.partial = which, partial
+
+
+class RequestFailed(OctavoError):
+    """The engine failed on this request alone; it goes on serving others."""
+
+
+class ClientClosed(OctavoError):
+    """The client is not open."""
+
+
+class EngineError(OctavoError):
+    """The engine process could not be started or used."""
+
+
+class EngineNotInstalled(EngineError):
+    """octavo_engine can't be imported: pip install "octavo[engine]"."""
+
+
+class EngineStartError(EngineError):
+    """The engine did not become ready. `exit_code` is None where it was still running."""
+
+    def __init__(self, message: str, exit_code: int | None = None, stderr_tail: str = "") -> None:
+        super().__init__(message)
+        self.exit_code, self.stderr_tail = exit_code, stderr_tail
+
+
+class ModelError(EngineStartError):
+    """The model can't be found, read, or is not supported."""
+
+
+class EngineDead(EngineError):
+    """The engine process exited or vanished. Negative `exit_code`: killed by that signal."""
+
+    def __init__(self, message: str, exit_code: int | None = None, stderr_tail: str = "") -> None:
+        super().__init__(message)
+        self.exit_code, self.stderr_tail = exit_code, stderr_tail
+
+
+class ProtocolMismatch(EngineError):
+    """Client and engine are of different versions."""

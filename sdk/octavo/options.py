@@ -1,0 +1,210 @@
+"""What a caller can set: EngineOptions for the engine, SamplingParams for a request. Frozen and validated.
+
+Both are msgspec Structs, so they cross the wire as they are; `__post_init__` runs on construction and on decoding
+alike, and a wrong value raises `InvalidOption` before an engine is started or a request sent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from octavo.errors import InvalidOption
+
+__all__ = ["EngineOptions", "SamplingParams", "replace"]
+
+_GIB = 1 << 30
+_MAX_LOGPROBS = 1024
+
+
+def replace(options: Any, **changes: Any) -> Any:
+    """A copy of frozen options with some fields changed, validated again."""
+    return msgspec.structs.replace(options, **changes)
+
+
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise InvalidOption(
+            name, value, f"a whole number >= {low}" if high is None else f"a whole number in {low}..{high}"
+        )
+
+
+def _number(name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)
+    if bad or value > high or value < low or (above and value == low) or math.isinf(value):
+        left = "(" if above else "["
+        raise InvalidOption(name, value, f"a number in {left}{low}, {high}]")
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidOption(name, value, "one of " + ", ".join(map(repr, allowed)))
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidOption(name, value, "True or False")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How one request is decoded. Field names are those of vLLM and the OpenAI API.
+
+    n: completions of the prompt; they share its pages. max_tokens None: up to the context's end.
+    temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off.
+    repetition_penalty (arXiv 1909.05858) counts prompt and output, presence_ and frequency_penalty the output.
+    seed None takes a random one; choice i of n draws with its own stream of the same seed.
+    stop: strings that end the text and are cut from it (kept with include_stop_str_in_output).
+    logprobs k: each token's log probability and the k best, of the unprocessed logits; prompt_logprobs likewise.
+    priority: smaller runs earlier; waiting requests are overtaken a bounded number of times.
+    queue_timeout, first_token_timeout, total_timeout: seconds since the engine took the request, None for no limit.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 256
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: str | tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+    queue_timeout: float | None = None
+    first_token_timeout: float | None = None
+    total_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _whole("n", self.n, 1, 1024)
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, 1)
+        _whole("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidOption("min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+        _number("temperature", self.temperature, 0.0, 1e4)
+        _number("top_p", self.top_p, 0.0, 1.0, above=True)
+        _whole("top_k", self.top_k, 0)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        if self.seed is not None:
+            _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        self._freeze_strings("stop")
+        self._freeze_strings("bad_words")
+        self._freeze_ids("stop_token_ids")
+        if self.allowed_token_ids is not None:
+            self._freeze_ids("allowed_token_ids")
+            if not self.allowed_token_ids:
+                raise InvalidOption("allowed_token_ids", (), "None or at least one token id")
+        _flag("ignore_eos", self.ignore_eos)
+        _flag("include_stop_str_in_output", self.include_stop_str_in_output)
+        _flag("skip_special_tokens", self.skip_special_tokens)
+        if not isinstance(self.logit_bias, dict):
+            raise InvalidOption("logit_bias", self.logit_bias, "a dict of token id to bias")
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias key", token, 0, (1 << 31) - 1)
+            _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 0, _MAX_LOGPROBS)
+        _whole("priority", self.priority, -(1 << 31), (1 << 31) - 1)
+        for name in ("queue_timeout", "first_token_timeout", "total_timeout"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 0.0, above=True)
+
+    def _freeze_strings(self, name: str) -> None:
+        value: Any = getattr(self, name)
+        strings = (value,) if isinstance(value, str) else value
+        if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
+            raise InvalidOption(name, value, "a non-empty string or a list of them")
+        msgspec.structs.force_setattr(self, name, tuple(strings))
+
+    def _freeze_ids(self, name: str) -> None:
+        value: Any = getattr(self, name)
+        if not isinstance(value, (list, tuple)):
+            raise InvalidOption(name, value, "a list of token ids")
+        for token in value:
+            _whole(name, token, 0, (1 << 31) - 1)
+        msgspec.structs.force_setattr(self, name, tuple(value))
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the engine process runs. None means: decided by the engine from the model and the machine, told in Ready.
+
+    model: a local folder, a GGUF file, or a hub id (with `revision`). tokenizer: the same, where it is not the model's.
+    dtype: of weights and cache; "auto" is bfloat16 where the machine has it in hardware and the checkpoint is not
+    float32 on purpose, else float32. device: "auto", "cpu". quantization: None.
+    max_model_len: longest prompt plus output, tokens. max_num_seqs: sequences in one step.
+    max_num_batched_tokens: tokens in one step; long prompts are cut in chunks of at most that.
+    page_size: tokens a page of the KV cache. kv_cache_memory: bytes. max_queued_requests, max_queued_tokens: beyond
+    these waiting, a request is refused at once with `Overloaded`.
+    num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
+    ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
+    """
+
+    model: str = ""
+    tokenizer: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    quantization: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    page_size: int = 16
+    kv_cache_memory: int | None = None
+    kv_cache_dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    max_queued_requests: int = 4096
+    max_queued_tokens: int = 8 << 20
+    num_threads: int = 0
+    seed: int | None = None
+    ready_timeout: float = 120.0
+    shutdown_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise InvalidOption("model", self.model, "a path, a GGUF file or a hub id, as a string")
+        for name in ("tokenizer", "revision"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise InvalidOption(name, value, "None or a non-empty string")
+        _flag("trust_remote_code", self.trust_remote_code)
+        _choice("dtype", self.dtype, ("auto", "bfloat16", "float32", "float16"))
+        _choice("device", self.device, ("auto", "cpu"))
+        if self.quantization is not None:
+            raise InvalidOption("quantization", self.quantization, "None (no other scheme is built in yet)")
+        if self.max_model_len is not None:
+            _whole("max_model_len", self.max_model_len, 1)
+        _whole("max_num_seqs", self.max_num_seqs, 1, 65536)
+        if self.max_num_batched_tokens is not None:
+            _whole("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _whole("page_size", self.page_size, 16, 1024)
+        if self.page_size % 16:
+            raise InvalidOption("page_size", self.page_size, "a multiple of 16")
+        if self.kv_cache_memory is not None:
+            _whole("kv_cache_memory", self.kv_cache_memory, 1)
+        _choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "float16"))
+        _flag("enable_prefix_caching", self.enable_prefix_caching)
+        _whole("max_queued_requests", self.max_queued_requests, 1)
+        _whole("max_queued_tokens", self.max_queued_tokens, 1)
+        _whole("num_threads", self.num_threads, 0, 4096)
+        if self.seed is not None:
+            _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        _number("ready_timeout", self.ready_timeout, 0.0, above=True)
+        _number("shutdown_timeout", self.shutdown_timeout, 0.0, above=True)

@@ -1,0 +1,224 @@
+"""Every message between client and engine, and its codec: the only module that both sides import.
+
+A frame is a msgpack array of tagged messages. The engine binds a ROUTER, each client holds a DEALER: a ROUTER frame
+has the client's identity in front. Request ids are chosen by the client and unique within it.
+Every Generate ends in exactly one Finished or Failed (law 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.options import EngineOptions, SamplingParams
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Abort",
+    "Choice",
+    "Delta",
+    "Deltas",
+    "Drain",
+    "Dying",
+    "Failed",
+    "Finished",
+    "Generate",
+    "Goodbye",
+    "Hello",
+    "Message",
+    "Progress",
+    "Ready",
+    "Stats",
+    "StatsRequest",
+    "TokenLogprob",
+    "Usage",
+    "decode_to_client",
+    "decode_to_engine",
+    "encode",
+]
+
+PROTOCOL_VERSION = 1
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One turn of a chat prompt."""
+
+    role: str
+    content: str
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One token of the output (or prompt): its log probability, its rank (1 is the most likely) and the best ones."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+# ---- to the engine ---------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A client introduces itself; answered by Progress while loading and by Ready once, when ready."""
+
+    protocol: int
+
+
+class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt."""
+
+    request_id: int
+    params: SamplingParams
+    text: str | None = None
+    token_ids: list[int] | None = None
+    messages: list[Message] | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Idempotent; the request still ends in one Finished, with finish_reason "abort" where it was running."""
+
+    request_ids: list[int]
+
+
+class StatsRequest(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Answered by Stats from the step loop, so that it also proves the loop alive."""
+
+    token: int
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Finish what runs, take nothing new, then exit. Obeyed only from the client that spawned the engine."""
+
+    abort: bool = True  # abort what runs instead of finishing it
+
+
+class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A client of a shared engine leaves: its requests are aborted, nothing is answered."""
+
+
+# ---- to the client ---------------------------------------------------------------------------------------------
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """What the engine is doing before Ready: stage "download" or "load", in bytes."""
+
+    stage: str
+    done: int
+    total: int
+    text: str = ""
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """options carries what was resolved: every None and "auto" replaced by what the engine took."""
+
+    protocol: int
+    pid: int
+    version: str
+    options: EngineOptions
+    architecture: str
+    has_tokenizer: bool
+    has_chat_template: bool
+    vocab_size: int
+    num_pages: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """New output of one choice. finish_reason is set on the choice's last delta, then stop_reason says what stopped it:
+    the stop string, the stop token id, or None for the end-of-sequence token."""
+
+    request_id: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """All new output of one step for one client."""
+
+    deltas: list[Delta]
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Tokens and times (seconds since the engine took the request). first_token_seconds is None if none came."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queue_seconds: float = 0.0
+    first_token_seconds: float | None = None
+    total_seconds: float = 0.0
+
+
+class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How one choice ended."""
+
+    index: int
+    finish_reason: str
+    stop_reason: str | int | None
+    cumulative_logprob: float | None
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """The request ended. prompt_logprobs has one entry a prompt token, the first None, where it was asked for."""
+
+    request_id: int
+    choices: tuple[Choice, ...]
+    prompt_token_ids: tuple[int, ...]
+    usage: Usage
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """The request ended in an error. code: invalid_request, prompt_too_long, overloaded, timeout, failed, draining.
+    which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
+    are given once the request had been admitted."""
+
+    request_id: int
+    code: str
+    message: str
+    which: str | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+    usage: Usage | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """Answer to StatsRequest. values: the engine's counters and gauges by their metric names."""
+
+    token: int
+    values: dict[str, float]
+
+
+class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """The engine is about to exit. code: start_failed, model, invalid_option, protocol, drained, internal."""
+
+    code: str
+    message: str
+
+
+ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye
+ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])
+_to_client: msgspec.msgpack.Decoder[list[ToClient]] = msgspec.msgpack.Decoder(list[ToClient])
+
+
+def encode(messages: list[Any]) -> bytes:
+    """One frame. Both directions."""
+    return _encoder.encode(messages)
+
+
+def decode_to_engine(frame: bytes | memoryview) -> list[ToEngine]:
+    """Raises msgspec.DecodeError (msgspec.ValidationError for a wrong field) on a malformed frame."""
+    return _to_engine.decode(frame)
+
+
+def decode_to_client(frame: bytes | memoryview) -> list[ToClient]:
+    """Raises msgspec.DecodeError on a malformed frame."""
+    return _to_client.decode(frame)

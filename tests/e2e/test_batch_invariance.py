@@ -1,0 +1,94 @@
+"""Law 6 to the bit on the real model in bfloat16: the same tokens and the same logprobs, however a request is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from octavo import AsyncClient, EngineOptions, SamplingParams
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+TOPICS = ["rivers", "the moon", "bread", "a lighthouse keeper", "prime numbers", "rust", "glass", "Lisbon"]
+PROMPTS = [
+    f"Write {20 + 13 * i} words about {topic}. Begin with the letter {chr(65 + i)}." for i, topic in enumerate(TOPICS)
+]
+GREEDY = SamplingParams(temperature=0, max_tokens=24, logprobs=2, ignore_eos=True)
+SEEDED = SamplingParams(temperature=1.0, top_p=0.95, seed=7, max_tokens=24, logprobs=2, ignore_eos=True)
+PARAMS = [GREEDY, SEEDED]
+
+
+def chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def essence(done: Any) -> list[tuple[int, float, int, Any]]:
+    return [(entry.token_id, entry.logprob, entry.rank, entry.top) for entry in done.choices[0].logprobs]
+
+
+async def run(client: AsyncClient, *, at_once: bool) -> list[Any]:
+    results: list[Any] = [None] * (len(PROMPTS) * 2)
+
+    async def one(i: int) -> None:
+        results[i] = essence(await client.generate(chat(PROMPTS[i // 2]), PARAMS[i % 2]))
+
+    if not at_once:
+        for i in range(len(results)):
+            await one(i)
+        return results
+    async with anyio.create_task_group() as group:
+        for i in range(len(results)):
+            group.start_soon(one, i)
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone(smollm2: str) -> list[Any]:
+    """The reference: one request at a time, no prefix cache."""
+
+    async def main() -> list[Any]:
+        async with AsyncClient(smollm2, EngineOptions(enable_prefix_caching=False)) as client:
+            return await run(client, at_once=False)
+
+    return anyio.run(main)
+
+
+async def test_in_a_batch_of_64(smollm2: str, alone: list[Any]) -> None:
+    async with AsyncClient(smollm2, EngineOptions(enable_prefix_caching=False)) as client:
+        filler = SamplingParams(temperature=1.0, max_tokens=60, ignore_eos=True)
+        async with anyio.create_task_group() as group:
+            for i in range(48):
+                group.start_soon(client.generate, [100 + i] * (1 + 3 * i), filler)
+            assert await run(client, at_once=True) == alone
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+async def test_chunked(smollm2: str, alone: list[Any], chunk: int) -> None:
+    options = EngineOptions(max_num_batched_tokens=chunk, max_num_seqs=min(chunk, 16), enable_prefix_caching=False)
+    async with AsyncClient(smollm2, options) as client:
+        assert await run(client, at_once=chunk > 1) == alone
+
+
+async def test_after_a_prefix_cache_hit(smollm2: str, alone: list[Any]) -> None:
+    async with AsyncClient(smollm2, EngineOptions()) as client:
+        await run(client, at_once=True)
+        again = await run(client, at_once=False)
+        assert (await client.stats())["prefix_cache_hits"] > 0
+        assert again == alone
+
+
+async def test_after_preemption(smollm2: str, alone: list[Any]) -> None:
+    """A cache of 40 pages for 16 requests of four to six pages each: some must be thrown out and come back."""
+    page = 30 * 2 * 3 * 64 * 16 * 2
+    options = EngineOptions(kv_cache_memory=40 * page, enable_prefix_caching=False, max_num_seqs=16)
+    async with AsyncClient(smollm2, options) as client:
+        together = await run(client, at_once=True)
+        assert (await client.stats())["num_preemptions"] > 0
+        assert together == alone
+
+
+async def test_with_one_thread(smollm2: str, alone: list[Any]) -> None:
+    async with AsyncClient(smollm2, EngineOptions(num_threads=1)) as client:
+        assert await run(client, at_once=True) == alone
