@@ -22,6 +22,7 @@ class Live:
         "client",
         "cumulative",
         "detokenizers",
+        "ends",
         "first_token",
         "generate",
         "open_choices",
@@ -41,12 +42,13 @@ class Live:
         self.cumulative: list[float] = []
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
         self.open_choices = generate.params.n
+        self.ends: list[tuple[str, str | int | None]] = [("abort", None)] * generate.params.n
 
     def admit(self, request: Request, text: Text) -> None:
         """The scheduler has taken it."""
         params = self.generate.params
         self.request = request
-        self.detokenizers = [Detokenizer(text, params) for _ in range(params.n)]
+        self.detokenizers = [Detokenizer(text, params, request.prompt) for _ in range(params.n)]
         self.cumulative = [0.0] * params.n
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = [None]  # nothing comes before the first token
@@ -64,6 +66,7 @@ class Live:
             self.cumulative[index] += logprob.logprob
         if reason is not None:
             self.open_choices -= 1
+            self.ends[index] = (reason, stop_reason)
         delta = wire.Delta(
             self.generate.request_id,
             index,
@@ -77,17 +80,11 @@ class Live:
 
     def finished(self, now: float) -> wire.Finished:
         """The closing message; choices that are still open end as aborted."""
-        wants_logprobs = self.generate.params.logprobs is not None
-        sequences = self.request.sequences if self.request is not None else []
+        wants_logprobs = self.generate.params.logprobs is not None and self.request is not None
         choices = tuple(
-            wire.Choice(
-                s.index,
-                s.finish_reason or "abort",
-                s.stop_reason,
-                self.cumulative[s.index] if wants_logprobs else None,
-            )
-            for s in sequences
-        ) or tuple(wire.Choice(i, "abort", None, None) for i in range(self.generate.params.n))
+            wire.Choice(index, reason, stop_reason, self.cumulative[index] if wants_logprobs else None)
+            for index, (reason, stop_reason) in enumerate(self.ends)
+        )
         return wire.Finished(
             self.generate.request_id,
             choices,

@@ -65,6 +65,10 @@ class Intake:
         """The Request of a tokenised prompt. Raises InvalidPrompt."""
         if not prompt:
             raise InvalidPrompt("the prompt has no tokens; give at least one")
+        try:
+            bad_words = self._text.encode_bad_words(params.bad_words) if params.bad_words else []
+        except TextError as error:
+            raise InvalidPrompt(str(error)) from error
         return Request(
             key=key,
             prompt=prompt,
@@ -72,7 +76,7 @@ class Intake:
             eos_token_ids=self._eos,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             arrival=arrival,
-            bad_words=self._text.encode_bad_words(params.bad_words) if params.bad_words else [],
+            bad_words=bad_words,
         )
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "EngineError",
     "EngineNotInstalled",
     "EngineStartError",
+    "EngineUnresponsive",
     "InvalidOption",
     "InvalidRequest",
     "ModelError",
@@ -110,6 +111,10 @@ class EngineDead(EngineError):
     def __init__(self, message: str, exit_code: int | None = None, stderr_tail: str = "") -> None:
         super().__init__(message)
         self.exit_code, self.stderr_tail = exit_code, stderr_tail
+
+
+class EngineUnresponsive(EngineError):
+    """The engine's step loop did not answer within the asked time: it hangs, is stopped, or a step takes that long."""
 
 
 class ProtocolMismatch(EngineError):

@@ -1,0 +1,276 @@
+// Matrix products on prepacked weights: one micro-kernel of R rows by one panel of 32 outputs, from a matrix-vector
+// product (R = 1) to large batches.
+//
+// Law 6: every output element is one chain of multiply-adds over k in float32, from zero, in the order of k, whatever R
+// is and however rows and panels are split between threads.
+#include "octavo/kernels_linear.h"
+
+#include "octavo/simd.h"
+#include "octavo/thread_pool.h"
+
+namespace octavo::OCTAVO_ISA {
+namespace {
+
+constexpr int kPanel = 32;
+// Rows a micro-kernel takes: 2 R accumulators, 2 weight vectors and a broadcast must fit the registers (a spill halves
+// the speed). The zmm file holds 27 of 32; with ymm a Vec is two registers and bfloat16 needs two temporaries.
+#if defined(OCTAVO_ISA_AVX512)
+constexpr int kRows = 12;
+#elif defined(OCTAVO_ISA_AVX2)
+constexpr int kRows = 3;
+#else
+constexpr int kRows = 2;
+#endif
+// Packed activations of one row chunk stay in L2 (1 MiB on Zen 4, 2 on Sapphire Rapids) beside a weight panel.
+constexpr int64_t kChunkBytes = 384 << 10;
+
+// What a weight type means to the inner loop: A, a packed activation step; how to broadcast it; the multiply-add.
+template <class W>
+struct Inner {
+  using A = float;
+  static constexpr int kStep = 1;
+  OCTAVO_INLINE A pack(const float* x, int64_t left) { return left > 0 ? *x : 0.0f; }
+  OCTAVO_INLINE Vec weight(const W* w) { return load(w); }
+  OCTAVO_INLINE Vec activation(const A* a) { return broadcast(*a); }
+  OCTAVO_INLINE Vec step(Vec acc, Vec w, Vec a) { return fma(w, a, acc); }
+  using X = float;
+};
+
+template <>
+struct Inner<bf16> {
+  static constexpr int kStep = 2;
+  using X = bf16;
+#if defined(OCTAVO_ISA_AVX512)
+  using A = uint32_t;
+  OCTAVO_INLINE A pack(const bf16* x, int64_t left) { return left > 1 ? load_u32(x) : x->bits; }
+  OCTAVO_INLINE PairBroadcast activation(const A* a) { return {_mm512_set1_epi32(int(*a))}; }
+#else
+  // Widened once here instead of once a panel.
+  struct A {
+    float even, odd;
+  };
+  OCTAVO_INLINE A pack(const bf16* x, int64_t left) {
+    return {to_float(x[0]), left > 1 ? to_float(x[1]) : 0.0f};
+  }
+#if defined(OCTAVO_ISA_AVX2)
+  OCTAVO_INLINE PairBroadcast activation(const A* a) {
+    return {_mm256_broadcast_ss(&a->even), _mm256_broadcast_ss(&a->odd)};
+  }
+#else
+  OCTAVO_INLINE PairBroadcast activation(const A* a) { return {a->even, a->odd}; }
+#endif
+#endif
+  OCTAVO_INLINE Pairs weight(const bf16* w) { return load_pairs(w); }
+  OCTAVO_INLINE Vec step(Vec acc, Pairs w, PairBroadcast a) { return dot2_bf16(acc, w, a); }
+};
+
+// tile[r][0:32] = a[:, r] . w over all steps. a is [steps][R], w one panel.
+template <class W, int R>
+void micro_kernel(const typename Inner<W>::A* OCTAVO_RESTRICT a, const W* OCTAVO_RESTRICT w, int64_t steps,
+                  float* OCTAVO_RESTRICT tile) {
+  using I = Inner<W>;
+  Vec acc[R][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = zero();
+  for (int64_t s = 0; s < steps; ++s) {
+    auto w0 = I::weight(w);
+    auto w1 = I::weight(w + 16 * I::kStep);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      auto x = I::activation(a + r);
+      acc[r][0] = I::step(acc[r][0], w0, x);
+      acc[r][1] = I::step(acc[r][1], w1, x);
+    }
+    a += R;
+    w += kPanel * I::kStep;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    store(tile + r * kPanel, acc[r][0]);
+    store(tile + r * kPanel + 16, acc[r][1]);
+  }
+}
+
+template <class W, int R = kRows>
+void run_micro_kernel(int rows, const typename Inner<W>::A* a, const W* w, int64_t steps, float* tile) {
+  if (rows == R) return micro_kernel<W, R>(a, w, steps, tile);
+  if constexpr (R > 1) run_micro_kernel<W, R - 1>(rows, a, w, steps, tile);
+}
+
+OCTAVO_INLINE Vec activate(Vec x, Activation act) {
+  switch (act) {
+    case Activation::kRelu: return max(x, zero());
+    case Activation::kGelu: {
+      Vec half = x * broadcast(0.5f);
+      return fma(half, erf(x * broadcast(0.707106781f)), half);
+    }
+    case Activation::kGeluTanh: {
+      Vec half = x * broadcast(0.5f);
+      Vec inner = fma(x * x * x, broadcast(0.044715f), x) * broadcast(0.797884561f);
+      return fma(half, tanh(inner), half);
+    }
+    case Activation::kSilu: return x / (broadcast(1.0f) + exp(zero() - x));
+    default: return x;
+  }
+}
+
+OCTAVO_INLINE int lanes_left(int64_t size, int64_t start) {
+  int64_t left = size - start;
+  return left >= 16 ? 16 : left > 0 ? int(left) : 0;
+}
+
+OCTAVO_INLINE void emit(const LinearArgs& g, int64_t row, int64_t column, Vec v, int lanes) {
+  int64_t at = row * g.out_stride + column;
+  if (g.out_bf16) return store_n(static_cast<bf16*>(g.out) + at, v, lanes);
+  float* out = static_cast<float*>(g.out) + at;
+  if (g.accumulate) v = load_n(out, lanes) + v;
+  store_n(out, v, lanes);
+}
+
+void write_tile(const LinearArgs& g, const float* tile, int64_t row, int rows, int64_t panel) {
+  if (g.gated) {
+    int64_t half = g.n / 2, column = panel * 16;
+    int lanes = lanes_left(half, column);
+    Vec gate_bias = g.bias ? load_n(g.bias + column, lanes) : zero();
+    Vec up_bias = g.bias ? load_n(g.bias + half + column, lanes) : zero();
+    for (int r = 0; r < rows; ++r, tile += kPanel) {
+      emit(g, row + r, column, activate(load(tile) + gate_bias, g.act) * (load(tile + 16) + up_bias), lanes);
+    }
+    return;
+  }
+  int64_t column = panel * kPanel;
+  int lanes0 = lanes_left(g.n, column), lanes1 = lanes_left(g.n, column + 16);
+  Vec bias0 = g.bias ? load_n(g.bias + column, lanes0) : zero();
+  Vec bias1 = g.bias && lanes1 ? load_n(g.bias + column + 16, lanes1) : zero();
+  for (int r = 0; r < rows; ++r, tile += kPanel) {
+    emit(g, row + r, column, activate(load(tile) + bias0, g.act), lanes0);
+    if (lanes1) emit(g, row + r, column + 16, activate(load(tile + 16) + bias1, g.act), lanes1);
+  }
+}
+
+// Rows [begin, end) of x as [steps][rows]: the micro-kernel then reads one stream, and rows whose stride is a multiple
+// of 4 KiB don't evict each other from L1.
+template <class W>
+void pack_rows(const LinearArgs& g, int64_t begin, int64_t end, int64_t steps, typename Inner<W>::A* packed) {
+  using I = Inner<W>;
+  int64_t rows = end - begin;
+  for (int64_t r = 0; r < rows; ++r) {
+    auto* x = static_cast<const typename I::X*>(g.x) + (begin + r) * g.x_stride;
+    auto* to = packed + r;
+    int64_t whole = g.k / I::kStep;
+    for (int64_t s = 0; s < whole; ++s) to[s * rows] = I::pack(x + s * I::kStep, I::kStep);
+    if (whole < steps) to[whole * rows] = I::pack(x + whole * I::kStep, 1);
+  }
+}
+
+template <class W>
+void linear_typed(const LinearArgs& g) {
+  using I = Inner<W>;
+  using A = typename I::A;
+  const int64_t steps = (g.k + I::kStep - 1) / I::kStep;
+  const int64_t panels = (g.n + kPanel - 1) / kPanel;
+  const int64_t blocks = (g.m + kRows - 1) / kRows;
+  const int threads = num_threads();
+  auto first_row = [&](int64_t block) { return g.m * block / blocks; };
+
+  A* packed = static_cast<A*>(thread_scratch(size_t(g.m * steps) * sizeof(A)));
+  // Packing is shared out only when it would take longer than the fork.
+  parallel_for(blocks, 1 + (32 << 10) / (kRows * steps), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) pack_rows<W>(g, first_row(b), first_row(b + 1), steps, packed + first_row(b) * steps);
+  });
+
+  int64_t chunks = (g.m * steps * int64_t(sizeof(A)) + kChunkBytes - 1) / kChunkBytes;
+  if (panels % threads != 0 && panels < 16 * threads) chunks = chunks * panels < 16 * threads ? 16 * threads / panels + 1 : chunks;
+  if (chunks > blocks) chunks = blocks;
+  parallel_for(chunks * panels, 1, [&](int64_t begin, int64_t end) {
+    alignas(64) float tile[kRows * kPanel];
+    for (int64_t item = begin; item < end; ++item) {
+      int64_t chunk = item / panels, panel = item % panels;
+      auto* w = static_cast<const W*>(g.weight) + panel * steps * kPanel * I::kStep;
+      for (int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
+        int64_t row = first_row(b);
+        int rows = int(first_row(b + 1) - row);
+        run_micro_kernel<W>(rows, packed + row * steps, w, steps, tile);
+        write_tile(g, tile, row, rows, panel);
+      }
+    }
+  });
+}
+
+void linear(const LinearArgs& g) {
+  if (g.m == 0 || g.n == 0) return;
+  switch (g.weight_type) {
+    case DType::kBFloat16: return linear_typed<bf16>(g);
+    case DType::kFloat16: return linear_typed<f16>(g);
+    case DType::kFloat32: return linear_typed<float>(g);
+  }
+}
+
+// The row of the plain matrix in lane `lane` of a panel, or -1 for padding.
+OCTAVO_INLINE int64_t source_row(const PackArgs& g, int64_t panel, int lane) {
+  if (!g.gated) {
+    int64_t row = panel * kPanel + lane;
+    return row < g.n ? row : -1;
+  }
+  int64_t half = g.n / 2, output = panel * 16 + lane % 16;
+  return output >= half ? -1 : lane < 16 ? output : half + output;
+}
+
+// Copies between [n, k] and panels, P elements of type E at a time. kTile steps of one panel fit L1.
+template <class E, int P, bool kUnpack>
+void repack(const PackArgs& g) {
+  constexpr int64_t kTile = 64;
+  const int64_t steps = (g.k + P - 1) / P, panels = (g.n + kPanel - 1) / kPanel;
+  parallel_for(panels, 1 + (64 << 10) / (kPanel * P * (steps + 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      E* packed = static_cast<E*>(g.packed) + panel * steps * kPanel * P;
+      for (int64_t tile = 0; tile < steps; tile += kTile) {
+        int64_t tile_end = tile + kTile < steps ? tile + kTile : steps;
+        int64_t whole = tile_end * P <= g.k ? tile_end : tile_end - 1;
+        for (int lane = 0; lane < kPanel; ++lane) {
+          int64_t row = source_row(g, panel, lane);
+          E* to = packed + lane * P;
+          if (row < 0) {
+            if (!kUnpack) {
+              for (int64_t s = tile; s < tile_end; ++s)
+                for (int q = 0; q < P; ++q) to[s * kPanel * P + q] = 0;
+            }
+            continue;
+          }
+          E* plain = static_cast<E*>(g.plain) + row * g.k;
+          for (int64_t s = tile; s < whole; ++s) {
+            if (kUnpack) {
+              __builtin_memcpy(plain + s * P, to + s * kPanel * P, sizeof(E) * P);
+            } else {
+              __builtin_memcpy(to + s * kPanel * P, plain + s * P, sizeof(E) * P);
+            }
+          }
+          if (whole < tile_end) {
+            // An odd k: the last step holds one element and a zero.
+            if (kUnpack) {
+              plain[whole * P] = to[whole * kPanel * P];
+            } else {
+              to[whole * kPanel * P] = plain[whole * P];
+              to[whole * kPanel * P + P - 1] = 0;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+template <bool kUnpack>
+void repack_any(const PackArgs& g) {
+  switch (g.type) {
+    case DType::kBFloat16: return repack<uint16_t, 2, kUnpack>(g);
+    case DType::kFloat16: return repack<uint16_t, 1, kUnpack>(g);
+    case DType::kFloat32: return repack<uint32_t, 1, kUnpack>(g);
+  }
+}
+
+}  // namespace
+
+const LinearKernels linear_kernels = {linear, repack_any<false>, repack_any<true>};
+
+}  // namespace octavo::OCTAVO_ISA

@@ -1,0 +1,51 @@
+// Ops.rms_norm and Ops.layer_norm.
+#include "octavo/binding.h"
+#include "octavo/kernels_norm.h"
+
+namespace octavo::binding {
+namespace {
+
+const float* vector_of(const Optional<TensorView>& t, const char* name, int64_t width) {
+  if (!t.has_value()) return nullptr;
+  check_float32(*t, name);
+  check_shape(*t, name, {width});
+  check_contiguous(*t, name);
+  return data<const float>(*t);
+}
+
+NormArgs prepare(const TensorView& out, const TensorView& x, double eps) {
+  NormArgs a{};
+  check_float32(x, "x");
+  a.x_stride = row_stride(x, "x");
+  a.rows = x.size(0);
+  a.width = x.size(1);
+  check_shape(out, "out", {a.rows, a.width});
+  check_contiguous(out, "out");
+  const DType type = float_type(out, "out");
+  if (type == DType::kFloat16) TVM_FFI_THROW(TypeError) << "out is float16; allowed: float32, bfloat16";
+  a.out_bf16 = type == DType::kBFloat16;
+  a.x = data<const float>(x);
+  a.out = data<void>(out);
+  a.eps = float(eps);
+  return a;
+}
+
+void rms_norm(TensorView out, TensorView x, TensorView weight, double eps) {
+  NormArgs a = prepare(out, x, eps);
+  a.weight = vector_of(weight, "weight", a.width);
+  pick_norm_kernels().rms_norm(a);
+}
+
+void layer_norm(TensorView out, TensorView x, Optional<TensorView> weight, Optional<TensorView> bias, double eps) {
+  NormArgs a = prepare(out, x, eps);
+  a.weight = vector_of(weight, "weight", a.width);
+  a.bias = vector_of(bias, "bias", a.width);
+  pick_norm_kernels().layer_norm(a);
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(layer_norm, layer_norm);
+
+}  // namespace octavo::binding

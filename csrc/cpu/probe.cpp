@@ -1,0 +1,81 @@
+// What the machine gives on this instruction set: a read stream, and multiply-adds that never leave the registers.
+#include "octavo/kernels_probe.h"
+
+#include "octavo/simd.h"
+#include "octavo/thread_pool.h"
+
+namespace octavo::OCTAVO_ISA {
+namespace {
+
+constexpr int kChains = 24;
+
+float read(const void* data, int64_t bytes) {
+  float total[64] = {};
+  int64_t lines = bytes / 256;
+  parallel_for(lines, 4096, [&](int64_t begin, int64_t end) {
+    const float* p = static_cast<const float*>(data) + begin * 64;
+    Vec a = zero(), b = zero(), c = zero(), d = zero();
+    for (int64_t i = begin; i < end; ++i, p += 64) {
+      a = max(load(p), a);
+      b = max(load(p + 16), b);
+      c = max(load(p + 32), c);
+      d = max(load(p + 48), d);
+    }
+    total[begin * 63 / (lines + 1)] = reduce_max(max(max(a, b), max(c, d)));
+  });
+  float sum = 0;
+  for (float t : total) sum += t;
+  return sum;
+}
+
+// Chains are kept in registers by the empty assembly, which claims to change them.
+template <class Step>
+OCTAVO_INLINE void run_chains(int64_t rounds, float* sink, const Step& step) {
+#if defined(OCTAVO_ISA_AVX512)
+  constexpr int chains = kChains;
+#else
+  constexpr int chains = 6;
+#endif
+  Vec acc[chains];
+#pragma GCC unroll 24
+  for (int i = 0; i < chains; ++i) acc[i] = broadcast(float(i));
+  for (int64_t r = 0; r < rounds * kChains / chains; ++r) {
+#pragma GCC unroll 24
+    for (int i = 0; i < chains; ++i) acc[i] = step(acc[i]);
+  }
+  Vec sum = zero();
+#pragma GCC unroll 24
+  for (int i = 0; i < chains; ++i) sum = sum + acc[i];
+  *sink = reduce_add(sum);
+}
+
+double multiply_add_float32(int64_t rounds, float* sink) {
+  int threads = num_threads();
+  float partial[256] = {};
+  parallel_for(threads, 1, [&](int64_t begin, int64_t) {
+    Vec a = broadcast(sink[0]), b = broadcast(sink[1]);
+    run_chains(rounds, &partial[begin % 256], [&](Vec acc) { return fma(a, b, acc); });
+  });
+  for (float p : partial) sink[0] += p;
+  return double(threads) * double(rounds) * kChains * 16 * 2;
+}
+
+double multiply_add_bfloat16(int64_t rounds, float* sink) {
+  int threads = num_threads();
+  float partial[256] = {};
+  parallel_for(threads, 1, [&](int64_t begin, int64_t) {
+    bf16 line[32];
+    for (int i = 0; i < 32; ++i) line[i] = to_bf16(sink[i % 2]);
+    Pairs a = load_pairs(line);
+    PairBroadcast b = broadcast_pair(line);
+    run_chains(rounds, &partial[begin % 256], [&](Vec acc) { return dot2_bf16(acc, a, b); });
+  });
+  for (float p : partial) sink[0] += p;
+  return double(threads) * double(rounds) * kChains * 16 * 4;
+}
+
+}  // namespace
+
+const ProbeKernels probe_kernels = {read, multiply_add_float32, multiply_add_bfloat16};
+
+}  // namespace octavo::OCTAVO_ISA

@@ -1,0 +1,90 @@
+// What the binding files share: checks of tensors that came over TVM FFI, with errors that print the numbers.
+// Only <family>_binding.cpp files include this; kernel files never see TVM FFI.
+#pragma once
+
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/optional.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "octavo/dispatch.h"
+#include "octavo/thread_pool.h"
+#include "octavo/types.h"
+
+namespace octavo::binding {
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+inline std::string shape_text(const TensorView& t) {
+  std::string text = "[";
+  for (int i = 0; i < t.ndim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
+}
+
+inline std::string dtype_text(DLDataType d) {
+  const char* kind = d.code == kDLFloat ? "float" : d.code == kDLBfloat ? "bfloat" : d.code == kDLInt ? "int" : "uint";
+  return kind + std::to_string(int(d.bits));
+}
+
+inline bool is(const TensorView& t, DLDataTypeCode code, int bits) {
+  return t.dtype().code == code && t.dtype().bits == bits && t.dtype().lanes == 1;
+}
+
+// The storage type of a floating tensor.
+inline DType float_type(const TensorView& t, const char* name) {
+  if (is(t, kDLFloat, 32)) return DType::kFloat32;
+  if (is(t, kDLBfloat, 16)) return DType::kBFloat16;
+  if (is(t, kDLFloat, 16)) return DType::kFloat16;
+  TVM_FFI_THROW(TypeError) << name << " is " << dtype_text(t.dtype()) << "; allowed: float32, bfloat16, float16";
+}
+
+inline void check_float32(const TensorView& t, const char* name) {
+  if (!is(t, kDLFloat, 32)) TVM_FFI_THROW(TypeError) << name << " is " << dtype_text(t.dtype()) << ", not float32";
+}
+inline void check_int32(const TensorView& t, const char* name) {
+  if (!is(t, kDLInt, 32)) TVM_FFI_THROW(TypeError) << name << " is " << dtype_text(t.dtype()) << ", not int32";
+}
+inline void check_same_type(const TensorView& a, const TensorView& b, const char* names) {
+  if (float_type(a, names) != float_type(b, names)) {
+    TVM_FFI_THROW(TypeError) << names << " differ in type: " << dtype_text(a.dtype()) << " and " << dtype_text(b.dtype());
+  }
+}
+
+// Sizes must match; -1 matches anything.
+inline void check_shape(const TensorView& t, const char* name, std::initializer_list<int64_t> want) {
+  bool same = t.ndim() == int(want.size());
+  int i = 0;
+  for (int64_t size : want) {
+    if (!same) break;
+    same = size < 0 || t.size(i) == size;
+    ++i;
+  }
+  if (same) return;
+  std::string text = "[";
+  for (int64_t size : want) text += (text.size() > 1 ? ", " : "") + (size < 0 ? "*" : std::to_string(size));
+  TVM_FFI_THROW(ValueError) << name << " has shape " << shape_text(t) << ", expected " << text << "]";
+}
+
+inline void check_contiguous(const TensorView& t, const char* name) {
+  if (!t.IsContiguous()) TVM_FFI_THROW(ValueError) << name << " of shape " << shape_text(t) << " must be contiguous";
+}
+
+// A matrix whose rows are contiguous but may lie apart; returns the row stride in elements.
+inline int64_t row_stride(const TensorView& t, const char* name) {
+  if (t.ndim() != 2) TVM_FFI_THROW(ValueError) << name << " has shape " << shape_text(t) << ", expected two dimensions";
+  if (t.size(1) > 1 && t.stride(1) != 1) {
+    TVM_FFI_THROW(ValueError) << name << " of shape " << shape_text(t) << " has column stride " << t.stride(1) << ", not 1";
+  }
+  return t.size(0) > 1 ? t.stride(0) : t.size(1);
+}
+
+template <class T>
+inline T* data(const TensorView& t) {
+  return reinterpret_cast<T*>(static_cast<char*>(t.data_ptr()) + t.byte_offset());
+}
+
+}  // namespace octavo::binding

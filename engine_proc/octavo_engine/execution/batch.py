@@ -1,0 +1,113 @@
+"""From a Plan's sequences to the tensors of layers.batch.Batch. Hot: it runs once a step on the engine's one thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo_engine.layers.batch import Batch
+from octavo_engine.scheduling.plan import SeqStep
+
+__all__ = ["BatchBuilder", "BuiltBatch"]
+
+
+@dataclass
+class BuiltBatch:
+    """A Batch and who draws from it.
+
+    draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
+    draws from. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode).
+    """
+
+    batch: Batch
+    draw_slots: list[int]
+    draw_rows: torch.Tensor
+    every_row: bool
+
+
+class BatchBuilder:
+    """Keeps each slot's page table between steps, so that a step brings only what is new in it.
+
+    The table is int32 [max_num_seqs, ceil(max_model_len / page_size)]. Rows of ended slots are left as they are: a new
+    sequence overwrites what it can reach.
+    """
+
+    def __init__(
+        self,
+        kv: list[tuple[torch.Tensor, torch.Tensor]],
+        *,
+        page_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+    ) -> None:
+        self._kv = kv
+        self._page_size = page_size
+        self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
+        self._count = np.arange(max_num_seqs + 1, dtype=np.int32)
+
+    def build(self, seqs: list[SeqStep]) -> BuiltBatch:
+        """Applies the sequences' page table changes and lays out their tokens. Idempotent; seqs is not empty."""
+        table = self._table
+        for seq in seqs:
+            if seq.pages:
+                table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
+        num_seqs = len(seqs)
+        slots = np.array([seq.slot for seq in seqs], np.intp)
+        starts = np.array([seq.start for seq in seqs], np.int32)
+        tokens = [seq.tokens for seq in seqs]
+        token_ids = np.array(list(chain.from_iterable(tokens)), np.int32)
+        num_tokens = len(token_ids)
+        if num_tokens == num_seqs:  # every sequence brings one token: nothing to spread
+            query_start = self._count[: num_seqs + 1]
+            seq_lens = starts + 1
+            positions, table_rows = starts, slots
+        else:
+            lengths = np.array(list(map(len, tokens)), np.int32)
+            query_start = np.zeros(num_seqs + 1, np.int32)
+            np.cumsum(lengths, out=query_start[1:])
+            seq_lens = starts + lengths
+            positions = np.arange(num_tokens, dtype=np.int32)
+            positions += np.repeat(starts - query_start[:-1], lengths)
+            table_rows = np.repeat(slots, lengths)
+        size = self._page_size
+        pages = positions // size
+        cache_slots = table[table_rows, pages]
+        cache_slots -= pages
+        cache_slots *= size
+        cache_slots += positions
+        num_pages = (int(seq_lens.max()) - 1) // size + 1
+        samplers = [seq.samplers for seq in seqs]
+        draw_slots = list(chain.from_iterable(samplers))
+        every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
+        if every_row:
+            draw_rows = self._count[:num_seqs].astype(np.int64)
+        else:
+            draw_rows = np.repeat(query_start[1:] - 1, list(map(len, samplers))).astype(np.int64)
+        rows = torch.from_numpy(draw_rows)
+        batch = Batch(
+            token_ids=torch.from_numpy(token_ids),
+            positions=torch.from_numpy(positions),
+            slots=torch.from_numpy(cache_slots),
+            query_start=torch.from_numpy(query_start),
+            seq_lens=torch.from_numpy(seq_lens),
+            page_table=torch.from_numpy(table[slots, :num_pages]),
+            kv=self._kv,
+            logit_rows=rows if every_row else torch.from_numpy(self._with_prompt_rows(seqs, query_start, draw_rows)),
+        )
+        return BuiltBatch(batch, draw_slots, rows, every_row)
+
+    @staticmethod
+    def _with_prompt_rows(
+        seqs: list[SeqStep], query_start: NDArray[np.int32], draw_rows: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """draw_rows and all rows of the sequences that want prompt logprobs."""
+        wanted = [
+            np.arange(query_start[i], query_start[i + 1], dtype=np.int64)
+            for i, seq in enumerate(seqs)
+            if seq.prompt_logprobs >= 0
+        ]
+        return np.unique(np.concatenate([draw_rows, *wanted])) if wanted else draw_rows

@@ -1,0 +1,164 @@
+"""Runs a Plan: page table, batch, forward, sampling. submit and collect are two calls so that on a device that works
+by itself the next step can be scheduled meanwhile; on the CPU submit does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.wire import TokenLogprob
+from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
+from octavo_engine.execution.kv_cache import KVCache
+from octavo_engine.execution.sampler import Sampler, token_logprobs
+from octavo_engine.ops import KVLayout, Ops
+from octavo_engine.scheduling.plan import Plan, SeqStep
+
+if TYPE_CHECKING:
+    from octavo_engine.models.base import CausalLM
+
+__all__ = ["Runner", "Step", "StepResult", "independent_copies"]
+
+# Logits are made, used and dropped in blocks of about this many bytes: a step of 256 sequences over a vocabulary of
+# 128k would otherwise hold 131 MB, fresh from the system (page faults included) and out of every cache.
+_LOGIT_BLOCK_BYTES = 16 << 20
+
+
+@dataclass
+class StepResult:
+    """What a step made.
+
+    tokens: flattened in the order of plan.seqs[i].samplers; logprobs alongside, None where not asked for.
+    prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk.
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob | None]
+    prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+
+
+@dataclass
+class Step:
+    """A submitted step, to be handed to Runner.collect."""
+
+    number: int
+    result: StepResult
+
+
+def independent_copies(copies: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut page copies, meant one after the other, in runs whose copies may happen at the same time.
+
+    A page given back and taken again within a plan can be the source of one copy and the destination of a later one.
+    """
+    run: list[tuple[int, int]] = []
+    touched: set[int] = set()
+    written: set[int] = set()
+    for src, dst in copies:
+        if src in written or dst in touched:
+            yield run
+            run, touched, written = [], set(), set()
+        run.append((src, dst))
+        touched |= {src, dst}
+        written.add(dst)
+    if run:
+        yield run
+
+
+class Runner:
+    """Owns the KV cache and everything kept per slot.
+
+    Running a plan again after it raised is harmless: nothing that a second run would count twice is changed before the
+    step has succeeded. Plans are told apart by their step. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        ops: Ops,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        kv_dtype: torch.dtype,
+    ) -> None:
+        config = model.config
+        self._model, self._ops = model, ops
+        self.cache = KVCache(
+            KVLayout(
+                num_layers=config.num_layers,
+                num_pages=num_pages,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                page_size=page_size,
+                dtype=kv_dtype,
+            )
+        )
+        self._builder = BatchBuilder(
+            self.cache.layers, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len
+        )
+        self._sampler = Sampler(ops, max_num_seqs=max_num_seqs, vocab_size=config.vocab_size)
+        self._copied = -1  # the step whose copies are done
+        self._block = max(16, _LOGIT_BLOCK_BYTES // (4 * config.vocab_size) // 16 * 16)
+
+    def submit(self, plan: Plan) -> Step:
+        """Start a step, or run the last one again, whole or a part of its sequences at a time.
+
+        Raises what the model or the sampler raises; then nothing was drawn.
+        """
+        with torch.inference_mode():
+            self._take_over(plan)
+            if not plan.seqs:
+                return Step(plan.step, StepResult([], []))
+            built = self._builder.build(plan.seqs)
+            hidden = self._model.forward(built.batch)
+            tokens, logprobs = self._draw(hidden, built)
+            result = StepResult(tokens, logprobs, self._prompt_logprobs(hidden, plan.seqs))
+        if tokens:
+            self._sampler.commit(built.draw_slots, tokens)
+        return Step(plan.step, result)
+
+    def collect(self, step: Step) -> StepResult:
+        """Wait for a step and return what it made."""
+        return step.result
+
+    def _take_over(self, plan: Plan) -> None:
+        for slot in plan.ends:
+            self._sampler.end(slot)
+        for start in plan.starts:
+            self._sampler.start(start)
+        if plan.step != self._copied:  # a second run of the step might copy what the first has written since
+            for copies in independent_copies(plan.copies):
+                src, dst = torch.tensor(copies, dtype=torch.int32).T.contiguous()
+                self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
+            self._copied = plan.step
+
+    def _draw(self, hidden: torch.Tensor, built: BuiltBatch) -> tuple[list[int], list[TokenLogprob | None]]:
+        slots, block = built.draw_slots, self._block
+        if built.every_row and len(slots) <= block:
+            return self._sampler.draw(self._model.logits(hidden), slots)
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob | None] = []
+        for begin in range(0, len(slots), block):
+            end = begin + block
+            rows = hidden[begin:end] if built.every_row else hidden.index_select(0, built.draw_rows[begin:end])
+            drawn, entries = self._sampler.draw(self._model.logits(rows), slots[begin:end])
+            tokens += drawn
+            logprobs += entries
+        return tokens, logprobs
+
+    def _prompt_logprobs(self, hidden: torch.Tensor, seqs: list[SeqStep]) -> dict[int, list[TokenLogprob]]:
+        found: dict[int, list[TokenLogprob]] = {}
+        row = 0
+        for seq in seqs:
+            if seq.prompt_logprobs >= 0:
+                targets = seq.tokens[1:] if seq.next_token < 0 else [*seq.tokens[1:], seq.next_token]
+                entries = found[seq.slot] = []
+                for begin in range(0, len(targets), self._block):
+                    chunk = torch.tensor(targets[begin : begin + self._block], dtype=torch.int32)
+                    logits = self._model.logits(hidden[row + begin : row + begin + len(chunk)])
+                    entries += token_logprobs(self._ops, logits, chunk, [seq.prompt_logprobs] * len(chunk))
+            row += len(seq.tokens)
+        return found

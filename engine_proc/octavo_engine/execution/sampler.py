@@ -1,0 +1,175 @@
+"""Draws the tokens of a step: each slot's sampling parameters kept as rows of arrays, gathered by index.
+
+The random numbers of Ops.sample are counter-based, keyed by (seed, position); position is the index of the drawn token
+in its sequence's output. So a request draws the same tokens in any batch, and after it was preempted and resumed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.wire import TokenLogprob
+from octavo_engine.execution.adjustments import Adjustments
+from octavo_engine.ops import Ops
+from octavo_engine.scheduling.plan import SeqStart
+
+__all__ = ["NothingAllowed", "Sampler", "token_logprobs"]
+
+_NO_IDS = torch.zeros(0, dtype=torch.int32)
+_NO_VALUES = torch.zeros(0, dtype=torch.float32)
+_Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class NothingAllowed(Exception):
+    """A sequence's parameters leave no token to draw, or its logits are NaN."""
+
+
+class Sampler:
+    """`start` and `end` mark a slot's use; `draw` changes nothing, `commit` tells what was drawn.
+
+    A step that fails between the two can therefore be run again.
+    """
+
+    def __init__(self, ops: Ops, *, max_num_seqs: int, vocab_size: int) -> None:
+        self._ops = ops
+        self._vocab_size = vocab_size
+        self._temperature = np.zeros(max_num_seqs, np.float32)
+        self._top_k = np.zeros(max_num_seqs, np.int32)
+        self._top_p = np.ones(max_num_seqs, np.float32)
+        self._min_p = np.zeros(max_num_seqs, np.float32)
+        self._seed = np.zeros(max_num_seqs, np.int64)
+        self._position = np.zeros(max_num_seqs, np.int32)
+        # What few sequences ask for lies in dicts by slot: an empty dict costs the others nothing.
+        self._adjustments: dict[int, Adjustments] = {}
+        self._logprobs: dict[int, int] = {}
+        self._masked: set[int] = set()
+        self._mask_row = np.full(max_num_seqs, -1, np.int32)
+        self._masks: NDArray[np.int32] | None = None  # [max_num_seqs, ceil(V / 32)] bit sets, see Ops.sample
+        self._no_entries = torch.zeros(max_num_seqs + 1, dtype=torch.int32)
+
+    def start(self, start: SeqStart) -> None:
+        """Take over a sequence, fresh or resumed (its output is in `start`). Idempotent."""
+        slot, params = start.slot, start.params
+        self.end(slot)
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = min(params.top_k, self._vocab_size)
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._seed[slot] = start.seed
+        self._position[slot] = len(start.output)
+        if params.logprobs is not None:
+            self._logprobs[slot] = params.logprobs
+        if params.allowed_token_ids is not None:
+            self._allow(slot, params.allowed_token_ids)
+        if Adjustments.needed(start):
+            self._adjustments[slot] = Adjustments(start)
+
+    def end(self, slot: int) -> None:
+        """The slot is free. Idempotent."""
+        self._adjustments.pop(slot, None)
+        self._logprobs.pop(slot, None)
+        if slot in self._masked:
+            self._masked.remove(slot)
+            self._mask_row[slot] = -1
+
+    def draw(self, logits: torch.Tensor, slots: list[int]) -> tuple[list[int], list[TokenLogprob | None]]:
+        """One token and, where asked for, its logprobs for each slot. logits [R, V] float32, R = len(slots).
+
+        Raises NothingAllowed with the slot. Slots are distinct: a sequence draws one token a step.
+        """
+        rows = np.array(slots, np.intp)
+        start, ids, scale, add = self._entries(slots)
+        mask = mask_rows = None
+        if self._masks is not None and self._masked:
+            mask, mask_rows = torch.from_numpy(self._masks), torch.from_numpy(self._mask_row[rows])
+        drawn = self._ops.sample(
+            logits,
+            torch.from_numpy(self._temperature[rows]),
+            torch.from_numpy(self._top_k[rows]),
+            torch.from_numpy(self._top_p[rows]),
+            torch.from_numpy(self._min_p[rows]),
+            torch.from_numpy(self._seed[rows]),
+            torch.from_numpy(self._position[rows]),
+            start,
+            ids,
+            scale,
+            add,
+            mask,
+            mask_rows,
+        )
+        tokens: list[int] = drawn.tolist()
+        if min(tokens) < 0:
+            slot = slots[tokens.index(min(tokens))]
+            raise NothingAllowed(
+                f"no token can be drawn for the sequence in slot {slot}: allowed_token_ids, logit_bias, bad_words and "
+                "min_tokens together forbid every token, or the model's logits are NaN"
+            )
+        logprobs: list[TokenLogprob | None] = [None] * len(slots)
+        if self._logprobs:
+            asked = [(i, top) for i, slot in enumerate(slots) if (top := self._logprobs.get(slot)) is not None]
+            if asked:
+                index = torch.tensor([i for i, _ in asked])
+                entries = token_logprobs(
+                    self._ops,
+                    logits if len(asked) == len(slots) else logits.index_select(0, index),
+                    drawn.index_select(0, index),
+                    [top for _, top in asked],
+                )
+                for (i, _), entry in zip(asked, entries, strict=True):
+                    logprobs[i] = entry
+        return tokens, logprobs
+
+    def commit(self, slots: list[int], tokens: list[int]) -> None:
+        """The step went through: what was drawn is output now."""
+        self._position[np.array(slots, np.intp)] += 1
+        if self._adjustments:
+            for slot, token in zip(slots, tokens, strict=True):
+                adjustments = self._adjustments.get(slot)
+                if adjustments is not None:
+                    adjustments.push(token)
+
+    def _entries(self, slots: list[int]) -> _Entries:
+        """adjust_start, adjust_ids, adjust_scale, adjust_add of Ops.sample."""
+        found = [self._adjustments.get(slot) for slot in slots] if self._adjustments else ()
+        some = [a for a in found if a is not None]
+        if not some:
+            return self._no_entries[: len(slots) + 1], _NO_IDS, _NO_VALUES, _NO_VALUES
+        start = np.zeros(len(slots) + 1, np.int32)
+        np.cumsum([0 if a is None else a.size for a in found], out=start[1:])
+        return (
+            torch.from_numpy(start),
+            torch.from_numpy(np.concatenate([a.ids[: a.size] for a in some])),
+            torch.from_numpy(np.concatenate([a.scale[: a.size] for a in some])),
+            torch.from_numpy(np.concatenate([a.add[: a.size] for a in some])),
+        )
+
+    def _allow(self, slot: int, token_ids: tuple[int, ...]) -> None:
+        words = -(-self._vocab_size // 32)
+        if self._masks is None:
+            self._masks = np.zeros((len(self._mask_row), words), np.int32)
+        bits = np.zeros(words * 32, np.uint8)
+        bits[: self._vocab_size][list(token_ids)] = (
+            1  # IndexError beyond the vocabulary, before anything native sees the id
+        )
+        self._masks[slot] = np.packbits(bits, bitorder="little").view("<i4")
+        self._mask_row[slot] = slot
+        self._masked.add(slot)
+
+
+def token_logprobs(ops: Ops, logits: torch.Tensor, tokens: torch.Tensor, tops: list[int]) -> list[TokenLogprob]:
+    """Entries of one row each with its own number of best tokens. logits [R, V], tokens [R] int32, tops of length R."""
+    values, ranks, top_ids, top_values = ops.logprobs(logits, tokens, min(max(tops), logits.shape[1]))
+    return [
+        TokenLogprob(token, value, rank, tuple(zip(ids[:top], best[:top], strict=True)))
+        for token, value, rank, ids, best, top in zip(
+            tokens.tolist(),
+            values.tolist(),
+            ranks.tolist(),
+            top_ids.tolist(),
+            top_values.tolist(),
+            tops,
+            strict=True,
+        )
+    ]

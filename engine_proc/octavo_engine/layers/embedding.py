@@ -1,0 +1,25 @@
+"""Token and position embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from octavo_engine.ops import Ops
+
+__all__ = ["Embedding"]
+
+
+class Embedding:
+    """Rows of a table [V, H] as the float32 residual stream."""
+
+    __slots__ = ("ops", "table")
+
+    def __init__(self, ops: Ops, table: Tensor) -> None:
+        self.ops, self.table = ops, table
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids [T] int32 -> [T, H] float32."""
+        return self.ops.embedding(ids, self.table)

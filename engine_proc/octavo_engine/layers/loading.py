@@ -1,0 +1,148 @@
+"""From a checkpoint's published tensors to layers, with every tensor accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from octavo_engine.layers.embedding import Embedding
+from octavo_engine.layers.linear import Linear, Parallel
+from octavo_engine.layers.norm import LayerNorm, RMSNorm
+from octavo_engine.ops import Activation
+
+if TYPE_CHECKING:
+    from octavo_engine.ops import Ops
+    from octavo_engine.quant.scheme import Scheme
+
+__all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress"]
+
+Progress = Callable[[str, int, int, str], None]
+"""progress(stage, done, total, text)."""
+
+
+class Checkpoint(Protocol):
+    """Tensors by published name, read one at a time (octavo_engine.weights has the readers)."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the tensor as stored."""
+        ...
+
+
+class CheckpointMismatch(Exception):
+    """The checkpoint's tensors are not the ones that its config calls for."""
+
+
+class Loader:
+    """Builds layers out of the tensors under `prefix`, and knows at the end what was not used."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        scheme: Scheme,
+        progress: Progress | None = None,
+    ) -> None:
+        self.ops, self.dtype, self.scheme = ops, dtype, scheme
+        self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self.prefix = ""
+        self._checkpoint, self._progress = checkpoint, progress
+        self._unread = {name: checkpoint.nbytes(name) for name in checkpoint.names()}
+        self._total = sum(self._unread.values())
+        self._done = [0]
+
+    def at(self, prefix: str) -> Loader:
+        """The same checkpoint, seen from `prefix` on."""
+        view = object.__new__(Loader)
+        view.__dict__.update(self.__dict__, prefix=f"{self.prefix}{prefix}")
+        return view
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self._unread
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """The tensor as stored; raises CheckpointMismatch where it is missing or of another shape."""
+        full = self.prefix + name
+        if full not in self._unread:
+            others = ", ".join(list(self._unread)[:4]) or "none"
+            raise CheckpointMismatch(f"tensor {full} is missing; not used so far: {others}")
+        value = self._checkpoint.get(full)
+        if shape and tuple(value.shape) != shape:
+            raise CheckpointMismatch(f"tensor {full} has shape {tuple(value.shape)}, the config says {shape}")
+        self._done[0] += self._unread.pop(full)
+        if self._progress is not None:
+            self._progress("load", self._done[0], self._total, full)
+        return value
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """[size] float32: a bias or a norm's weight."""
+        return self.tensor(name, size).to(torch.float32, copy=True)
+
+    def table(self, name: str, rows: int, width: int) -> Tensor:
+        """[rows, width] in the weights' type."""
+        return self.tensor(name, rows, width).to(self.dtype, copy=True)
+
+    def embedding(self, name: str, rows: int, width: int, *, skip: int = 0) -> Embedding:
+        """A lookup table; `skip` leaves out first rows that no id reaches."""
+        return Embedding(self.ops, self.table(f"{name}.weight", rows, width)[skip:].contiguous())
+
+    def rms_norm(self, name: str, size: int, eps: float) -> RMSNorm:
+        return RMSNorm(self.ops, self.vector(f"{name}.weight", size), eps, self.act_dtype)
+
+    def layer_norm(self, name: str, size: int, eps: float = 1e-5, *, affine: bool = True) -> LayerNorm:
+        weight = self.vector(f"{name}.weight", size) if affine else None
+        bias = self.vector(f"{name}.bias", size) if affine else None
+        return LayerNorm(self.ops, weight, bias, eps, self.act_dtype)
+
+    def linear(
+        self,
+        names: str | Sequence[str],
+        out_features: int | Sequence[int],
+        in_features: int,
+        parallel: Parallel,
+        *,
+        bias: bool,
+        act: Activation = Activation.NONE,
+        gated: bool = False,
+        transposed: bool = False,
+        parts: tuple[int, ...] | None = None,
+    ) -> Linear:
+        """One Linear of one published layer, or of several that share their input, stacked by rows.
+
+        parts: where a published layer is itself a stack, its parts' sizes (see Linear).
+        """
+        names = [names] if isinstance(names, str) else names
+        sizes = [out_features] if isinstance(out_features, int) else list(out_features)
+        read = [
+            self.scheme.read(self.tensor, name, size, in_features, transposed=transposed)
+            for name, size in zip(names, sizes, strict=True)
+        ]
+        weight = self.scheme.pack(self.ops, read, gated=gated)
+        biases = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True) if bias]
+        return Linear(
+            self.ops,
+            weight,
+            torch.cat(biases) if biases else None,
+            parts=parts or tuple(sizes),
+            parallel=parallel,
+            act=act,
+        )
+
+    def ignore(self, pattern: str) -> None:
+        """Account for tensors that carry nothing: buffers that the equations give, duplicates of tied weights."""
+        for name in [name for name in self._unread if re.fullmatch(pattern, name)]:
+            self._done[0] += self._unread.pop(name)
+
+    def finish(self) -> None:
+        """Every tensor must have been read or ignored."""
+        if self._unread:
+            some = ", ".join(list(self._unread)[:8])
+            raise CheckpointMismatch(f"{len(self._unread)} tensors of the checkpoint are not used: {some}")

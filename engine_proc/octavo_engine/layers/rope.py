@@ -1,0 +1,162 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864) and its extensions to longer contexts.
+
+A table holds, a position, R/2 cosines then R/2 sines in float32 (see Ops.rope_and_cache). It is computed once at
+load, in float32 as the published models were trained, so a rotation depends on its position alone (law 6). The two
+scalings that depend on the current length in their papers, dynamic NTK and LongRoPE, are frozen at the engine's
+max_model_len: keys that are cached once can't follow a base that changes at every token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo_engine.layers.config import ConfigReader, UnsupportedModel
+
+__all__ = ["Rope"]
+
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
+
+class Rope:
+    """The rotation that a config describes, in `rope_scaling` (key "type" or "rope_type") or `rope_parameters`.
+
+    rotary_dim: R, even. max_model_len: the longest sequence to serve; None: what the scaling was made for.
+    max_position: tokens that a sequence may have. Dynamic NTK changes nothing up to the trained length, which is its
+    default; a max_model_len beyond, up to `factor` times as long, takes the base of that length for all positions.
+    """
+
+    def __init__(self, config: ConfigReader, rotary_dim: int, max_model_len: int | None = None) -> None:
+        params: Mapping[str, Any] = config.get("rope_parameters", "rope_scaling", default={})
+        if not isinstance(params, Mapping) or any(isinstance(value, Mapping) for value in params.values()):
+            raise UnsupportedModel("rope_parameters", params, "one flat table for all layers")
+        if rotary_dim % 2:
+            raise UnsupportedModel("head_dim", rotary_dim, "an even number of rotated dimensions")
+        kind = params.get("rope_type") or params.get("type") or "default"
+        if kind not in _SCALINGS:
+            raise UnsupportedModel("rope_type", kind, ", ".join(sorted(_SCALINGS)))
+        self._scale, known = _SCALINGS[kind]
+        for key in params.keys() - known - _COMMON:
+            raise UnsupportedModel(f"rope {kind} parameter {key}", params[key], ", ".join(sorted(known)))
+        self.kind = kind
+        self.rotary_dim = rotary_dim
+        self.params = ConfigReader(params)
+        self.theta = self.params.number("rope_theta", default=config.number("rope_theta", default=10000.0))
+        self.trained = config.integer("max_position_embeddings", default=2048)
+        self.original = config.integer(
+            "original_max_position_embeddings",
+            default=self.params.get("original_max_position_embeddings", default=self.trained),
+        )
+        self.max_position = self.trained
+        if kind in ("linear", "yarn"):
+            self.max_position = int((self.original if kind == "yarn" else self.trained) * self.factor)
+        elif kind == "dynamic" and max_model_len is not None:
+            self.max_position = max(self.trained, min(max_model_len, int(self.trained * self.factor)))
+        self.length = max_model_len or self.max_position
+
+    @property
+    def factor(self) -> float:
+        return self.params.number("factor")
+
+    def table(self) -> Tensor:
+        """[max_model_len, R] float32: R/2 cosines, then R/2 sines."""
+        inverse, magnitude = self._scale(self)
+        angles = torch.arange(self.length, dtype=torch.float32)[:, None] * inverse
+        return torch.cat((angles.cos(), angles.sin()), dim=1).mul_(magnitude)
+
+    def powers(self, theta: float | None = None) -> Tensor:
+        """[R/2] theta^(2i/R): the wavelength of pair i over 2 pi."""
+        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32) / self.rotary_dim
+        return (self.theta if theta is None else theta) ** exponents
+
+
+Scaling = Callable[[Rope], tuple[Tensor, float]]
+
+
+def _default(rope: Rope) -> tuple[Tensor, float]:
+    return 1.0 / rope.powers(), 1.0
+
+
+def _linear(rope: Rope) -> tuple[Tensor, float]:
+    """Position interpolation (arXiv 2306.15595)."""
+    return 1.0 / rope.powers() / rope.factor, 1.0
+
+
+def _dynamic(rope: Rope) -> tuple[Tensor, float]:
+    """NTK-aware scaling of the base, for the longest sequence to serve."""
+    stretch = rope.factor * max(rope.length, rope.trained) / rope.trained - (rope.factor - 1)
+    return 1.0 / rope.powers(rope.theta * stretch ** (rope.rotary_dim / (rope.rotary_dim - 2))), 1.0
+
+
+def _llama3(rope: Rope) -> tuple[Tensor, float]:
+    """LLaMA 3.1: long wavelengths are divided by `factor`, short ones kept, a linear blend between."""
+    low, high = rope.params.number("low_freq_factor"), rope.params.number("high_freq_factor")
+    inverse = 1.0 / rope.powers()
+    turns = rope.original * inverse / (2 * math.pi)  # within the original context
+    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return inverse * keep + inverse / rope.factor * (1.0 - keep), 1.0
+
+
+def _yarn(rope: Rope) -> tuple[Tensor, float]:
+    """YaRN (arXiv 2309.00071): interpolation by frequency, and scores sharpened by the square of `magnitude`."""
+    params, factor, half = rope.params, rope.factor, rope.rotary_dim // 2
+
+    def dimension(rotations: float) -> float:  # the pair that turns so often within the original context
+        return rope.rotary_dim * math.log(rope.original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = dimension(params.number("beta_fast", default=32))
+    high = dimension(params.number("beta_slow", default=1))
+    if params.flag("truncate", default=True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
+    ramp = ((torch.arange(half, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0.0, 1.0)
+    keep = 1.0 - ramp
+    mixed = 1.0 / (factor * rope.powers()) * (1.0 - keep) + 1.0 / rope.powers() * keep
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    magnitude = mscale(1.0)
+    if params.get("mscale", default=0) and params.get("mscale_all_dim", default=0):
+        magnitude = mscale(params.number("mscale")) / mscale(params.number("mscale_all_dim"))
+    return mixed, params.number("attention_factor", default=magnitude)
+
+
+def _longrope(rope: Rope) -> tuple[Tensor, float]:
+    """LongRoPE (arXiv 2402.13753): searched factors a frequency, one set for short and one for long contexts."""
+    key = "long_factor" if rope.length > rope.original else "short_factor"
+    factors = torch.tensor(rope.params.get(key), dtype=torch.float32)
+    if factors.shape != (rope.rotary_dim // 2,):
+        raise UnsupportedModel(f"rope {key}", f"{len(factors)} numbers", f"{rope.rotary_dim // 2} numbers")
+    factor = rope.params.number("factor", default=rope.trained / rope.original)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(rope.original)) if factor > 1 else 1.0
+    return 1.0 / (factors * rope.powers()), rope.params.number("attention_factor", default=magnitude)
+
+
+def _freq_factors(rope: Rope) -> tuple[Tensor, float]:
+    """GGUF's form of LLaMA 3.1's scaling: a divisor a frequency, from the tensor rope_freqs.weight."""
+    factors = torch.tensor(rope.params.get("freq_factors"), dtype=torch.float32)
+    if factors.shape != (rope.rotary_dim // 2,):
+        raise UnsupportedModel("rope_freqs.weight", f"{len(factors)} numbers", f"{rope.rotary_dim // 2} numbers")
+    return 1.0 / rope.powers() / factors, 1.0
+
+
+_ORIGINAL = "original_max_position_embeddings"
+_SCALINGS: dict[str, tuple[Scaling, set[str]]] = {
+    "default": (_default, set()),
+    "linear": (_linear, {"factor"}),
+    "dynamic": (_dynamic, {"factor", _ORIGINAL}),
+    "llama3": (_llama3, {"factor", "low_freq_factor", "high_freq_factor", _ORIGINAL}),
+    "yarn": (
+        _yarn,
+        {"factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"}
+        | {"finetuned", _ORIGINAL},
+    ),
+    "longrope": (_longrope, {"short_factor", "long_factor", "factor", "attention_factor", _ORIGINAL}),
+    "su": (_longrope, {"short_factor", "long_factor", "factor", "attention_factor", _ORIGINAL}),
+    "freq_factors": (_freq_factors, {"freq_factors"}),
+}

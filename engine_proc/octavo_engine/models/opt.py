@@ -1,0 +1,129 @@
+"""OPT (arXiv 2205.01068), 125m to 66b, and Galactica (arXiv 2211.09085).
+
+Learned positions whose table has two unused rows before position 0, LayerNorm, a plain feed-forward with biases, a
+tied head. Pre-norm but for 350m, which norms after each addition, has no final norm, and embeds in fewer
+dimensions than it computes in (project_in, project_out).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo_engine.layers.attention import Attention
+from octavo_engine.layers.batch import Batch
+from octavo_engine.layers.config import ConfigReader, UnsupportedModel
+from octavo_engine.layers.linear import Parallel
+from octavo_engine.layers.loading import Loader
+from octavo_engine.layers.mlp import MLP
+from octavo_engine.models.base import ModelConfig, load_head
+
+__all__ = ["OPT"]
+
+_POSITION_OFFSET = 2
+
+
+class OPT:
+    """OPTForCausalLM."""
+
+    def __init__(self, config: ConfigReader, loader: Loader, max_model_len: int | None = None) -> None:
+        hidden = config.integer("hidden_size")
+        heads = config.integer("num_attention_heads")
+        if hidden % heads:
+            raise UnsupportedModel("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
+        self.config = ModelConfig(
+            architecture="OPTForCausalLM",
+            num_layers=config.integer("num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=hidden // heads,
+            hidden_size=hidden,
+            vocab_size=config.integer("vocab_size"),
+            max_position=config.integer("max_position_embeddings", default=2048),
+            dtype=loader.dtype,
+        )
+        vocab_size, width = self.config.vocab_size, config.integer("word_embed_proj_dim", default=hidden)
+        pre_norm = config.flag("do_layer_norm_before", default=True)
+        affine = config.flag("layer_norm_elementwise_affine", default=True)
+        no_final_norm = config.flag("_remove_final_layer_norm", default=False)
+        decoder = loader.at("model.decoder." if "model.decoder.embed_tokens.weight" in loader else "decoder.")
+        rows = self.config.max_position + _POSITION_OFFSET
+
+        self.act_dtype = loader.act_dtype
+        self.embed = decoder.embedding("embed_tokens", vocab_size, width)
+        self.embed_positions = decoder.embedding("embed_positions", rows, hidden, skip=_POSITION_OFFSET)
+        self.project_in = self.project_out = self.final_norm = None
+        if width != hidden:
+            self.project_in = decoder.linear("project_in", hidden, width, Parallel.REPLICATED, bias=False)
+            self.project_out = decoder.linear("project_out", width, hidden, Parallel.REPLICATED, bias=False)
+        layer = PreNormLayer if pre_norm else PostNormLayer
+        self.layers = [
+            layer(config, self.config, decoder.at(f"layers.{i}."), affine) for i in range(self.config.num_layers)
+        ]
+        if pre_norm and not no_final_norm:
+            self.final_norm = decoder.layer_norm("final_layer_norm", hidden, affine=affine)
+        tied = config.flag("tie_word_embeddings", default=True)
+        self.head = load_head(loader, self.embed, vocab_size, width, tied=tied)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.embed(batch.token_ids)  # [T, E] float32
+        if self.project_in is not None:
+            x = self.project_in(x.to(self.act_dtype), torch.float32)  # [T, H]
+        x += self.embed_positions(batch.positions)
+        for layer, kv in zip(self.layers, batch.kv, strict=True):
+            x = layer(x, batch, kv)
+        return x
+
+    def logits(self, rows: Tensor) -> Tensor:
+        h = rows.to(self.act_dtype) if self.final_norm is None else self.final_norm(rows)
+        if self.project_out is not None:
+            h = self.project_out(h)  # [L, E]
+        return self.head(h, torch.float32)
+
+
+class PreNormLayer:
+    """x += Attention(LN(x)); x += MLP(LN(x)). The checkpoint's `final_layer_norm` of a layer is the MLP's."""
+
+    __slots__ = ("act_dtype", "attention", "attention_norm", "mlp", "mlp_norm")
+
+    def __init__(self, config: ConfigReader, model: ModelConfig, loader: Loader, affine: bool) -> None:
+        hidden, width = model.hidden_size, config.integer("ffn_dim")
+        bias = config.flag("enable_bias", default=True)
+        act = config.activation("activation_function", default="relu")
+        attn = loader.at("self_attn.")
+        self.act_dtype = loader.act_dtype
+        self.attention = Attention(
+            loader.ops,
+            attn.linear(("q_proj", "k_proj", "v_proj"), (hidden,) * 3, hidden, Parallel.COLUMN, bias=bias),
+            attn.linear("out_proj", hidden, hidden, Parallel.ROW, bias=bias),
+            num_heads=model.num_heads,
+            scale=model.head_dim**-0.5,
+        )
+        self.attention_norm = loader.layer_norm("self_attn_layer_norm", hidden, affine=affine)
+        self.mlp = MLP(
+            loader.linear("fc1", width, hidden, Parallel.COLUMN, bias=bias, act=act),
+            loader.linear("fc2", hidden, width, Parallel.ROW, bias=bias),
+        )
+        self.mlp_norm = loader.layer_norm("final_layer_norm", hidden, affine=affine)
+
+    def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
+        self.attention.add_to(x, self.attention_norm(x), batch, kv)
+        self.mlp.add_to(x, self.mlp_norm(x))
+        return x
+
+
+class PostNormLayer(PreNormLayer):
+    """x = LN(x + Attention(x)); x = LN(x + MLP(x)): 350m."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ConfigReader, model: ModelConfig, loader: Loader, affine: bool) -> None:
+        super().__init__(config, model, loader, affine)
+        # Here a norm's result is the residual stream, which stays float32.
+        self.attention_norm.out_dtype = self.mlp_norm.out_dtype = torch.float32
+
+    def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
+        self.attention.add_to(x, x.to(self.act_dtype), batch, kv)
+        x = self.attention_norm(x)
+        self.mlp.add_to(x, x.to(self.act_dtype))
+        return self.mlp_norm(x)

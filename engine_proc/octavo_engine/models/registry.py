@@ -1,0 +1,93 @@
+"""Architectures by the name that a config gives, and the one way to load a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from octavo_engine.layers.config import ConfigReader, UnsupportedModel
+from octavo_engine.layers.loading import Checkpoint, Loader, Progress
+from octavo_engine.models.base import CausalLM, ModelBuilder
+from octavo_engine.models.gpt2 import GPT2
+from octavo_engine.models.llama import Llama
+from octavo_engine.models.mistral import Mistral
+from octavo_engine.models.opt import OPT
+from octavo_engine.quant.float import FloatScheme
+
+if TYPE_CHECKING:
+    from octavo_engine.ops import Ops
+
+__all__ = ["ARCHITECTURES", "load_model"]
+
+ARCHITECTURES: dict[str, ModelBuilder] = {
+    "GPT2LMHeadModel": GPT2,
+    "LLaMAForCausalLM": Llama,  # as the first conversions spelled it
+    "LlamaForCausalLM": Llama,
+    "MistralForCausalLM": Mistral,
+    "OPTForCausalLM": OPT,
+}
+
+_BY_MODEL_TYPE = {"gpt2": GPT2, "llama": Llama, "mistral": Mistral, "opt": OPT}
+
+
+class ModelSource(Protocol):
+    """What load_model reads of octavo_engine.weights.Source."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+
+def find_model(config: dict[str, Any]) -> ModelBuilder:
+    """By `architectures`, or by `model_type` where a config has none. Raises UnsupportedModel."""
+    names = config.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    if not names and config.get("model_type") in _BY_MODEL_TYPE:
+        return _BY_MODEL_TYPE[config["model_type"]]
+    raise UnsupportedModel("architectures", names or config.get("model_type"), ", ".join(ARCHITECTURES))
+
+
+def load_model(
+    source: ModelSource,
+    ops: Ops,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    *,
+    max_model_len: int | None = None,
+) -> CausalLM:
+    """Read, pack and check the whole checkpoint, one tensor at a time.
+
+    dtype: of the weights: float32, bfloat16 or float16. max_model_len: where the engine serves other lengths than
+    the checkpoint's own max_position; it sizes the rotation table and freezes the scalings that depend on a length.
+    Raises UnsupportedModel, CheckpointMismatch.
+    """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UnsupportedModel("dtype", dtype, "float32, bfloat16, float16")
+    config = ConfigReader(source.config)
+    if config.get("quantization_config", default=None) is not None:
+        raise UnsupportedModel("quantization_config", config.get("quantization_config"), "float checkpoints")
+    builder = find_model(source.config)
+    loader = Loader(ops, source.checkpoint, dtype, FloatScheme(dtype), progress)
+    with _one_torch_thread():
+        model = builder(config, loader, max_model_len)
+    loader.finish()
+    return model
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Conversions of one tensor are short: with another process on the cores, torch's two threads took 0.8 to 3.5 s
+    to wait for each other over SmolLM2 where one takes 0.3."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

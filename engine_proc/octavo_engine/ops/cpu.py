@@ -1,0 +1,250 @@
+"""The native CPU ops: csrc/cpu behind TVM FFI, one Python method an op.
+
+Each method allocates its outputs with `torch.empty` and calls one native function that checks shapes and types; nothing
+is copied on the way. All of them run on the engine's one thread pool, of which the calling thread is worker 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from octavo_engine.ops import Activation, OpsUnavailable, PackedLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CpuOps", "load_library"]
+
+_LIBRARY = Path(__file__).parent / "_native" / "liboctavo_cpu.so"
+_PANEL = 32
+_CHUNK = 64 << 20
+_HUGE_PAGE = 2 << 20
+
+_library: Any = None
+
+
+def load_library() -> Any:
+    """The loaded native library as a TVM FFI module, once a process. Raises OpsUnavailable."""
+    global _library
+    if _library is None:
+        if not _LIBRARY.exists():
+            raise OpsUnavailable(
+                f"the native library {_LIBRARY} is missing; in a checkout build it with `pip install "
+                "--no-build-isolation -e .` or `cmake -S csrc -B build/native -G Ninja && cmake --build build/native`"
+            )
+        try:
+            import tvm_ffi
+        except ImportError as error:
+            raise OpsUnavailable("the native ops need apache-tvm-ffi: pip install 'octavo[engine]'") from error
+        _library = tvm_ffi.load_module(str(_LIBRARY))
+    return _library
+
+
+class _WeightMemory:
+    """Weight storage from large blocks on 2 MiB pages: streaming weights through 4 KiB ones costs TLB misses.
+
+    A block lives as long as any tensor cut from it.
+    """
+
+    def __init__(self, advise: Any) -> None:
+        self._advise = advise
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor whose address is a multiple of 64."""
+        size = dtype.itemsize
+        for n in shape:
+            size *= n
+        if self._used + size > self._block.numel():
+            block = torch.empty(max(size, _CHUNK) + _HUGE_PAGE, dtype=torch.uint8)
+            skip = -block.data_ptr() % _HUGE_PAGE
+            self._block, self._used = block[skip : skip + max(size, _CHUNK)], 0
+            self._advise(self._block)
+        start = self._used
+        self._used = start + (size + 63) // 64 * 64
+        return self._block[start : start + size].view(dtype).view(shape)
+
+
+class CpuOps:
+    """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
+
+    name = "cpu"
+
+    def __init__(self, *, isa: str | None = None, num_threads: int = 0) -> None:
+        """isa "portable", "avx2" or "avx512", None the best here; num_threads 0: one a core this process may use.
+
+        Raises OpsUnavailable when the library is missing or the machine can't run `isa`.
+        """
+        library = load_library()
+        self.device = torch.device("cpu")
+        try:
+            library.set_isa(isa or "")
+        except ValueError as error:
+            raise OpsUnavailable(str(error)) from error
+        library.tune_malloc()
+        library.set_num_threads(num_threads or library.num_cores())
+        self.isa: str = str(library.isa())
+        self.num_threads: int = int(library.num_threads())
+        self._memory = _WeightMemory(library.advise_huge_pages)
+        # Bound once: a module attribute costs a lookup by name in the library at every access.
+        self._pack_linear = library.pack_linear
+        self._unpack_linear = library.unpack_linear
+        self._embedding = library.embedding
+        self._linear = library.linear
+        self._linear_add = library.linear_add
+        self._rms_norm = library.rms_norm
+        self._layer_norm = library.layer_norm
+        self._rope_and_cache = library.rope_and_cache
+        self._paged_attention = library.paged_attention
+        self._copy_pages = library.copy_pages
+        self._sample = library.sample
+        self._logprobs = library.logprobs
+
+    # ---- weights -------------------------------------------------------------------------------------------
+    def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
+        n, k = weight.shape
+        p = 2 if weight.dtype == torch.bfloat16 else 1
+        data = self._memory.empty(((n + _PANEL - 1) // _PANEL, (k + p - 1) // p, _PANEL, p), weight.dtype)
+        self._pack_linear(data, weight.contiguous(), gated)
+        return PackedLinear(data, n, k, gated)
+
+    def unpack_linear(self, packed: PackedLinear) -> Tensor:
+        weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.data.dtype)
+        self._unpack_linear(weight, packed.data, packed.gated)
+        return weight
+
+    # ---- dense ---------------------------------------------------------------------------------------------
+    def embedding(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+        out = torch.empty(ids.shape[0], table.shape[1])
+        self._embedding(out, ids, table, scale)
+        return out
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: PackedLinear,
+        bias: Tensor | None = None,
+        *,
+        act: Activation = Activation.NONE,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        n = weight.out_features
+        out = torch.empty(x.shape[0], n // 2 if weight.gated else n, dtype=out_dtype or x.dtype)
+        self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
+        return out
+
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
+        self._linear_add(residual, x, weight.data, bias, weight.out_features)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+        out = torch.empty(x.shape, dtype=out_dtype)
+        self._rms_norm(out, x, weight, eps)
+        return out
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+    ) -> Tensor:
+        out = torch.empty(x.shape, dtype=out_dtype)
+        self._layer_norm(out, x, weight, bias, eps)
+        return out
+
+    # ---- attention -----------------------------------------------------------------------------------------
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor | None,
+        *,
+        num_heads: int,
+        interleaved: bool = False,
+    ) -> None:
+        self._rope_and_cache(qkv, keys, values, slots, positions, cos_sin, num_heads, interleaved)
+
+    def paged_attention(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        page_table: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        *,
+        num_heads: int,
+        scale: float,
+        sliding_window: int = 0,
+        alibi_slopes: Tensor | None = None,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        # keys: [P, Hkv, D/p, B, p]
+        head_dim = keys.shape[2] * keys.shape[4]
+        out = torch.empty(qkv.shape[0], num_heads * head_dim, dtype=qkv.dtype)
+        self._paged_attention(
+            out,
+            qkv,
+            keys,
+            values,
+            page_table,
+            query_start,
+            seq_lens,
+            num_heads,
+            scale,
+            sliding_window,
+            alibi_slopes,
+            softcap,
+        )
+        return out
+
+    def copy_pages(self, keys: Tensor, values: Tensor, src: Tensor, dst: Tensor) -> None:
+        self._copy_pages(keys, values, src, dst)
+
+    # ---- sampling ------------------------------------------------------------------------------------------
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        adjust_start: Tensor,
+        adjust_ids: Tensor,
+        adjust_scale: Tensor,
+        adjust_add: Tensor,
+        mask: Tensor | None,
+        mask_rows: Tensor | None,
+    ) -> Tensor:
+        out = torch.empty(logits.shape[0], dtype=torch.int32)
+        self._sample(
+            out,
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seeds,
+            positions,
+            adjust_start,
+            adjust_ids,
+            adjust_scale,
+            adjust_add,
+            mask,
+            mask_rows,
+        )
+        return out
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = logits.shape[0]
+        chosen = torch.empty(rows)
+        rank = torch.empty(rows, dtype=torch.int32)
+        top_ids = torch.empty(rows, top, dtype=torch.int32)
+        top_logprobs = torch.empty(rows, top)
+        self._logprobs(chosen, rank, top_ids, top_logprobs, logits, tokens)
+        return chosen, rank, top_ids, top_logprobs

@@ -1,0 +1,254 @@
+"""Every op in plain torch: float32 inside, one sequence and one row at a time, no cleverness.
+
+It shares the packed layouts with the native backends, so tests compare like with like and a whole model can run
+on it. It says what an op means; it keeps law 6 only as far as torch's matrix products do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from octavo_engine.ops import Activation, PackedLinear
+
+__all__ = ["ReferenceOps", "pack_width", "philox4x32"]
+
+
+def pack_width(dtype: torch.dtype) -> int:
+    """p of the packed layouts: elements of the reduced dimension that lie side by side."""
+    return 2 if dtype == torch.bfloat16 else 1
+
+
+def philox4x32(key: int, counter: int) -> tuple[int, int, int, int]:
+    """Philox4x32-10 of a 64-bit key and a 128-bit counter, least significant word first (Salmon et al., SC 2011)."""
+    k0, k1 = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
+    c0, c1, c2, c3 = ((counter >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96))
+    for _ in range(10):
+        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & 0xFFFFFFFF, (a >> 32) ^ c3 ^ k1, a & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def _activate(x: Tensor, act: Activation) -> Tensor:
+    match act:
+        case Activation.NONE:
+            return x
+        case Activation.RELU:
+            return F.relu(x)
+        case Activation.GELU:
+            return F.gelu(x)
+        case Activation.GELU_TANH:
+            return F.gelu(x, approximate="tanh")
+        case Activation.SILU:
+            return F.silu(x)
+    raise ValueError(f"unknown activation {act!r}; known: {', '.join(a.name for a in Activation)}")
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x [T, heads, R] float32; cos, sin [T, 1, R/2]."""
+    if interleaved:
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class ReferenceOps:
+    """`Ops` in plain torch on the CPU; see `octavo_engine.ops.Ops` for every contract."""
+
+    name = "reference"
+    device = torch.device("cpu")
+
+    # ---- weights -------------------------------------------------------------------------------------------
+    def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
+        n, k = weight.shape
+        p = pack_width(weight.dtype)
+        if gated:
+            if n % 2:
+                raise ValueError(f"a gated weight stacks gate and up, so its rows are even; got {n}")
+            halves = F.pad(weight.view(2, n // 2, k), (0, -k % p, 0, -(n // 2) % 16))
+            rows = halves.view(2, -1, 16, k + -k % p).transpose(0, 1)  # [panels, 2, 16, K]
+        else:
+            rows = F.pad(weight, (0, -k % p, 0, -n % 32))
+        panels = rows.reshape(-1, 32, (k + -k % p) // p, p)
+        return PackedLinear(panels.transpose(1, 2).contiguous(), n, k, gated)
+
+    def unpack_linear(self, packed: PackedLinear) -> Tensor:
+        rows = packed.data.transpose(1, 2).flatten(2)[..., : packed.in_features]  # [panels, 32, K]
+        if not packed.gated:
+            return rows.reshape(-1, packed.in_features)[: packed.out_features].contiguous()
+        halves = rows.view(-1, 2, 16, packed.in_features).transpose(0, 1).reshape(2, -1, packed.in_features)
+        return halves[:, : packed.out_features // 2].reshape(packed.out_features, packed.in_features)
+
+    # ---- dense ---------------------------------------------------------------------------------------------
+    def embedding(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+        return table[ids.long()].float() * scale
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: PackedLinear,
+        bias: Tensor | None = None,
+        *,
+        act: Activation = Activation.NONE,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        y = F.linear(x.float(), self.unpack_linear(weight).float(), bias)
+        if weight.gated:
+            gate, up = y.chunk(2, dim=-1)
+            y = _activate(gate, act) * up
+        else:
+            y = _activate(y, act)
+        return y.to(out_dtype or x.dtype)
+
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
+        residual += self.linear(x, weight, bias, out_dtype=torch.float32)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+        return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight).to(out_dtype)
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+    ) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype)
+
+    # ---- attention -----------------------------------------------------------------------------------------
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor | None,
+        *,
+        num_heads: int,
+        interleaved: bool = False,
+    ) -> None:
+        num_kv_heads, page_size, head_dim = keys.shape[1], keys.shape[3], values.shape[3]
+        heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
+        if cos_sin is not None:
+            rotated = heads[:, : num_heads + num_kv_heads, : cos_sin.shape[1]]
+            cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+            rotated.copy_(_rotate(rotated.float(), cos, sin, interleaved))
+        k, v = heads[:, num_heads:].chunk(2, dim=1)  # [T, Hkv, D] each
+        p = keys.shape[-1]
+        page, offset = slots.long() // page_size, slots.long() % page_size
+        keys[page, :, :, offset, :] = k.reshape(len(k), num_kv_heads, -1, p).to(keys.dtype)
+        values[page, :, offset // p, :, offset % p] = v.to(values.dtype)
+
+    def paged_attention(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        page_table: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        *,
+        num_heads: int,
+        scale: float,
+        sliding_window: int = 0,
+        alibi_slopes: Tensor | None = None,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        num_kv_heads, page_size, head_dim = keys.shape[1], keys.shape[3], values.shape[3]
+        out = torch.zeros(len(qkv), num_heads * head_dim, dtype=qkv.dtype)
+        for s, length in enumerate(seq_lens.tolist()):
+            start, end = int(query_start[s]), int(query_start[s + 1])
+            if start == end:
+                continue
+            pages = page_table[s, : -(-length // page_size)].long()
+            # keys [n, Hkv, D/p, B, p] -> [Hkv, length, D]; values [n, Hkv, B/p, D, p] -> the same.
+            k = keys[pages].permute(1, 0, 3, 2, 4).reshape(num_kv_heads, -1, head_dim)[:, :length].float()
+            v = values[pages].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)[:, :length].float()
+            group = num_heads // num_kv_heads
+            k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+            q = qkv[start:end, : num_heads * head_dim].float().reshape(-1, num_heads, head_dim).transpose(0, 1)
+            scores = q @ k.mT * scale  # [Hq, queries, length]
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            i = torch.arange(length - (end - start), length).unsqueeze(1)
+            j = torch.arange(length)
+            if alibi_slopes is not None:
+                scores = scores + alibi_slopes.view(-1, 1, 1) * (j - i)
+            seen = j <= i
+            if sliding_window:
+                seen &= i - j < sliding_window
+            probabilities = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+            out[start:end] = (probabilities @ v).transpose(0, 1).flatten(1).to(out.dtype)
+        return out
+
+    def copy_pages(self, keys: Tensor, values: Tensor, src: Tensor, dst: Tensor) -> None:
+        for cache in (keys, values):
+            cache[:, dst.long()] = cache[:, src.long()]
+
+    # ---- sampling ------------------------------------------------------------------------------------------
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        adjust_start: Tensor,
+        adjust_ids: Tensor,
+        adjust_scale: Tensor,
+        adjust_add: Tensor,
+        mask: Tensor | None,
+        mask_rows: Tensor | None,
+    ) -> Tensor:
+        tokens = []
+        for r in range(len(logits)):
+            row = logits[r].clone()
+            entries = slice(int(adjust_start[r]), int(adjust_start[r + 1]))
+            ids, scale = adjust_ids[entries].long(), adjust_scale[entries]
+            row[ids] = torch.where(row[ids] > 0, row[ids] / scale, row[ids] * scale) + adjust_add[entries]
+            if mask is not None and mask_rows is not None and mask_rows[r] >= 0:
+                i = torch.arange(len(row))
+                row[(mask[mask_rows[r]][i // 32] >> (i % 32) & 1) == 0] = float("-inf")
+            tokens.append(
+                self._draw(
+                    row.nan_to_num(nan=float("-inf"), neginf=float("-inf")),
+                    float(temperature[r]),
+                    int(top_k[r]),
+                    float(top_p[r]),
+                    min_p[r],
+                    (philox4x32(int(seeds[r]), int(positions[r]))[0] >> 8) / (1 << 24),
+                )
+            )
+        return torch.tensor(tokens, dtype=torch.int32)
+
+    @staticmethod
+    def _draw(row: Tensor, temperature: float, top_k: int, top_p: float, min_p: Tensor, uniform: float) -> int:
+        best = row.max()
+        if best == float("-inf"):
+            return -1
+        if temperature == 0:
+            return int((row == best).nonzero()[0])
+        # By falling probability, then id: each filter keeps a prefix of this order.
+        values, order = row.sort(descending=True, stable=True)
+        scaled = (values - best) / torch.tensor(temperature)
+        weights = scaled.double().exp()
+        kept = int((scaled >= min_p.double().log().float()).sum())
+        if top_k > 0:
+            kept = min(kept, top_k)
+        if top_p < 1:
+            mass = weights[:kept].cumsum(0)
+            kept = int((mass < top_p * mass[-1]).sum()) + 1
+        in_id_order = torch.zeros_like(row, dtype=torch.float64)
+        in_id_order[order[:kept]] = weights[:kept]
+        mass = in_id_order.cumsum(0)
+        return int((mass <= uniform * mass[-1]).sum())
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        log_softmax = logits.log_softmax(-1)
+        chosen = logits.gather(1, tokens.long().unsqueeze(1))
+        rank = 1 + (logits > chosen).sum(-1, dtype=torch.int32)
+        order = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top]
+        logprob = log_softmax.gather(1, tokens.long().unsqueeze(1)).squeeze(1)
+        return logprob, rank, order.int(), log_softmax.gather(1, order)

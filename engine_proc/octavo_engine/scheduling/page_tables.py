@@ -1,0 +1,126 @@
+"""The page tables of running sequences: how they grow, share, copy on write, are found again and given back.
+
+Unit of all lengths: tokens. A sequence's `room` is the position below which a token can be written without looking;
+whatever may change that (a fork, an exchanged page) sets it to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octavo_engine.scheduling.block_pool import BlockPool
+from octavo_engine.scheduling.prefix_cache import CachedPage, Parent, PrefixCache
+from octavo_engine.scheduling.sequence import Sequence
+
+__all__ = ["PageTables"]
+
+
+class PageTables:
+    """Owns the pool and the prefix cache. Allocating methods raise IndexError when the pool is exhausted."""
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        enable_prefix_caching: bool,
+        hash_page: Callable[[int | bytes, bytes], int] | None = None,
+    ) -> None:
+        self.page_size = page_size
+        self.pool = BlockPool(num_pages)
+        self.cache = PrefixCache(self.pool, hash_page) if hash_page else PrefixCache(self.pool)
+        self._caching = enable_prefix_caching
+
+    def num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def capacity(self, seq: Sequence) -> int:
+        """Positions that `seq` could reach with all pages that are available."""
+        return (len(seq.pages) + self.pool.num_available) * self.page_size
+
+    def find(self, seq: Sequence) -> list[CachedPage]:
+        """Entries of its first pages; never all of its tokens, since the last one's logits are needed.
+
+        What has no prompt logprobs yet, though they are wanted, must be computed as well.
+        """
+        found: list[CachedPage] = []
+        if not self._caching:
+            return found
+        size, request = self.page_size, seq.request
+        limit = request.prompt_scored if request.wants_prompt_scored else seq.num_tokens - 1
+        parent: Parent = request.cache_salt
+        for start in range(0, limit // size * size, size):
+            entry = self.cache.find(parent, seq.token_bytes(start, start + size))
+            if entry is None:
+                break
+            found.append(entry)
+            parent = entry
+        return found
+
+    def cost(self, seq: Sequence, found: list[CachedPage]) -> int:
+        """Available pages that computing `seq` takes: new ones, and found ones that nobody holds now."""
+        refs = self.pool.refs
+        return self.num_pages(seq.num_tokens) - sum(refs[entry.page] > 0 for entry in found)
+
+    def begin(self, seq: Sequence, found: list[CachedPage]) -> None:
+        """Start the table with what `find` found."""
+        for entry in found:
+            self.pool.share(entry.page)
+        seq.pages = [entry.page for entry in found]
+        seq.num_computed = len(found) * self.page_size
+        if self._caching:
+            seq.node = found[-1] if found else seq.request.cache_salt
+
+    def grow(self, seq: Sequence, stop: int) -> None:
+        """Pages for all positions below `stop`."""
+        for _ in range(self.num_pages(stop) - len(seq.pages)):
+            seq.pages.append(self.pool.allocate())
+
+    def share(self, leader: Sequence, follower: Sequence) -> None:
+        """`follower` has the leader's tokens, and so its pages. Whoever writes to the last one first gets a copy."""
+        for page in leader.pages:
+            self.pool.share(page)
+        follower.pages = leader.pages.copy()
+        follower.num_computed, follower.node = leader.num_computed, leader.node
+        leader.room = 0
+
+    def needs_page(self, seq: Sequence) -> bool:
+        """The next token can't be written into the last page: it is full, or others hold it too."""
+        pages = seq.pages
+        return seq.num_computed == len(pages) * self.page_size or self.pool.refs[pages[-1]] > 1
+
+    def add_page(self, seq: Sequence, copies: list[tuple[int, int]]) -> None:
+        """Give what needs_page asks for: a new page, or an own copy, noted in `copies`."""
+        pages, page = seq.pages, self.pool.allocate()
+        if seq.num_computed == len(pages) * self.page_size:
+            pages.append(page)
+            return
+        shared, pages[-1] = pages[-1], page
+        copies.append((shared, page))
+        self.pool.release(shared)
+        seq.sent = min(seq.sent, len(pages) - 1)
+
+    def store(self, seq: Sequence, start: int) -> None:
+        """Make its full pages from the one of token `start` on findable; they are computed.
+
+        Where the same content was computed twice, one page is kept and shared.
+        """
+        size = self.page_size
+        for index in range(start // size, seq.num_computed // size):
+            if seq.node is None:
+                return
+            page = seq.pages[index]
+            seq.node = self.cache.store(seq.node, seq.token_bytes(index * size, (index + 1) * size), page)
+            if seq.node is not None and seq.node.page != page:
+                self.pool.share(seq.node.page)
+                self.pool.release(page)
+                seq.pages[index] = seq.node.page
+                seq.sent = min(seq.sent, index)
+                seq.room = 0
+
+    def release(self, seq: Sequence) -> None:
+        """Give all pages back, children before parents (see prefix_cache)."""
+        for page in reversed(seq.pages):
+            self.pool.release(page)
+        seq.pages = []
+        seq.num_computed = seq.sent = seq.room = 0
+        seq.node = None

@@ -1,0 +1,166 @@
+"""A request and its n sequences, as the scheduler sees them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from octavo.options import SamplingParams
+from octavo_engine.scheduling.plan import SeqStart
+from octavo_engine.scheduling.prefix_cache import Parent
+
+__all__ = ["FinishReason", "Request", "Sequence"]
+
+FinishReason = Literal["stop", "length", "abort"]
+
+_NOWHERE = -1
+_MASK = (1 << 64) - 1
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prompt (token ids in 0 .. 2^31 - 1) to be answered params.n times.
+
+    key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
+    clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
+    cache_salt: prefix-cache pages are shared only between requests with the same salt.
+    Raises OverflowError or TypeError when the prompt holds anything but such token ids.
+    """
+
+    key: Hashable
+    prompt: list[int]
+    params: SamplingParams
+    eos_token_ids: frozenset[int]
+    seed: int
+    arrival: float
+    bad_words: list[list[int]] = field(default_factory=list)
+    cache_salt: bytes = b""
+    sequences: list[Sequence] = field(init=False)
+    prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
+    prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
+    num_open: int = field(init=False)  # sequences not yet finished
+
+    def __post_init__(self) -> None:
+        self.prompt_bytes = array("i", self.prompt).tobytes()
+        self.sequences = [Sequence(self, index) for index in range(self.params.n)]
+        self.num_open = self.params.n
+
+    @property
+    def wants_prompt_scored(self) -> bool:
+        """Some prompt logprobs are still to be made."""
+        return self.params.prompt_logprobs is not None and self.prompt_scored < len(self.prompt)
+
+
+class Sequence:
+    """One choice of a request.
+
+    output: token ids drawn so far. num_computed: tokens whose keys and values are in the cache. pages: the page table.
+    slot: -1 while waiting. finish_reason: "stop", "length" or "abort" once finished; stop_reason: the stop string or
+    token id that ended it, None for end-of-sequence. num_cached: prompt tokens that were found in the cache when it
+    first ran.
+    """
+
+    __slots__ = (
+        "cost",
+        "finish_reason",
+        "followers",
+        "index",
+        "leader",
+        "max_output",
+        "node",
+        "num_cached",
+        "num_computed",
+        "output",
+        "overtaken",
+        "pages",
+        "rank",
+        "request",
+        "room",
+        "samplers",
+        "sent",
+        "slot",
+        "started",
+        "stop_reason",
+        "stops",
+    )
+
+    def __init__(self, request: Request, index: int) -> None:
+        params = request.params
+        self.request = request
+        self.index = index
+        self.output: list[int] = []
+        self.num_computed = 0
+        self.pages: list[int] = []
+        self.slot = _NOWHERE
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.num_cached = 0
+        self.stops = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            self.stops |= request.eos_token_ids
+        # What follows is the scheduler's own.
+        self.rank = (params.priority, 0, index)  # smaller runs first: priority, order of arrival, choice
+        self.max_output = 0  # tokens, set at admission
+        self.followers: list[Sequence] = []  # choices that start when this one has computed the prompt
+        self.leader: Sequence | None = None  # the one whose follower it is
+        self.overtaken = 0  # later arrivals that were admitted while this one waited
+        self.started = False
+        self.cost = (0, 0)  # after a failed admission: pages it takes, and the step at which to look again
+        self.samplers = [_NOWHERE]  # [slot]
+        self.node: Parent | None = None  # entry of its last full page; None: its pages are not stored
+        self.sent = 0  # entries of `pages` that the runner has
+        self.room = 0  # a token at a position below this can be written as things are
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output."""
+        return len(self.request.prompt) + len(self.output)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Token ids at positions start .. stop - 1 of prompt and output."""
+        prompt = self.request.prompt
+        split = len(prompt)
+        if stop <= split:
+            return prompt[start:stop]
+        if start >= split:
+            return self.output[start - split : stop - split]
+        return prompt[start:] + self.output[: stop - split]
+
+    def token_bytes(self, start: int, stop: int) -> bytes:
+        """The same as int32 bytes."""
+        if stop <= len(self.request.prompt):
+            return self.request.prompt_bytes[4 * start : 4 * stop]
+        return array("i", self.tokens(start, stop)).tobytes()
+
+    def begin(self, slot: int) -> SeqStart:
+        """Take a slot."""
+        self.leader = None
+        self.slot = slot
+        self.samplers = [slot]
+        self.started = True
+        request = self.request
+        return SeqStart(
+            slot,
+            request.params,
+            _stream(request.seed, self.index),
+            request.prompt,
+            self.output.copy(),
+            sorted(self.stops),
+            request.bad_words,
+        )
+
+
+def _stream(seed: int, index: int) -> int:
+    """The seed of choice `index`, signed 64-bit; choice 0 draws as a request with n = 1 would.
+
+    The mixing function is SplitMix64's (Steele, Lea, Flood, OOPSLA 2014).
+    """
+    if index:
+        z = (seed + index * 0x9E3779B97F4A7C15) & _MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        seed = z ^ (z >> 31)
+    seed &= _MASK
+    return seed - (1 << 64) if seed >> 63 else seed

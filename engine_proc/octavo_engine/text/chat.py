@@ -1,0 +1,104 @@
+"""Chat templates: the Jinja dialect that Hugging Face checkpoints carry, in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from octavo_engine.text.errors import TextError
+
+__all__ = ["ChatTemplate"]
+
+
+class ChatTemplate:
+    """source: the template. tokens: bos_token, eos_token and the like, as template variables.
+
+    Compiled when first used: importing jinja2 and compiling cost 60 ms, which a start without chat can spare.
+    """
+
+    def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
+        self.source = source
+        self._tokens = dict(tokens)
+        self._template: Any = None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The prompt's text. Raises TextError with the template's own words where it refuses the messages."""
+        import jinja2
+
+        try:
+            if self._template is None:
+                self._template = _compile(self.source)
+            rendered: str = self._template.render(
+                **self._tokens,
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise TextError(f"the chat template does not compile: {error} (line {error.lineno})") from error
+        except jinja2.TemplateError as error:
+            raise TextError(f"the chat template refused the messages: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+            raise TextError(f"the chat template failed on the messages: {type(error).__name__}: {error}") from error
+        return rendered
+
+
+def _compile(source: str) -> Any:
+    """The environment that transformers gives templates: same flags, filters, globals and tags."""
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} marks the assistant's words for training; here its body is just rendered."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            # A scope, as in transformers, so that what is set inside stays inside.
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    class Namespace(jinja2.utils.Namespace):
+        """Refuses underscore names, which reach into the interpreter."""
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a chat template may not set the attribute {name!r}")
+            super().__setitem__(name, value)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raiser(jinja2.TemplateError)
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = Namespace
+    return environment.from_string(source)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own tojson escapes HTML, which a model was not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raiser(kind: type[Exception]) -> Callable[[str], None]:
+    def raise_exception(message: str) -> None:
+        raise kind(message)
+
+    return raise_exception
+
+
+def _strftime_now(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)

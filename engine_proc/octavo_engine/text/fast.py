@@ -1,0 +1,33 @@
+"""Tokenizers of the `tokenizers` library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo_engine.text.pieces import StreamFactory, stream_factory
+
+__all__ = ["FastBackend"]
+
+
+class FastBackend:
+    """tokenizer: a `tokenizers.Tokenizer`, owned from here on."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        # A tokenizer.json may carry the padding and truncation of its training.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._special = frozenset(t for t, a in tokenizer.get_added_tokens_decoder().items() if a.special)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # The batch call releases the GIL, `encode` does not (0.23: 0.4 s of silence for 1.2 MB), and skips offsets.
+        batch = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = batch[0].ids
+        return ids
+
+    def stream_factory(self, skip_special_tokens: bool) -> StreamFactory:
+        return stream_factory(self.tokenizer, skip_special_tokens)
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special

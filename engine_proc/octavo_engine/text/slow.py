@@ -1,0 +1,53 @@
+"""Tokenizers that only transformers can build or run. Importing it costs a second, so it is imported here alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from octavo_engine.text.errors import TextError
+from octavo_engine.text.fast import FastBackend
+from octavo_engine.text.pieces import StreamFactory, window_factory
+
+__all__ = ["SlowBackend", "load_slow"]
+
+
+class SlowBackend:
+    """tokenizer: a transformers tokenizer in Python."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        self._special = frozenset(tokenizer.all_special_ids)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def stream_factory(self, skip_special_tokens: bool) -> StreamFactory:
+        size = self.vocab_size
+
+        def decode(ids: list[int]) -> str:
+            known = [token for token in ids if 0 <= token < size]
+            text: str = self.tokenizer.decode(
+                known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
+            return text
+
+        return window_factory(decode)
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+
+def load_slow(folder: Path, trust_remote_code: bool) -> tuple[FastBackend | SlowBackend, dict[str, str]]:
+    """The folder's tokenizer as transformers makes it, and its named special tokens. Raises TextError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except Exception as error:  # a checkpoint's own code may raise anything
+        raise TextError(f"transformers can't load the tokenizer in {folder}: {error}") from error
+    named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    if tokenizer.is_fast:
+        return FastBackend(tokenizer.backend_tokenizer), named
+    return SlowBackend(tokenizer), named

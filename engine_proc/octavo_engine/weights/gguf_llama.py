@@ -1,0 +1,150 @@
+"""GGUF files of the llama architecture, seen under the names and in the row order of the published checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo_engine.weights.gguf_file import GGUFFile, TensorInfo
+from octavo_engine.weights.gguf_types import GGML_TYPES
+from octavo_engine.weights.source import SourceError
+
+__all__ = ["GGUFCheckpoint", "gguf_config"]
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_FREQS = "rope_freqs.weight"
+
+
+class GGUFCheckpoint:
+    """Tensors dequantised one at a time: float32 out of quantised types, as stored otherwise.
+
+    The converter writes the rows of a head of q and k in pairs (i, i + D/2), so that llama.cpp may rotate
+    neighbours; they are put back in order here, as raw rows, before they are dequantised.
+    """
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+        heads = file.metadata["llama.attention.head_count"]
+        self._heads = {"attn_q": heads, "attn_k": file.metadata.get("llama.attention.head_count_kv", heads)}
+        self._infos: dict[str, TensorInfo] = {}
+        for name, info in file.tensors.items():
+            if info.kind not in GGML_TYPES:
+                known = ", ".join(kind.name for kind in GGML_TYPES.values())
+                raise SourceError(f"{file.path}: tensor {name} has ggml type {info.kind}; read are {known}")
+            kind = GGML_TYPES[info.kind]
+            if info.shape[-1] % kind.block or info.offset + self._size(info) > len(file.data):
+                raise SourceError(f"{file.path}: tensor {name} {info.shape} of {kind.name} passes the file's end")
+            if name != _ROPE_FREQS:
+                self._infos[_published(name)] = info
+
+    def names(self) -> Iterable[str]:
+        return self._infos.keys()
+
+    def nbytes(self, name: str) -> int:
+        return self._size(self._infos[name])
+
+    def get(self, name: str) -> Tensor:
+        info = self._infos[name]
+        heads = self._heads.get(info.name.split(".")[-2])
+        rows = self._raw(info)
+        if heads is not None:
+            size = info.shape[0] // heads
+            rows = rows.view(heads, size // 2, 2, -1).transpose(1, 2).reshape(info.shape[0], -1)
+        kind = GGML_TYPES[info.kind]
+        return kind.dequantize(rows.reshape(-1, kind.size)).view(info.shape)
+
+    def _raw(self, info: TensorInfo) -> Tensor:
+        """[rows, bytes a row] uint8, sharing the file's memory."""
+        raw = torch.frombuffer(self._file.data, dtype=torch.uint8, offset=info.offset, count=self._size(info))
+        return raw.view(info.shape[0], -1)
+
+    @staticmethod
+    def _size(info: TensorInfo) -> int:
+        kind = GGML_TYPES[info.kind]
+        return prod(info.shape) // kind.block * kind.size
+
+
+def _published(name: str) -> str:
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in _NAMES:
+        return name  # The loader will name it as not used.
+    layer = "" if match[1] is None else f"model.layers.{match[1]}."
+    return f"{layer}{_NAMES[match[2]]}.{match[3]}"
+
+
+def gguf_config(file: GGUFFile) -> dict[str, Any]:
+    """config.json's keys out of llama.* metadata. Raises SourceError for other architectures."""
+    meta, path = file.metadata, file.path
+    if meta.get("general.architecture") != "llama":
+        raise SourceError(f"{path}: GGUF architecture {meta.get('general.architecture')!r}; 'llama' is read")
+    if meta.get("llama.expert_count"):
+        raise SourceError(f"{path}: llama.expert_count {meta['llama.expert_count']}; mixtures of experts are not read")
+
+    def required(key: str) -> Any:
+        if key not in meta:
+            raise SourceError(f"{path}: the metadata lacks {key}")
+        return meta[key]
+
+    heads, hidden = required("llama.attention.head_count"), required("llama.embedding_length")
+    head_dim = meta.get("llama.attention.key_length") or meta.get("llama.rope.dimension_count") or hidden // heads
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if meta.get(key, head_dim) != head_dim:
+            raise SourceError(f"{path}: {key} {meta[key]} differs from the head size {head_dim}")
+    window = meta.get("llama.attention.sliding_window")
+    config = {
+        "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
+        "model_type": "mistral" if window else "llama",
+        "hidden_size": hidden,
+        "intermediate_size": required("llama.feed_forward_length"),
+        "num_hidden_layers": required("llama.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": required("llama.attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": required("llama.context_length"),
+        "vocab_size": file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
+        "rope_parameters": _rope_parameters(file),
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
+    }
+    return config | ({"sliding_window": window} if window else {})
+
+
+def _rope_parameters(file: GGUFFile) -> dict[str, Any]:
+    meta = file.metadata
+    theta = {"rope_theta": meta.get("llama.rope.freq_base", 10000.0)}
+    if _ROPE_FREQS in file.tensors:
+        info = file.tensors[_ROPE_FREQS]
+        raw = torch.frombuffer(file.data, dtype=torch.float32, offset=info.offset, count=info.shape[0])
+        return theta | {"rope_type": "freq_factors", "freq_factors": raw.tolist()}
+    kind = meta.get("llama.rope.scaling.type", "none")
+    factor = meta.get("llama.rope.scaling.factor", meta.get("llama.rope.scale_linear"))
+    if kind == "none" and not factor:
+        return theta
+    scaling = {"rope_type": "linear" if kind == "none" else kind, "factor": factor}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = meta.get("llama.rope.scaling.original_context_length")
+    return theta | scaling

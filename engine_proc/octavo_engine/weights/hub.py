@@ -1,0 +1,61 @@
+"""Checkpoints of the Hugging Face hub, through huggingface_hub and its cache."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from octavo_engine.weights.source import Progress, SourceError
+
+__all__ = ["fetch"]
+
+_SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+
+
+def fetch(model: str, revision: str | None = None, progress: Progress | None = None) -> Path:
+    """The local folder of hub id "owner/name", or the file of "owner/name/file.gguf". Raises SourceError.
+
+    safetensors are preferred to .bin. Where the hub can't be reached, what its cache holds is used.
+    """
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub.errors import HFValidationError
+    except ImportError as error:
+        raise SourceError(f"{model!r} is no local path, and huggingface_hub is not installed") from error
+    parts = model.split("/")
+    more: dict[str, Any] = {"revision": revision}
+    if progress is not None:
+        more["tqdm_class"] = _reporter(progress, model)
+    try:
+        if len(parts) > 2:
+            return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), **more))
+        folder = Path(hub.snapshot_download(model, allow_patterns=[*_SMALL, "model*.safetensors"], **more))
+        if not any(folder.glob("model*.safetensors")):
+            hub.snapshot_download(model, allow_patterns=["pytorch_model*.bin"], **more)
+    except HFValidationError as error:
+        raise SourceError(f"{model!r} is no local path and no hub id: {error}") from error
+    except OSError as error:
+        at = f" at revision {revision!r}" if revision else ""
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(
+            f"{model!r} is no local path, and as a hub model{at} it is not in the cache and could not be fetched: {why}"
+        ) from error
+    return folder
+
+
+def _reporter(progress: Progress, model: str) -> type[Any]:
+    """A progress bar class that draws nothing and passes on what huggingface_hub counts."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Reporter(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **(kwargs | {"file": io.StringIO(), "disable": False}))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn: bool | None = super().update(n)
+            progress("download", int(self.n), int(self.total or 0), self.desc or model)
+            return drawn
+
+    return Reporter

@@ -1,0 +1,55 @@
+"""The one way in: a name that a user gives, opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from octavo_engine.weights.checkpoint import find_checkpoint
+from octavo_engine.weights.gguf_file import GGUFFile
+from octavo_engine.weights.gguf_llama import GGUFCheckpoint, gguf_config
+from octavo_engine.weights.hub import fetch
+from octavo_engine.weights.source import Progress, Source, SourceError
+
+__all__ = ["open_source"]
+
+
+def open_source(model: str | os.PathLike[str], revision: str | None = None, progress: Progress | None = None) -> Source:
+    """A local folder, a .gguf file, a hub id "owner/name", or "owner/name/file.gguf" on the hub.
+
+    Opening reads names and metadata; tensors are read when asked for. Raises SourceError.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        name = os.fspath(model)
+        looks_local = name.startswith(("/", ".", "~")) or (path.suffix == ".gguf" and name.count("/") != 2)
+        if looks_local:
+            raise SourceError(f"no such file or folder: {path.absolute()}")
+        path = fetch(name, revision, progress)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".gguf" or _magic(path) == b"GGUF":
+        file = GGUFFile(path)
+        return Source("gguf", path, gguf_config(file), GGUFCheckpoint(file), file.metadata)
+    raise SourceError(f"{path} is neither a folder with config.json nor a .gguf file")
+
+
+def _open_folder(path: Path) -> Source:
+    config = path / "config.json"
+    if not config.is_file():
+        ggufs = ", ".join(sorted(file.name for file in path.glob("*.gguf")))
+        hint = f"; name one of its GGUF files instead: {ggufs}" if ggufs else ""
+        raise SourceError(f"{path} has no config.json{hint}")
+    try:
+        values = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise SourceError(f"{config} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise SourceError(f"{config} is not a JSON object")
+    return Source("folder", path, values, find_checkpoint(path))
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)

@@ -1,0 +1,67 @@
+"""octavo: an embeddable async LLM engine.
+
+    async with octavo.AsyncClient("path/or/hub-id") as client:
+        async for delta in client.stream("Once upon a time", octavo.SamplingParams(max_tokens=64)):
+            print(delta.text, end="")
+
+This package is the light client; the engine runs in a process of its own (pip install "octavo[engine]").
+"""
+
+import logging
+
+from octavo.client import AsyncClient
+from octavo.errors import (
+    ClientClosed,
+    EngineDead,
+    EngineError,
+    EngineNotInstalled,
+    EngineStartError,
+    EngineUnresponsive,
+    InvalidOption,
+    InvalidRequest,
+    ModelError,
+    OctavoError,
+    Overloaded,
+    PromptTooLong,
+    ProtocolMismatch,
+    RequestFailed,
+    RequestTimeout,
+)
+from octavo.options import EngineOptions, SamplingParams
+from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
+from octavo.stream import Stream
+from octavo.wire import Message, Progress
+
+__all__ = [
+    "AsyncClient",
+    "ClientClosed",
+    "Completion",
+    "CompletionChoice",
+    "Delta",
+    "EngineDead",
+    "EngineError",
+    "EngineNotInstalled",
+    "EngineOptions",
+    "EngineStartError",
+    "EngineUnresponsive",
+    "InvalidOption",
+    "InvalidRequest",
+    "Message",
+    "ModelError",
+    "OctavoError",
+    "Overloaded",
+    "Progress",
+    "PromptTooLong",
+    "ProtocolMismatch",
+    "RequestFailed",
+    "RequestTimeout",
+    "SamplingParams",
+    "Stream",
+    "TokenLogprob",
+    "Usage",
+]
+
+__version__ = "0.1.0"
+
+# Without a handler, the logging module would print warnings to the host's stderr.
+logging.getLogger("octavo").addHandler(logging.NullHandler())

@@ -1,0 +1,249 @@
+"""AsyncClient: spawn or join an engine, generate, stream, close."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from octavo import wire
+from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
+from octavo.options import EngineOptions, SamplingParams, replace
+from octavo.results import Completion
+from octavo.session import JoinedEngine, Session, SpawnedEngine
+from octavo.stream import Stream, completion, error_of
+from octavo.transport import CurveKeys, Transport
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["AsyncClient", "Prompt"]
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str] | wire.Message]
+"""Text, token ids, or the messages of a chat (each with "role" and "content")."""
+
+_DEFAULT_PARAMS = SamplingParams()
+
+
+class AsyncClient:
+    """A client with an engine process of its own; `connect` joins a shared one instead.
+
+        async with AsyncClient("path/or/hub-id") as client:
+            print((await client.generate("Once upon a time")).text)
+
+    Runs on asyncio, uvloop and trio, in any thread; one client belongs to the event loop that opened it. Any number of
+    tasks may use it at once. Entering opens it, leaving closes it: the engine has been reaped by then.
+
+    model and options.model are the same thing given twice: either will do. on_progress is called with
+    wire.Progress (stage, bytes done, bytes in total) while the model is fetched and loaded.
+
+    Opening raises EngineNotInstalled, ModelError, InvalidOption, ProtocolMismatch or EngineStartError.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        options: EngineOptions | None = None,
+        *,
+        on_progress: Callable[[wire.Progress], None] | None = None,
+        _command: Sequence[str] | None = None,
+    ) -> None:
+        options = options or EngineOptions()
+        if model is not None:
+            name = os.fspath(model)
+            if options.model and options.model != name:
+                raise InvalidOption("model", name, f"given once, or the same as options.model={options.model!r}")
+            options = replace(options, model=name)
+        if not options.model:
+            raise InvalidOption("model", options.model, "a local folder, a GGUF file or a hub id")
+        self._asked = options
+        self._session = Session(
+            SpawnedEngine(options, _command), options.ready_timeout, options.shutdown_timeout, on_progress
+        )
+
+    @classmethod
+    async def connect(
+        cls,
+        address: str,
+        *,
+        ready_timeout: float = 120.0,
+        on_progress: Callable[[wire.Progress], None] | None = None,
+        server_public_key: str | None = None,
+        public_key: str | None = None,
+        secret_key: str | None = None,
+    ) -> Self:
+        """Join the shared engine at address ("ipc:///path", or "tcp://host:port" with its CURVE key); an open client.
+
+        Waits up to ready_timeout seconds for an engine that still loads or is not there yet. Closing leaves it running.
+        """
+        client = cls._over(JoinedEngine(address, _curve(address, server_public_key, public_key, secret_key)))
+        client._session.ready_timeout = EngineOptions(ready_timeout=ready_timeout).ready_timeout
+        client._session.on_progress = on_progress
+        await client.open()
+        return client
+
+    @classmethod
+    def _over(cls, engine: JoinedEngine) -> Self:
+        client = cls.__new__(cls)
+        client._asked = EngineOptions()
+        client._session = Session(engine, 120.0, 5.0, None)
+        return client
+
+    @classmethod
+    def over(cls, transport: Transport) -> Self:
+        """A client, yet to be opened, of whatever answers at the other end of transport (see octavo.testing)."""
+        return cls._over(JoinedEngine("memory", None, transport))
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Start (or join) the engine and wait until it is ready; at once if it is."""
+        await self._session.open(self)
+        return self
+
+    async def close(self) -> str:
+        """End the engine, or leave it if it is shared; requests that still run get ClientClosed. Idempotent.
+
+        Returns how it ended: "drained" (asked), "terminated" (SIGTERM), "killed" (SIGKILL), "gone" (it was dead
+        already) or "left" (it is shared). The process has been reaped then, however the caller was cancelled meanwhile.
+        """
+        return await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def ready(self) -> wire.Ready:
+        """What the engine said when it became ready: its pid, resolved options, architecture, vocabulary size..."""
+        ready = self._session.ready
+        if ready is None:
+            raise ClientClosed("the client has not been opened: use `async with` or await open()")
+        return ready
+
+    @property
+    def options(self) -> EngineOptions:
+        """As resolved by the engine once it is ready; before, as given."""
+        return self._asked if self._session.ready is None else self._session.ready.options
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+        """The whole answer to a prompt; cancelling it aborts the request.
+
+        Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
+        EngineDead or ClientClosed.
+        """
+        router = self._session.router
+        request = router.submit(False, _message(prompt, params))
+        if request.outcome is None:
+            request.waiter = waiter = router.loop.waiter()
+            try:
+                await waiter
+            except BaseException:
+                request.waiter = None
+                router.forget(request)
+                raise
+        outcome = request.outcome
+        if isinstance(outcome, wire.Finished):
+            done = completion(request.pending, outcome)
+            assert done is not None
+            return done
+        if isinstance(outcome, wire.Failed):
+            raise error_of(outcome, completion(request.pending, outcome))
+        assert outcome is not None
+        raise outcome
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+        """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
+
+        Leaving the stream in any way aborts the request.
+        """
+        params = params or _DEFAULT_PARAMS
+        router = self._session.router
+        return Stream(self, router, router.submit(True, _message(prompt, params)), params.n)
+
+    async def chat(
+        self, messages: Sequence[Mapping[str, str] | wire.Message], params: SamplingParams | None = None
+    ) -> Completion:
+        """`generate` for chat messages: {"role": ..., "content": ...}, through the model's chat template."""
+        if isinstance(messages, str) or not messages:
+            raise InvalidRequest('messages: give at least one {"role": ..., "content": ...}')
+        return await self.generate(messages, params)
+
+    async def abort(self, *streams: Stream) -> None:
+        """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
+        router = self._session.router
+        if streams:
+            router.abort([stream.request_id for stream in streams])
+        else:
+            router.abort_all()
+
+    async def stats(self, timeout: float = 10.0) -> dict[str, float]:
+        """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""
+        with anyio.move_on_after(timeout):
+            return await self._session.router.stats()
+        raise EngineUnresponsive(
+            f"the engine's step loop did not answer within timeout={timeout:g} s: it hangs, is stopped, or a step "
+            "takes that long"
+        )
+
+    async def health(self, timeout: float = 10.0) -> None:
+        """Return if the engine's step loop answers within timeout seconds. Raises EngineUnresponsive or EngineDead."""
+        await self.stats(timeout)
+
+
+def _curve(address: str, server: str | None, public: str | None, secret: str | None) -> CurveKeys | None:
+    if address.startswith("ipc://") and len(address) > len("ipc://"):
+        return None
+    if not address.startswith("tcp://"):
+        raise InvalidOption("address", address, '"ipc:///path/to/socket", or "tcp://host:port" with CURVE keys')
+    if server is None:
+        raise InvalidOption("server_public_key", None, "the engine's CURVE key: tcp is not spoken without encryption")
+    return CurveKeys(server, public, secret)
+
+
+def _message(prompt: Prompt, params: SamplingParams | None) -> Callable[[int], wire.Generate]:
+    """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
+    params = params or _DEFAULT_PARAMS
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params: a SamplingParams is needed, not {type(params).__name__}")
+    if isinstance(prompt, str):
+        return lambda request_id: wire.Generate(request_id, params, text=prompt)
+    if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
+        raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
+    items: list[Any] = list(prompt)
+    if items and isinstance(items[0], (Mapping, wire.Message)):
+        messages = [_turn(item) for item in items]
+        return lambda request_id: wire.Generate(request_id, params, messages=messages)
+    token_ids = _token_ids(items)
+    return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids)
+
+
+def _token_ids(items: list[Any]) -> list[int]:
+    if set(map(type, items)) - {int}:
+        if any(isinstance(item, bool) for item in items):
+            raise InvalidRequest("prompt: token ids must be whole numbers, got a bool")
+        try:  # integers of other libraries
+            items = [operator.index(item) for item in items]
+        except TypeError as error:
+            raise InvalidRequest(f"prompt: token ids must be whole numbers: {error}") from None
+    if items and (min(items) < 0 or max(items) >= 1 << 31):
+        raise InvalidRequest(f"prompt: token ids must be in 0..2**31-1, got {min(items)}..{max(items)}")
+    return items
+
+
+def _turn(item: Any) -> wire.Message:
+    if isinstance(item, Mapping):
+        item = wire.Message(item.get("role"), item.get("content"))  # type: ignore[arg-type]
+    if not isinstance(item, wire.Message) or not isinstance(item.role, str) or not isinstance(item.content, str):
+        raise InvalidRequest('messages: each needs a "role" and a "content", both strings')
+    return item

@@ -1,0 +1,258 @@
+"""The one receiver: takes frames off the transport and gives each message to the request that waits for it.
+
+Delivery never blocks. A delta goes to its request's list; only a reader that waits is woken. What a slow reader leaves
+lying is merged, so that memory is bounded by the output itself and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from octavo import wire
+from octavo.errors import InvalidRequest, OctavoError, ProtocolMismatch
+from octavo.loop import Loop, Waiter
+from octavo.transport import Transport
+
+__all__ = ["Request", "Router", "merge"]
+
+# Frames are taken for at most this long before other tasks get their turn (seconds).
+_TURN = 0.002
+# Deltas a reader may leave lying before they are merged.
+_MERGE_AT = 256
+
+Outcome = wire.Finished | wire.Failed | OctavoError
+
+
+def merge(deltas: list[wire.Delta]) -> list[wire.Delta]:
+    """The same output with one delta a choice, in the order in which the choices first appear."""
+    by_index: dict[int, list[wire.Delta]] = {}
+    for delta in deltas:
+        by_index.setdefault(delta.index, []).append(delta)
+    return [_merge_choice(parts) if len(parts) > 1 else parts[0] for parts in by_index.values()]
+
+
+def _merge_choice(parts: list[wire.Delta]) -> wire.Delta:
+    last = parts[-1]
+    logprobs = None
+    if any(part.logprobs is not None for part in parts):
+        logprobs = tuple(entry for part in parts for entry in part.logprobs or ())
+    return wire.Delta(
+        last.request_id,
+        last.index,
+        "".join([part.text for part in parts]),
+        tuple([token for part in parts for token in part.token_ids]),
+        logprobs,
+        last.finish_reason,
+        last.stop_reason,
+    )
+
+
+class Request:
+    """What the router knows of one request: what came and was not read yet, who waits, and how it ended."""
+
+    __slots__ = ("every_delta", "handle", "id", "merge_at", "outcome", "pending", "waiter")
+
+    def __init__(self, request_id: int, every_delta: bool) -> None:
+        self.id = request_id
+        self.every_delta = every_delta  # wake the reader at each delta, or at the end alone
+        self.pending: list[wire.Delta] = []
+        self.waiter: Waiter | None = None
+        self.outcome: Outcome | None = None
+        self.merge_at = _MERGE_AT
+        self.handle: weakref.ref[Any] | None = None  # told when the reader is garbage-collected
+
+    def wake(self) -> None:
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def compact(self) -> None:
+        self.pending = merge(self.pending)
+        self.merge_at = len(self.pending) + _MERGE_AT
+
+    def end(self, outcome: Outcome) -> None:
+        """The first outcome stands."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.wake()
+
+
+class Router:
+    """Requests by id, over one transport. Everything runs in the loop's thread."""
+
+    def __init__(self, transport: Transport, loop: Loop) -> None:
+        self.loop = loop
+        self.ready: wire.Ready | None = None
+        self.dying: wire.Dying | None = None
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_dying: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[wire.Progress], None] = lambda progress: None
+        self.on_malformed: Callable[[str], None] = lambda why: self.fail_all(lambda: ProtocolMismatch(why))
+        self._transport = transport
+        self._requests: dict[int, Request] = {}
+        self._left: deque[int] = deque()  # their readers were collected; the next send tells the engine
+        self._stats: dict[int, tuple[Waiter, list[dict[str, float] | OctavoError]]] = {}
+        self._next_id = 0
+        self._failure: Callable[[], OctavoError] | None = None
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    # ---- out -------------------------------------------------------------------------------------------------------
+
+    def send(self, message: Any) -> None:
+        """Raises what msgspec raises for what can't be encoded; nothing has been sent then."""
+        frame = wire.encode([message])
+        if self._left:
+            self._abort_left()
+        self._transport.send(frame)
+        # A send may swallow the edge that would have announced what has come in.
+        self.receive()
+
+    def submit(self, every_delta: bool, make: Callable[[int], wire.Generate]) -> Request:
+        """Send a new request. Raises the reason where no engine can take it."""
+        if self._failure is not None:
+            raise self._failure()
+        self._next_id += 1
+        request = Request(self._next_id, every_delta)
+        self._requests[request.id] = request
+        try:
+            self.send(make(request.id))
+        except UnicodeEncodeError as error:
+            self._requests.pop(request.id, None)
+            raise InvalidRequest(f"the request holds text that is not valid Unicode: {error}") from None
+        except BaseException:
+            self._requests.pop(request.id, None)
+            raise
+        return request
+
+    def abort(self, ids: list[int]) -> None:
+        """Ask the engine to end these; they stay known until it says so."""
+        if ids and self._failure is None:
+            self.send(wire.Abort(ids))
+
+    def abort_all(self) -> None:
+        self.abort(list(self._requests))
+
+    def forget(self, request: Request) -> None:
+        """Its reader has left: tell the engine at once, and drop what still comes. Idempotent."""
+        if self._requests.pop(request.id, None) is not None:
+            self.abort([request.id])
+
+    def watch_reader(self, request: Request, reader: object) -> None:
+        """Forget the request as soon as its reader is garbage-collected."""
+        request_id = request.id  # and not the request: it would keep itself alive in a cycle
+        me = weakref.ref(self)
+
+        # This runs inside the collector, perhaps in another thread and in the middle of anything: it only leaves word.
+        def gone(_: Any) -> None:
+            router = me()
+            if router is not None:
+                router._left.append(request_id)
+                router.loop.soon(router._abort_left)
+
+        request.handle = weakref.ref(reader, gone)
+
+    def _abort_left(self) -> None:
+        ids = []
+        while self._left:
+            if self._requests.pop(request_id := self._left.popleft(), None) is not None:
+                ids.append(request_id)
+        self.abort(ids)
+
+    async def stats(self) -> dict[str, float]:
+        """The engine's figures, from its step loop. The caller sets the deadline."""
+        if self._failure is not None:
+            raise self._failure()
+        self._next_id += 1
+        token, waiter = self._next_id, self.loop.waiter()
+        answer: list[dict[str, float] | OctavoError] = []
+        self._stats[token] = (waiter, answer)
+        try:
+            self.send(wire.StatsRequest(token))
+            await waiter
+        finally:
+            self._stats.pop(token, None)
+        if isinstance(answer[0], OctavoError):
+            raise answer[0]
+        return answer[0]
+
+    # ---- in --------------------------------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Take every frame there is, or as many as fit in one turn."""
+        stop = time.perf_counter() + _TURN
+        while (frame := self._transport.receive()) is not None:
+            try:
+                messages = wire.decode_to_client(frame)
+            except (msgspec.DecodeError, ValueError) as error:
+                # What it held is unknown, so some request would wait for ever.
+                self.on_malformed(f"the engine sent a frame of {len(frame)} bytes that can't be read: {error}")
+                return
+            for message in messages:
+                if type(message) is wire.Deltas:
+                    self._deliver(message.deltas)
+                else:
+                    self._take(message)
+            if time.perf_counter() > stop:
+                self.loop.soon(self.receive)
+                return
+
+    def _deliver(self, deltas: list[wire.Delta]) -> None:
+        requests = self._requests
+        for delta in deltas:
+            request = requests.get(delta.request_id)
+            if request is None:  # its reader has left
+                continue
+            pending = request.pending
+            pending.append(delta)
+            if request.every_delta and (waiter := request.waiter) is not None:
+                request.waiter = None
+                if not waiter.done():
+                    waiter.set_result(None)
+            elif len(pending) >= request.merge_at:
+                request.compact()
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case wire.Finished(request_id) | wire.Failed(request_id):
+                request = self._requests.pop(request_id, None)
+                if request is not None:
+                    request.end(message)
+            case wire.Stats(token, values):
+                if token in self._stats:
+                    self._answer(token, values)
+            case wire.Progress():
+                self.on_progress(message)
+            case wire.Ready():
+                if self.ready is None:
+                    self.ready = message
+                    self.on_ready()
+            case wire.Dying():
+                self.dying = message
+                self.on_dying()
+
+    def _answer(self, token: int, answer: dict[str, float] | OctavoError) -> None:
+        waiter, box = self._stats.pop(token)
+        box.append(answer)
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def fail_all(self, make: Callable[[], OctavoError]) -> None:
+        """The engine is gone or left: all that waits, and all that is asked from now on, gets an error of its own."""
+        if self._failure is None:
+            self._failure = make
+        requests, self._requests = list(self._requests.values()), {}
+        for request in requests:
+            request.end(self._failure())
+        for token in list(self._stats):
+            self._answer(token, self._failure())

@@ -1,0 +1,140 @@
+"""Frames to and from the engine: the seam between the client and ZeroMQ.
+
+A Transport moves whole frames, never blocks, and never waits: the client asks `receive` until it gives None, whenever
+`on_readable` was called and after every `send`. octavo.testing plugs in here with an engine that lives in memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+import zmq
+
+from octavo.errors import InvalidOption
+from octavo.loop import Loop
+
+__all__ = ["CurveKeys", "Transport", "ZmqTransport"]
+
+
+class Transport(Protocol):
+    """Where frames go to and come from."""
+
+    def start(self, loop: Loop, on_readable: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+        """Connect. on_readable: `receive` may give something. on_lost(why): the engine has closed the connection."""
+        ...
+
+    def send(self, frame: bytes) -> None:
+        """Queue one frame; what can't be delivered is dropped (the engine's death is told otherwise)."""
+        ...
+
+    def receive(self) -> bytes | None:
+        """The next frame, or None where there is none at the moment."""
+        ...
+
+    def flush_and_close(self, seconds: float) -> None:
+        """Close, waiting up to seconds for what was sent to leave. Idempotent."""
+        ...
+
+
+class CurveKeys:
+    """Keys of CurveZMQ (rfc.zeromq.org/spec/26), 40 characters of Z85 each; the client's are made up if not given."""
+
+    def __init__(self, server_public_key: str, public_key: str | None = None, secret_key: str | None = None) -> None:
+        if (public_key is None) != (secret_key is None):
+            raise InvalidOption("secret_key", "...", "given together with public_key, or not at all")
+        for name, key in (
+            ("server_public_key", server_public_key),
+            ("public_key", public_key),
+            ("secret_key", secret_key),
+        ):
+            if key is not None and len(key) != 40:
+                raise InvalidOption(name, f"{len(key)} characters", "a Z85 key of 40 characters")
+        if public_key is None or secret_key is None:
+            public, secret = zmq.curve_keypair()
+            public_key, secret_key = public.decode(), secret.decode()
+        self.server, self.public, self.secret = server_public_key, public_key, secret_key
+
+
+class ZmqTransport:
+    """One DEALER socket with a context of its own; used from the loop's thread alone.
+
+    watch_peer: tell `on_lost` when the connection breaks. A spawned engine is watched by its process instead.
+    """
+
+    def __init__(self, address: str, *, curve: CurveKeys | None = None, watch_peer: bool = False) -> None:
+        self._address = address
+        self._curve = curve
+        self._watch_peer = watch_peer
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._loop: Loop | None = None
+        self._fds: list[int] = []
+        self._on_lost: Callable[[str], None] = lambda why: None
+
+    def start(self, loop: Loop, on_readable: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._on_lost = on_lost
+        self._context = zmq.Context()
+        self._socket = socket = self._context.socket(zmq.DEALER)
+        # No high-water mark: a DEALER at its mark refuses to send, and a ROUTER at its mark drops silently. What is
+        # queued is bounded by the engine's admission.
+        socket.sndhwm = socket.rcvhwm = 0
+        socket.linger = 0
+        # The engine binds about a second after it was spawned: look for it often at first.
+        socket.reconnect_ivl = 10
+        socket.reconnect_ivl_max = 200
+        if self._curve is not None:
+            socket.curve_serverkey = self._curve.server.encode()
+            socket.curve_publickey = self._curve.public.encode()
+            socket.curve_secretkey = self._curve.secret.encode()
+        if self._watch_peer:
+            self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._watch(self._monitor, self._on_monitor)
+        socket.connect(self._address)
+        self._watch(socket, on_readable)
+
+    def _watch(self, socket: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        fd = socket.getsockopt(zmq.FD)
+        assert isinstance(fd, int)
+        self._fds.append(fd)
+        self._loop.watch(fd, callback)
+
+    def _on_monitor(self) -> None:
+        while self._monitor is not None:
+            try:
+                event = self._monitor.recv_multipart(zmq.NOBLOCK)[0]
+            except zmq.Again:
+                return
+            # 16 bits of event and 32 of value (zmq_socket_monitor(3)); zmq.utils.monitor would import zmq.asyncio.
+            if int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED:
+                self._on_lost(f"the engine at {self._address} closed the connection")
+
+    def send(self, frame: bytes) -> None:
+        if self._socket is not None:
+            self._socket.send(frame, zmq.NOBLOCK)
+
+    def receive(self) -> bytes | None:
+        if self._socket is None:
+            return None
+        try:
+            return self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def flush_and_close(self, seconds: float) -> None:
+        context, self._context = self._context, None
+        if context is None or self._socket is None or self._loop is None:
+            return
+        for fd in self._fds:
+            self._loop.unwatch(fd)
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
+        self._socket.close(linger=int(seconds * 1000))
+        self._socket = None
+        context.term()

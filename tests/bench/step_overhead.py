@@ -1,0 +1,114 @@
+"""What a step costs in Python: batch, page tables and sampling around a model and ops that take no time.
+
+    python -m tests.bench.step_overhead
+
+Prints microseconds a decode step at 1, 64 and 256 sequences, best and median: building the batch, drawing, and all of
+submit and collect.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from octavo.options import SamplingParams
+from octavo_engine.execution.runner import Runner
+from octavo_engine.models.base import ModelConfig
+from octavo_engine.scheduling.plan import Plan, SeqStart, SeqStep
+
+VOCAB, PAGE, MAX_SEQS, MAX_LEN = 64, 16, 256, 8192
+KINDS = {
+    "greedy": SamplingParams(temperature=0),
+    "filters": SamplingParams(temperature=0.8, top_p=0.9, top_k=40),
+    "penalties": SamplingParams(presence_penalty=0.5, repetition_penalty=1.2),
+    "logprobs": SamplingParams(logprobs=5),
+}
+
+
+class Free:
+    """Model and ops in one, all results made beforehand."""
+
+    config = ModelConfig("none", 30, 1, 1, 2, 1, VOCAB, MAX_LEN, torch.float32)
+
+    def __init__(self, rows: int) -> None:
+        self._hidden, self._logits = torch.zeros(rows, 1), torch.zeros(rows, VOCAB)
+        self._tokens = torch.zeros(rows, dtype=torch.int32)
+        self._top = (
+            torch.zeros(rows),
+            torch.ones(rows, dtype=torch.int32),
+            torch.zeros(rows, 5, dtype=torch.int32),
+            torch.zeros(rows, 5),
+        )
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self._hidden
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._logits
+
+    def sample(self, *_: Any) -> torch.Tensor:
+        return self._tokens
+
+    def logprobs(self, *_: Any) -> tuple[torch.Tensor, ...]:
+        return self._top
+
+
+def prepared(kind: str, count: int, prompt: int = 400) -> tuple[Runner, Callable[[], Plan]]:
+    """A runner with `count` decoding sequences, and what makes their next plan."""
+    free: Any = Free(count)
+    runner = Runner(
+        free, free, num_pages=64, page_size=PAGE, max_num_seqs=MAX_SEQS, max_model_len=MAX_LEN, kv_dtype=torch.float32
+    )
+    history = list(range(prompt))
+    starts = [SeqStart(i, KINDS[kind], i, [token % VOCAB for token in history], []) for i in range(count)]
+    pages = list(range(prompt // PAGE))
+    runner.submit(Plan(0, [], starts, [], [SeqStep(i, 0, [0], 0, pages, []) for i in range(count)]))
+    state = SimpleNamespace(position=prompt)
+
+    def plan() -> Plan:
+        at = state.position = prompt + (state.position + 1 - prompt) % (MAX_LEN // 4)
+        new = [at % 64] if at % PAGE == 0 else []
+        return Plan(at, [], [], [], [SeqStep(i, at, [at % VOCAB], at // PAGE, new, [i]) for i in range(count)])
+
+    return runner, plan
+
+
+def timed(call: Callable[..., Any], *arguments: Any) -> float:
+    begin = time.perf_counter()
+    call(*arguments)
+    return (time.perf_counter() - begin) * 1e6
+
+
+def measure(kind: str, count: int, rounds: int) -> dict[str, list[float]]:
+    runner, plan = prepared(kind, count)
+    slots, model = list(range(count)), runner._model
+    logits = model.logits(torch.zeros(0))
+    times: dict[str, list[float]] = {"build": [], "draw": [], "submit+collect": []}
+    for _ in range(rounds):
+        step = plan()
+        times["build"].append(timed(runner._builder.build, step.seqs))
+        with torch.inference_mode():
+            times["draw"].append(timed(runner._sampler.draw, logits, slots))
+        times["submit+collect"].append(timed(lambda step: runner.collect(runner.submit(step)), step))
+    return times
+
+
+def main(rounds: int = 300) -> None:
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, torch {torch.__version__}: microseconds a decode step, best / median of {rounds}")
+    print(f"{'sequences':>9} {'sampling':>10} {'build':>15} {'draw':>15} {'submit+collect':>15}")
+    for count in (1, 64, 256):
+        for kind in KINDS:
+            times = measure(kind, count, rounds).values()
+            cells = [f"{min(values):.1f} / {statistics.median(values):.1f}" for values in times]
+            print(f"{count:>9} {kind:>10} " + " ".join(f"{cell:>15}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

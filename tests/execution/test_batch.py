@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
+from octavo_engine.scheduling.plan import SeqStep
+
+PAGE = 16
+KV = [(torch.zeros(1), torch.zeros(1))]
+
+
+def builder(max_num_seqs: int = 8, max_model_len: int = 100) -> BatchBuilder:
+    return BatchBuilder(KV, page_size=PAGE, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+
+
+def check(built: BuiltBatch, seqs: list[SeqStep], tables: dict[int, list[int]]) -> None:
+    """Against the definition of every field, one token at a time."""
+    batch = built.batch
+    token_ids, positions, slots, query_start, draw_rows, prompt_rows = [], [], [], [0], [], []
+    for seq in seqs:
+        for i, token in enumerate(seq.tokens):
+            position = seq.start + i
+            token_ids.append(token)
+            positions.append(position)
+            slots.append(tables[seq.slot][position // PAGE] * PAGE + position % PAGE)
+            if seq.prompt_logprobs >= 0:
+                prompt_rows.append(len(token_ids) - 1)
+        query_start.append(len(token_ids))
+        draw_rows += [len(token_ids) - 1] * len(seq.samplers)
+    assert batch.token_ids.tolist() == token_ids
+    assert batch.positions.tolist() == positions
+    assert batch.slots.tolist() == slots
+    assert batch.query_start.tolist() == query_start
+    assert batch.seq_lens.tolist() == [seq.start + len(seq.tokens) for seq in seqs]
+    assert batch.page_table.shape[1] == max(-(-(seq.start + len(seq.tokens)) // PAGE) for seq in seqs)
+    for row, seq in zip(batch.page_table.tolist(), seqs, strict=True):
+        used = -(-(seq.start + len(seq.tokens)) // PAGE)
+        assert row[:used] == tables[seq.slot][:used]
+    for tensor in (batch.token_ids, batch.positions, batch.slots, batch.query_start, batch.seq_lens):
+        assert tensor.dtype == torch.int32
+    assert batch.page_table.dtype == torch.int32
+    assert batch.page_table.is_contiguous()
+    assert batch.logit_rows.dtype == torch.int64
+    assert batch.kv is KV
+    assert built.draw_slots == [slot for seq in seqs for slot in seq.samplers]
+    assert built.draw_rows.tolist() == draw_rows
+    assert set(batch.logit_rows.tolist()) == {*draw_rows, *prompt_rows}
+    assert not built.every_row or draw_rows == list(range(len(token_ids)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.booleans())
+def test_every_field_over_many_steps(seed: int, decode_only: bool) -> None:
+    rng = random.Random(seed)
+    build = builder().build
+    tables: dict[int, list[int]] = {slot: [] for slot in range(8)}
+    lengths = dict.fromkeys(range(8), 0)
+    for _ in range(12):
+        seqs = []
+        for slot in rng.sample(range(8), rng.randint(1, 8)):
+            if lengths[slot] > 60 and rng.random() < 0.5:  # the slot goes to another sequence
+                tables[slot], lengths[slot] = [], 0
+            start = lengths[slot]
+            count = 1 if decode_only else rng.choice([1, 1, 3, 15, 16, 17, 33])
+            count = min(count, 100 - start)
+            if not count:
+                continue
+            known = len(tables[slot])
+            while len(tables[slot]) * PAGE < start + count:
+                tables[slot].append(rng.randrange(1000))
+            lengths[slot] += count
+            seqs.append(
+                SeqStep(
+                    slot,
+                    start,
+                    [rng.randrange(500) for _ in range(count)],
+                    known,
+                    tables[slot][known:],
+                    [slot] if decode_only else rng.choice([[], [slot], [slot, 8, 9]]),
+                    rng.choice([-1, -1, 2]),
+                )
+            )
+        if seqs:
+            check(build(seqs), seqs, tables)
+            check(build(seqs), seqs, tables)  # a step may be run again
+
+
+def test_a_page_table_entry_may_be_replaced() -> None:
+    build = builder().build
+    build([SeqStep(3, 0, list(range(20)), 0, [5, 6], [])])
+    swapped = [SeqStep(3, 20, [1], 1, [9], [3])]  # copy on write gave it another second page
+    check(build(swapped), swapped, {3: [5, 9]})
+
+
+def test_the_longest_sequence_fits_and_no_longer_one() -> None:
+    build = builder(max_model_len=33).build
+    seqs = [SeqStep(0, 0, list(range(33)), 0, [7, 8, 9], [0])]
+    check(build(seqs), seqs, {0: [7, 8, 9]})
+    with pytest.raises(IndexError):
+        build([SeqStep(0, 48, [1], 3, [10], [0])])

@@ -1,0 +1,111 @@
+"""The real scheduler drives the runner through memory pressure; each choice still gets what it gets alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from octavo.options import SamplingParams
+from octavo.wire import TokenLogprob
+from octavo_engine.execution.runner import Runner
+from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from octavo_engine.scheduling.sequence import Request
+from tests.execution.conftest import loaded_model, loaded_ops
+from tests.execution.driver import VOCAB
+
+Key = tuple[int, int]
+Outputs = dict[Key, tuple[list[int], list[TokenLogprob | None]]]
+PromptLogprobs = dict[int, list[TokenLogprob]]
+
+
+def requests(count: int) -> list[Request]:
+    """Half of them begin with the same 40 tokens."""
+    rng = random.Random(2)
+    shared = [rng.randrange(VOCAB) for _ in range(40)]
+    made = []
+    for i in range(count):
+        params = SamplingParams(
+            n=rng.choice([1, 1, 2, 3]),
+            temperature=rng.choice([0, 0.8, 1.3]),
+            max_tokens=rng.randint(1, 40),
+            top_p=rng.choice([1, 0.9]),
+            repetition_penalty=rng.choice([1, 1.2]),
+            priority=rng.choice([0, 0, 1]),
+            logprobs=rng.choice([0, 2]),
+            prompt_logprobs=rng.choice([None, None, 1]),
+            ignore_eos=True,
+        )
+        prompt = shared * (i % 2) + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 50))]
+        made.append(Request(i, prompt, params, frozenset(), rng.getrandbits(63), float(i)))
+    return made
+
+
+class Engine:
+    """What core does, without text and messages."""
+
+    def __init__(self, setup: tuple[str, torch.dtype], num_pages: int, budget: int, *, caching: bool) -> None:
+        name, dtype = setup
+        sizes = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
+        self.runner = Runner(loaded_model(name, dtype), loaded_ops(name), **sizes, kv_dtype=dtype)
+        self.scheduler = Scheduler(
+            SchedulerConfig(**sizes, max_num_batched_tokens=budget, enable_prefix_caching=caching)
+        )
+        self.outputs: Outputs = {}
+        self.prompt_logprobs: PromptLogprobs = {}
+
+    def step(self) -> None:
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return
+        result = self.runner.collect(self.runner.submit(plan))
+        for slot, entries in result.prompt_logprobs.items():
+            key = self.scheduler.sequence_at(slot).request.key
+            assert isinstance(key, int)
+            self.prompt_logprobs.setdefault(key, []).extend(entries)
+        advanced = self.scheduler.commit(plan, result.tokens)
+        for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
+            key = sequence.request.key
+            assert isinstance(key, int)
+            tokens, logprobs = self.outputs.setdefault((key, sequence.index), ([], []))
+            tokens.append(token)
+            logprobs.append(logprob)
+        self.scheduler.check()
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [("reference", torch.float32), ("cpu", torch.float32), ("cpu", torch.bfloat16)],
+    ids=["reference", "cpu-float32", "cpu-bfloat16"],
+)
+def test_under_memory_pressure(setup: tuple[str, torch.dtype]) -> None:
+    count = 30 if setup[0] == "cpu" else 12
+    alone = Engine(setup, num_pages=200, budget=160, caching=False)
+    for request in requests(count):
+        alone.scheduler.add(request)
+        while alone.scheduler.has_work:
+            alone.step()
+
+    crowded = Engine(setup, num_pages=21, budget=37, caching=True)
+    rng = random.Random(1)
+    waiting = requests(count)
+    while waiting or crowded.scheduler.has_work:
+        for _ in range(min(len(waiting), rng.choice([0, 0, 1, 4]))):
+            crowded.scheduler.add(waiting.pop(0))
+        crowded.step()
+    stats = crowded.scheduler.stats()
+    assert stats["num_preemptions"] > 3
+    assert crowded.outputs.keys() == alone.outputs.keys()
+    for key, (tokens, logprobs) in crowded.outputs.items():
+        assert tokens == alone.outputs[key][0], key
+        if setup[0] == "cpu":
+            assert logprobs == alone.outputs[key][1], key
+    if setup[0] == "cpu":
+        assert crowded.prompt_logprobs == alone.prompt_logprobs
+    assert crowded.prompt_logprobs.keys() == alone.prompt_logprobs.keys()
+    for request in requests(count):
+        if request.params.prompt_logprobs is not None:
+            assert isinstance(request.key, int)
+            entries = crowded.prompt_logprobs.get(request.key, [])
+            assert [entry.token_id for entry in entries] == request.prompt[1:]

@@ -1,0 +1,40 @@
+"""Fixtures: the tiny checkpoints on disk, and each implementation of the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo_engine.ops import Ops, OpsUnavailable, load_ops
+from tests.models.tiny import oracle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """Tiny matrices: torch's threads would only wait for each other, for seconds where other processes run."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=["reference", "cpu"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    try:
+        return load_ops(request.param)
+    except (OpsUnavailable, ImportError) as error:
+        pytest.skip(f"ops {request.param}: {error}")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a case, written once by save_pretrained."""
+    folders: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            oracle(name).save_pretrained(folders[name])
+        return folders[name]
+
+    return folder

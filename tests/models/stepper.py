@@ -1,0 +1,84 @@
+"""Runs a model over hand-built batches: sequences over scattered pages, in chunks and mixed with each other."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from octavo_engine.layers.batch import Batch
+from octavo_engine.models import CausalLM
+from octavo_engine.ops import Ops
+
+PAGE_SIZE = 16
+
+
+class Stepper:
+    """`step` runs the next tokens of some sequences and returns each one's logits [tokens, V]."""
+
+    def __init__(self, model: CausalLM, ops: Ops, *, sequences: int = 4, max_len: int = 256) -> None:
+        self.model = model
+        config = model.config
+        pages = -(-max_len // PAGE_SIZE)
+        kind = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
+        p = 2 if kind == torch.bfloat16 else 1
+        order = list(range(sequences * pages))
+        random.Random(5).shuffle(order)
+        self.page_table = torch.tensor(order, dtype=torch.int32).view(sequences, pages)
+        heads, size = config.num_kv_heads, config.head_dim
+        keys = (len(order), heads, size // p, PAGE_SIZE, p)
+        values = (len(order), heads, PAGE_SIZE // p, size, p)
+        # What was never written must never be read.
+        self.kv = [
+            (torch.full(keys, torch.nan, dtype=kind), torch.full(values, torch.nan, dtype=kind))
+            for _ in range(config.num_layers)
+        ]
+        self.lengths = [0] * sequences
+
+    def step(self, chunks: dict[int, list[int]]) -> dict[int, Tensor]:
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts = [0]
+        for sequence, tokens in chunks.items():
+            first = self.lengths[sequence]
+            self.lengths[sequence] += len(tokens)
+            ids += tokens
+            positions += range(first, self.lengths[sequence])
+            for position in range(first, self.lengths[sequence]):
+                page = int(self.page_table[sequence, position // PAGE_SIZE])
+                slots.append(page * PAGE_SIZE + position % PAGE_SIZE)
+            starts.append(len(ids))
+        batch = Batch(
+            token_ids=torch.tensor(ids, dtype=torch.int32),
+            positions=torch.tensor(positions, dtype=torch.int32),
+            slots=torch.tensor(slots, dtype=torch.int32),
+            query_start=torch.tensor(starts, dtype=torch.int32),
+            seq_lens=torch.tensor([self.lengths[s] for s in chunks], dtype=torch.int32),
+            page_table=self.page_table[list(chunks)].contiguous(),
+            kv=self.kv,
+            logit_rows=torch.arange(len(ids)),
+        )
+        logits = self.model.logits(self.model.forward(batch)[batch.logit_rows])
+        assert logits.dtype == torch.float32
+        return {s: logits[starts[i] : starts[i + 1]] for i, s in enumerate(chunks)}
+
+    def prefill(self, prompts: list[list[int]], chunk: int = 1000) -> list[Tensor]:
+        """All prompts together, at most `chunk` tokens of each a step; logits of every prompt token."""
+        parts: list[list[Tensor]] = [[] for _ in prompts]
+        for at in range(0, max(map(len, prompts)), chunk):
+            chunks = {s: prompt[at : at + chunk] for s, prompt in enumerate(prompts) if prompt[at : at + chunk]}
+            for s, logits in self.step(chunks).items():
+                parts[s].append(logits)
+        return [torch.cat(part) for part in parts]
+
+    def greedy(self, last: list[Tensor], count: int) -> list[list[int]]:
+        """`count` tokens of every sequence, given the logits [V] of its last token."""
+        outputs: list[list[int]] = [[] for _ in last]
+        for _ in range(count):
+            for output, logits in zip(outputs, last, strict=True):
+                output.append(int(logits.argmax()))
+            stepped = self.step({s: [output[-1]] for s, output in enumerate(outputs)})
+            last = [stepped[s][-1] for s in range(len(outputs))]
+        return outputs

@@ -1,0 +1,291 @@
+"""GGUF files of the llama architecture: written here with the gguf package, and the real one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from octavo_engine.models import CheckpointMismatch, load_model
+from octavo_engine.ops import Ops
+from octavo_engine.ops.reference import ReferenceOps
+from octavo_engine.weights import SourceError, open_source
+from octavo_engine.weights.gguf_file import GGUFFile
+from tests.models.stepper import Stepper
+from tests.models.tiny import LLAMA3, answers, oracle, prompts, reference_logits
+from tests.support.checkpoints import real_model
+
+Folder = Callable[[str], Path]
+QUANTS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.layers": "blk",
+}
+
+
+def gguf_name(name: str) -> str:
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def permuted(value: Tensor, heads: int) -> Tensor:
+    """Rows of each head from (first half; second half) to alternating, as llama.cpp's converter writes q and k."""
+    return value.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(value.shape)
+
+
+def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], quant: str, **more: Any) -> Path:
+    """A llama GGUF; matrices in `quant`, vectors in F32. `more`: metadata to add, by key with `__` for dots."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_token_list([f"<{i}>" for i in range(config["vocab_size"])])
+    writer.add_token_types([1] * config["vocab_size"])
+    writer.add_add_bos_token(True)
+    for key, value in more.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(key.replace("__", "."), value)
+    for name, value in tensors.items():
+        if "q_proj" in name or "k_proj" in name:
+            value = permuted(value, config[f"num_{'attention' if 'q_proj' in name else 'key_value'}_heads"])
+        kind = gguf.GGMLQuantizationType[quant if value.ndim == 2 else "F32"]
+        writer.add_tensor(gguf_name(name), gguf.quantize(value.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+WIDE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def random_tensors(*, bias: bool = False) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (96, 64), "model.norm.weight": (64,)}
+    for i in range(2):
+        layer = f"model.layers.{i}."
+        for name, rows, columns in (
+            ("self_attn.q_proj", 64, 64),
+            ("self_attn.k_proj", 32, 64),
+            ("self_attn.v_proj", 32, 64),
+            ("self_attn.o_proj", 64, 64),
+            ("mlp.gate_proj", 96, 64),
+            ("mlp.up_proj", 96, 64),
+            ("mlp.down_proj", 64, 96),
+        ):
+            shapes[f"{layer}{name}.weight"] = (rows, columns)
+            if bias and "attn" in name:
+                shapes[f"{layer}{name}.bias"] = (rows,)
+        shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (64,)
+    return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_tensors_equal_the_gguf_packages_own(quant: str, tmp_path: Path) -> None:
+    tensors = random_tensors(bias=True)
+    source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, tensors, quant))
+    assert source.kind == "gguf"
+    assert set(source.checkpoint.names()) == set(tensors)
+    for name, value in tensors.items():
+        kind = gguf.GGMLQuantizationType[quant if value.ndim == 2 else "F32"]
+        expected = gguf.dequantize(gguf.quantize(value.numpy(), kind), kind)
+        assert torch.equal(source.checkpoint.get(name).float(), torch.from_numpy(np.array(expected))), name
+    assert sum(map(source.checkpoint.nbytes, source.checkpoint.names())) <= source.path.stat().st_size
+
+
+def test_config_and_metadata(tmp_path: Path) -> None:
+    tensors = random_tensors(bias=True)
+    source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, tensors, "Q8_0", general__name="tiny"))
+    assert {key: source.config[key] for key in WIDE} == pytest.approx(WIDE)
+    assert source.config["architectures"] == ["LlamaForCausalLM"]
+    assert source.config["head_dim"] == 16
+    assert source.config["attention_bias"] is True
+    assert source.config["mlp_bias"] is False
+    assert source.config["tie_word_embeddings"] is True
+    assert source.config["rope_parameters"] == {"rope_theta": 10000.0}
+    assert source.gguf_metadata["general.name"] == "tiny"
+    assert source.gguf_metadata["tokenizer.ggml.tokens"][5] == "<5>"
+    assert source.gguf_metadata["tokenizer.ggml.token_type"] == [1] * 96
+    assert source.gguf_metadata["tokenizer.ggml.add_bos_token"] is True
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-mha-tied", "llama-mqa"])
+def test_a_converted_model_answers_as_before(name: str, ops: Ops, checkpoint: Folder, tmp_path: Path) -> None:
+    tensors = load_file(checkpoint(name) / "model.safetensors")
+    config = oracle(name).config.to_dict()
+    model = load_model(open_source(write_gguf(tmp_path / "m.gguf", config, tensors, "F32")), ops, torch.float32)
+    for ours, (theirs, _) in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_llama3_scaling_comes_as_divisors(checkpoint: Folder, tmp_path: Path) -> None:
+    name, ops = "llama-llama3", ReferenceOps()
+    tensors = load_file(checkpoint(name) / "model.safetensors")
+    # The converter's own formula, a frequency at a time.
+    divisors = []
+    for i in range(4):
+        wavelength = 2 * np.pi * 10000.0 ** (2 * i / 8)
+        original, factor = LLAMA3["original_max_position_embeddings"], LLAMA3["factor"]
+        smooth = (original / wavelength - 1.0) / (4.0 - 1.0)
+        blend = 1 / ((1 - smooth) / factor + smooth)
+        divisors.append(1.0 if wavelength < original / 4.0 else factor if wavelength > original else blend)
+    tensors["rope_freqs.weight"] = torch.tensor(divisors)
+    path = write_gguf(tmp_path / "m.gguf", oracle(name).config.to_dict(), tensors, "F32")
+    model = load_model(open_source(path), ops, torch.float32)
+    for ours, (theirs, _) in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 32},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        ),
+    ],
+)
+def test_other_scalings(more: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+    keys = {f"llama__rope__scaling__{key}": value for key, value in more.items()}
+    source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(), "F16", **keys))
+    assert source.config["rope_parameters"] == {"rope_theta": 10000.0, **expected}
+    load_model(source, ReferenceOps(), torch.float32)
+
+
+def test_what_is_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    tensors = random_tensors()
+    with pytest.raises(SourceError, match=r"tensor token_embd\.weight has ggml type 6; read are F32, F16, Q4_0"):
+        open_source(write_gguf(path, WIDE, tensors, "Q5_0"))
+    with pytest.raises(SourceError, match=r"llama\.expert_count 8"):
+        open_source(write_gguf(path, WIDE, tensors, "F16", llama__expert_count=8))
+    with pytest.raises(SourceError, match=r"key_length 32|dimension_count 16"):
+        open_source(write_gguf(path, WIDE, tensors, "F16", llama__attention__key_length=32))
+    writer = gguf.GGUFWriter(path, "qwen9")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SourceError, match="architecture 'qwen9'; 'llama' is read"):
+        open_source(path)
+    source = open_source(write_gguf(path, WIDE, tensors | {"blk.0.attn_sinks.weight": torch.ones(4)}, "F16"))
+    with pytest.raises(CheckpointMismatch, match=r"not used: blk\.0\.attn_sinks\.weight"):
+        load_model(source, ReferenceOps(), torch.float32)
+
+
+def test_a_cut_or_damaged_file_is_a_typed_error(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(), "Q4_0").read_bytes()
+    path = tmp_path / "cut.gguf"
+    for size in [0, 3, 20, 24, 40, 90, 300, 1000, 3000, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(SourceError):
+            open_source(path)
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, 4000, 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            list(open_source(path).checkpoint.names())
+        except SourceError:
+            continue
+
+
+def test_the_real_file_reads_as_the_gguf_package_does() -> None:
+    file = GGUFFile(real_model())
+    assert len(file.tensors) == 272
+    assert len(file.metadata["tokenizer.ggml.tokens"]) == 49152
+    assert file.metadata["tokenizer.ggml.tokens"][:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert len(file.metadata["tokenizer.ggml.merges"]) == 48900
+    assert file.metadata["llama.rope.freq_base"] == 100000.0
+
+
+@pytest.fixture(scope="session")
+def real_answers() -> list[tuple[list[int], Tensor]]:
+    """Random prompts and transformers' float32 logits of the real model, read through the gguf package."""
+    reader = gguf.GGUFReader(real_model())
+    heads = {"q_proj": 9, "k_proj": 3}
+    state = {}
+    for tensor in reader.tensors:
+        name = tensor.name
+        for ours, theirs in NAMES.items():
+            name = re.sub(rf"\b{theirs}\b", ours, name)
+        value = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
+        for projection, count in heads.items():
+            if projection in name:
+                value = value.unflatten(0, (count, -1, 2)).transpose(1, 2).reshape(value.shape)
+        state[name] = value
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    )
+    with torch.device("meta"):  # No time for weights that are replaced at once.
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    model.load_state_dict(state, assign=True)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)
+    generator = torch.Generator().manual_seed(2)
+    asked = [torch.randint(3, 49152, (n,), generator=generator).tolist() for n in (1, 7, 33, 130)]
+    return [(prompt, reference_logits(model, prompt)) for prompt in asked]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 0.02)])
+def test_the_real_model_equals_transformers(
+    dtype: torch.dtype, bound: float, ops: Ops, real_answers: list[tuple[list[int], Tensor]]
+) -> None:
+    model = load_model(open_source(real_model()), ops, dtype)
+    logits = Stepper(model, ops).prefill([prompt for prompt, _ in real_answers])
+    for ours, (_, theirs) in zip(logits, real_answers, strict=True):
+        assert (ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt() < bound
+        if dtype == torch.float32:
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+            assert torch.equal(ours.argmax(-1), theirs.argmax(-1))

@@ -1,0 +1,26 @@
+"""The implementations under test: the native library once for every instruction set that this machine runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo_engine.ops import Ops, OpsUnavailable, load_ops
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    try:
+        return load_ops("cpu", isa=request.param)
+    except OpsUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def best_ops() -> Ops:
+    """The native library with the instruction set that an engine would take here."""
+    return load_ops("cpu")
+
+
+@pytest.fixture
+def reference() -> Ops:
+    return load_ops("reference")

@@ -1,0 +1,190 @@
+"""Every op of every instruction set against plain torch, at awkward shapes. One table: a name and a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo_engine.ops import Activation, Ops
+from tests.ops.batches import Chunk, Shape, attend, empty_cache, make_batch, sequence
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+# A case runs an op on either implementation; results must agree within (absolute, relative).
+Case = Callable[[Ops], list[Tensor]]
+Tolerance = tuple[float, float]
+FLOAT: Tolerance = (2e-5, 2e-5)
+# bfloat16 carries 8 bits: two sides of a tie round to neighbours, 2^-7 apart at most.
+BFLOAT: Tolerance = (1e-4, 2**-7)
+# Probabilities too are rounded to bfloat16: 2^-9 of the values' size (at most about 4 here).
+BFLOAT_ATTENTION: Tolerance = (1.2e-2, 2**-7)
+
+
+def randn(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- attention -------------------------------------------------------------------------------------------------
+
+
+def attention(shape: Shape, cuts: list[tuple[int, int]], **options: Any) -> Case:
+    chunks = [Chunk(sequence(shape, end, seed), start, end) for seed, (start, end) in enumerate(cuts)]
+    return lambda ops: attend(ops, shape, chunks, **options)
+
+
+def attention_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    page = 16
+    lengths = (1, 7, 17, page - 1, page, page + 1, 33, 130, 300)
+    decode = [(n - 1, n) for n in lengths]
+    prefill = [(0, n) for n in lengths[:-1]]
+    mixed = [(0, 33), (129, 130), (17, 130), (0, 1), (299, 300), (7, 8), (100, 164)]
+    types = {"bf16": (BF16, BF16), "f32": (F32, F32), "f16": (F32, F16), "f32-bf16": (F32, BF16), "bf16-f32": (BF16, F32)}
+    for name, (activation, cache) in types.items():
+        shape = Shape(activation=activation, cache=cache)
+        tolerance = BFLOAT_ATTENTION if BF16 in (activation, cache) else FLOAT
+        for cuts_name, cuts in (("decode", decode), ("prefill", prefill), ("mixed", mixed)):
+            yield f"{name}-{cuts_name}", attention(shape, cuts), tolerance
+        for options in (
+            {"sliding_window": 1},
+            {"sliding_window": 40},
+            {"softcap": 5.0},
+            {"alibi_slopes": torch.tensor([2.0**-i for i in range(6)])},
+            {"sliding_window": 33, "softcap": 3.0, "alibi_slopes": torch.full((6,), 0.1)},
+        ):
+            yield f"{name}-{'-'.join(options)}", attention(shape, mixed, **options), tolerance
+    for head_dim, (heads, kv_heads) in product((2, 8, 10, 64, 80, 96, 128, 256), ((2, 2), (6, 2), (8, 1))):
+        for cache in (BF16, F32, F16):
+            activation = BF16 if cache == BF16 else F32
+            shape = Shape(heads, kv_heads, head_dim, activation=activation, cache=cache)
+            tolerance = BFLOAT_ATTENTION if cache == BF16 else FLOAT
+            yield f"{cache}-d{head_dim}-{heads}on{kv_heads}", attention(shape, [(0, 33), (49, 50), (3, 7)]), tolerance
+    yield "page-48", attention(Shape(page_size=48), mixed), BFLOAT_ATTENTION
+    yield "71-heads-share-one", attention(Shape(71, 1, 64), [(0, 9), (40, 41)]), BFLOAT_ATTENTION
+
+
+# ---- rope, norms, pages ----------------------------------------------------------------------------------------
+
+
+def rope(shape: Shape, tokens: int, rotary: int, interleaved: bool) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        qkv = sequence(shape, tokens, seed=3)
+        keys, values = empty_cache(shape, 5)
+        slots = torch.randperm(5 * shape.page_size, generator=torch.Generator().manual_seed(1))[:tokens].int()
+        positions = torch.arange(tokens, dtype=torch.int32) * 3
+        angles = torch.arange(3.0 * tokens).outer(torch.arange(1.0, rotary // 2 + 1) ** -1)
+        cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1) if rotary else None
+        ops.rope_and_cache(
+            qkv, keys, values, slots, positions, cos_sin, num_heads=shape.num_heads, interleaved=interleaved
+        )
+        return [qkv, keys.nan_to_num(1e9), values.nan_to_num(1e9)]
+
+    return run
+
+
+def rope_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    for (activation, cache), interleaved in product(((BF16, BF16), (F32, F32), (F32, F16), (BF16, F32)), (False, True)):
+        for head_dim, rotary in ((64, 64), (80, 20), (10, 10), (96, 0)):
+            shape = Shape(3, 1, head_dim, activation=activation, cache=cache)
+            tolerance = FLOAT if activation == cache == F32 else BFLOAT
+            name = f"{activation}-{cache}-d{head_dim}-r{rotary}{'-interleaved' * interleaved}"
+            yield name, rope(shape, 37, rotary, interleaved), tolerance
+
+
+def norm(name: str, rows: int, width: int, out: torch.dtype, *parameters: Tensor | None) -> Case:
+    x = randn(rows, width) * 3 + 1
+    return lambda ops: [getattr(ops, name)(x, *parameters, 1e-5, out)]
+
+
+def norm_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    for rows, width, out in product((1, 7, 40), (1, 15, 64, 100, 576, 4097), (F32, BF16)):
+        weight, bias = randn(width, seed=1), randn(width, seed=2)
+        tolerance = FLOAT if out == F32 else BFLOAT
+        yield f"rms-{rows}x{width}-{out}", norm("rms_norm", rows, width, out, weight), tolerance
+        yield f"layer-{rows}x{width}-{out}", norm("layer_norm", rows, width, out, weight, bias), tolerance
+    yield "layer-plain", norm("layer_norm", 3, 50, F32, None, None), FLOAT
+
+
+def pages(cache: torch.dtype) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        shape = Shape(cache=cache, head_dim=10)
+        keys, values = empty_cache(shape, 9, 3)
+        keys.copy_(randn(*keys.shape))
+        values.copy_(randn(*values.shape))
+        ops.copy_pages(keys, values, torch.tensor([0, 4, 0], dtype=torch.int32), torch.tensor([8, 1, 2], dtype=torch.int32))
+        return [keys, values]
+
+    return run
+
+
+# ---- linear, embedding -----------------------------------------------------------------------------------------
+
+
+def linear(rows: int, n: int, k: int, dtype: torch.dtype, gated: bool, act: Activation, bias: bool, out: Any) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        weight = ops.pack_linear((randn(n, k) * k**-0.5).to(dtype), gated=gated)
+        x = randn(rows, k + 3, seed=1).to(BF16 if dtype == BF16 else F32)[:, :k]
+        y = ops.linear(x, weight, randn(n, seed=2) if bias else None, act=act, out_dtype=out)
+        residual = randn(rows, n, seed=3)
+        if not gated:
+            ops.linear_add_(residual, x, weight)
+        return [y, residual, ops.unpack_linear(weight)]
+
+    return run
+
+
+def linear_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    sizes = ((1, 32, 64), (3, 40, 7), (7, 2, 33), (17, 96, 130), (33, 64, 64))
+    for i, ((rows, n, k), dtype, gated) in enumerate(product(sizes, (F32, BF16, F16), (False, True))):
+        out = F32 if i % 2 else None
+        act = Activation(i % 5)
+        # One rounding to bfloat16 of a sum near zero can be off by a step of its terms' size.
+        tolerance = FLOAT if dtype != BF16 else (2e-3, 2**-7)
+        yield f"{rows}x{n}x{k}-{dtype}{'-gated' * gated}", linear(rows, n, k, dtype, gated, act, i % 3 > 0, out), tolerance
+
+
+def embedding(dtype: torch.dtype) -> Case:
+    ids = torch.tensor([4, 0, 4, 8], dtype=torch.int32)
+    return lambda ops: [ops.embedding(ids, randn(9, 33).to(dtype), 1.5)]
+
+
+CASES = {
+    **{f"attention-{name}": (case, tolerance) for name, case, tolerance in attention_cases()},
+    **{f"rope-{name}": (case, tolerance) for name, case, tolerance in rope_cases()},
+    **{f"norm-{name}": (case, tolerance) for name, case, tolerance in norm_cases()},
+    **{f"pages-{cache}": (pages(cache), (0.0, 0.0)) for cache in (F32, BF16, F16)},
+    **{f"linear-{name}": (case, tolerance) for name, case, tolerance in linear_cases()},
+    **{f"embedding-{dtype}": (embedding(dtype), (0.0, 0.0)) for dtype in (F32, BF16, F16)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_reference(ops: Ops, reference: Ops, name: str) -> None:
+    case, (absolute, relative) = CASES[name]
+    got, wanted = case(ops), case(reference)
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, atol=absolute, rtol=relative)
+
+
+def test_bfloat16_attention_is_as_close_as_its_rounding(ops: Ops, reference: Ops) -> None:
+    """The error of a long row, in root mean square, is under one rounding of the output to bfloat16."""
+    shape = Shape()
+    chunk = Chunk(sequence(shape, 300, 1), 200, 300)
+    exact = attend(reference, replace(shape, activation=F32), [replace(chunk, qkv=chunk.qkv.float())])[0]
+    error = attend(ops, shape, [chunk])[0].float() - exact
+    assert error.square().mean().sqrt() < 2**-8 * exact.square().mean().sqrt()
+
+
+def test_page_numbers_outside_the_cache_are_refused(best_ops: Ops) -> None:
+    shape = Shape()
+    batch = make_batch(shape, [Chunk(sequence(shape, 20, 0), 19, 20)])
+    batch["page_table"][0, 1] = 77
+    with pytest.raises(ValueError, match=r"page_table\[0, 1\] is 77"):
+        best_ops.paged_attention(**batch, num_heads=shape.num_heads, scale=1.0)
