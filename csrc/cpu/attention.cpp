@@ -24,7 +24,9 @@ namespace {
 
 constexpr int kBlock = 32;  // keys a step
 constexpr float kLog2e = 1.44269504f;
-constexpr float kLowest = -3.40282347e38f;
+// A score that no key has, and one that even that one outweighs by more than 2^x can show: finite, so that nothing
+// made of them is a NaN.
+constexpr float kNone = -1e30f, kMasked = -1e37f;
 // Rows and 16-lane columns whose accumulators stay in registers.
 #if defined(OCTAVO_ISA_AVX512)
 constexpr int kRows = 6, kColumns = 4;
@@ -80,19 +82,19 @@ OCTAVO_INLINE typename C::Line line_n(const typename C::T* p, int n) {
   return C::line(buffer);
 }
 
-// 2^x for x <= 0 within 2e-7; 0 below -126 and for -infinity. The polynomial is a minimax fit on [-1/2, 1/2].
+// 2^x within 2e-7 for x up to a little above 0; 0 far below. The polynomial is a minimax fit on [-1/2, 1/2].
 OCTAVO_INLINE Vec exp2_down(Vec x) {
-  const Vec low = broadcast(-126.0f);
-  Vec clamped = max(low, x);
-  Vec n = round(clamped);
-  Vec r = clamped - n;
+#if !defined(OCTAVO_ISA_AVX512)  // whose scale_by_power takes any exponent
+  x = max(broadcast(-200.0f), x);
+#endif
+  const Vec n = round(x), r = x - n;
   Vec p = broadcast(1.32764701e-3f);
   p = fma(p, r, broadcast(9.67554096e-3f));
   p = fma(p, r, broadcast(5.55071309e-2f));
   p = fma(p, r, broadcast(2.40221202e-1f));
   p = fma(p, r, broadcast(6.93146944e-1f));
   p = fma(p, r, broadcast(1.0f));
-  return select(x < low, zero(), scale_by_power(p, n));
+  return scale_by_power(p, n);
 }
 
 // ---- an item's state --------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ struct Tile {
   uint32_t* queries;    // [rows][words]
   float* accumulators;  // [rows][width]
   float* sums;          // [rows][16], lane by lane
-  float* maxima;        // [rows], in base-2 units
+  float* maxima;        // [rows], before Logits::factor
   int32_t* positions;   // [rows]
   float* slopes;        // [rows], in base-2 units
 };
@@ -124,25 +126,44 @@ struct Block {
   const typename C::T* keys[2];
   int64_t key_stride[2];  // from one word of D to the next
   const typename C::T* values[kBlock / C::kPack];
+  // The same of the next block, to be fetched while this one is worked on; null in an item's last block.
+  const typename C::T* next_keys[2];
+  const typename C::T* next_values[2];
 };
 
-// How scores become logits.
+// How scores become powers of 2: 2^(factor * (score - maximum)). Without softcap and ALiBi the factor is the scale and
+// log2(e), and a score is the bare product; with them the scores are already in base-2 units and the factor is 1.
 struct Logits {
-  float scale;    // with log2(e) unless capped
+  bool plain;
+  float factor;
+  float scale;
   float softcap;  // 0: none
-  bool alibi;
   int64_t window;  // 0: none
 };
 
 // ---- one block for up to kRows rows ------------------------------------------------------------------------------
 
 template <class C, int R>
-OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, float (*out)[kBlock]) {
+OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, bool prefetch,
+                          float (*out)[kBlock]) {
   Vec acc[R][2];
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = zero();
   const uint32_t* queries = tile.queries + row * tile.words;
   const typename C::T *k0 = block.keys[0], *k1 = block.keys[1];
+  // Pages lie anywhere, which no hardware prefetcher foresees.
+  const int64_t next_stride = block.key_stride[0], value_line = 64 / sizeof(typename C::T);
+  const typename C::T *n0 = block.next_keys[0], *n1 = block.next_keys[1];
+  const typename C::T *v0 = block.next_values[0], *v1 = block.next_values[1];
+  const int64_t fetched = prefetch && n0 ? tile.words : 0;
   for (int64_t i = 0; i < tile.words; ++i) {
+    if (i < fetched) {
+      __builtin_prefetch(n0 + i * next_stride);
+      __builtin_prefetch(v0 + i * value_line);
+      if (n1) {
+        __builtin_prefetch(n1 + i * next_stride);
+        __builtin_prefetch(v1 + i * value_line);
+      }
+    }
     auto line0 = C::line(k0), line1 = C::line(k1);
     k0 += block.key_stride[0];
     k1 += block.key_stride[1];
@@ -162,20 +183,21 @@ OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, 
 template <class C>
 OCTAVO_INLINE float softmax(const Tile& tile, int64_t row, const float* score, int64_t first_key, const Logits& logits,
                             bool masked, uint32_t* words) {
-  Vec x[2] = {load(score) * broadcast(logits.scale), load(score + 16) * broadcast(logits.scale)};
+  Vec x[2] = {load(score), load(score + 16)};
   const int64_t position = tile.positions[row];
-  if (logits.softcap != 0.0f) {
+  if (!logits.plain) {
     // A masked lane may hold a NaN here; it is dropped below.
-    const Vec cap = broadcast(logits.softcap), inverse = broadcast(1.0f / logits.softcap);
-    for (int j = 0; j < 2; ++j) x[j] = tanh(x[j] * inverse) * cap * broadcast(kLog2e);
-  }
-  if (logits.alibi) {
     alignas(64) static constexpr float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const Vec slope = broadcast(tile.slopes[row]);
-    for (int j = 0; j < 2; ++j) x[j] = fma(load(lane) + broadcast(float(first_key + 16 * j - position)), slope, x[j]);
+    for (int j = 0; j < 2; ++j) {
+      x[j] = x[j] * broadcast(logits.scale);
+      if (logits.softcap != 0.0f) x[j] = tanh(x[j] * broadcast(1.0f / logits.softcap)) * broadcast(logits.softcap);
+      x[j] = x[j] * broadcast(kLog2e);
+      const Vec distance = load(lane) + broadcast(float(first_key + 16 * j - position));
+      x[j] = fma(distance, broadcast(tile.slopes[row]), x[j]);
+    }
   }
   if (masked) {
-    const Vec never = broadcast(-__builtin_inff());
+    const Vec never = broadcast(kMasked);
     const int64_t end = position + 1 - first_key;
     const int64_t begin = logits.window ? end - logits.window : 0;
     for (int j = 0; j < 2; ++j) {
@@ -184,19 +206,19 @@ OCTAVO_INLINE float softmax(const Tile& tile, int64_t row, const float* score, i
       x[j] = select(first_n(skip < 0 ? 0 : skip > 16 ? 16 : int(skip)), never, x[j]);
     }
   }
-  float factor = 1.0f;
+  float rescale = 1.0f;
   const Vec highest = max(x[0], x[1]);
   if (bits(broadcast(tile.maxima[row]) < highest)) {
     const float maximum = reduce_max(highest);
     alignas(64) float lanes[16];
-    store(lanes, exp2_down(broadcast(tile.maxima[row] - maximum)));
-    factor = lanes[0];
+    store(lanes, exp2_down(broadcast((tile.maxima[row] - maximum) * logits.factor)));
+    rescale = lanes[0];
     tile.maxima[row] = maximum;
   }
-  const Vec maximum = broadcast(tile.maxima[row]);
-  C::put(words, exp2_down(x[0] - maximum));
-  C::put(words + 16 / C::kPack, exp2_down(x[1] - maximum));
-  return factor;
+  const Vec factor = broadcast(logits.factor), shift = broadcast(-tile.maxima[row] * logits.factor);
+  C::put(words, exp2_down(fma(x[0], factor, shift)));
+  C::put(words + 16 / C::kPack, exp2_down(fma(x[1], factor, shift)));
+  return rescale;
 }
 
 // The row's sum takes the probabilities as they will multiply the values, rounded to the cache's type.
@@ -239,7 +261,7 @@ __attribute__((noinline)) void block_rows(const Tile& tile, int64_t row, const B
   alignas(64) float score[R][kBlock];
   alignas(64) uint32_t words[R][kBlock];
   float factors[R];
-  scores<C, R>(tile, row, block, score);
+  scores<C, R>(tile, row, block, row == 0, score);
   for (int r = 0; r < R; ++r) factors[r] = softmax<C>(tile, row + r, score[r], block.first, logits, masked, words[r]);
   int64_t column = 0;
   for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
@@ -280,7 +302,7 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
           store_n(reinterpret_cast<float*>(words) + d, q, n);
         }
       }
-      tile.maxima[row] = kLowest;
+      tile.maxima[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
     }
@@ -289,39 +311,58 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
   for (int64_t i = 0; i < tile.rows * 16; ++i) tile.sums[i] = 0.0f;
 }
 
+// Where 16 keys and their values begin, in elements of the cache.
+struct Place {
+  int64_t key, value;
+};
+template <class C>
+OCTAVO_INLINE Place place_of(const AttentionArgs& a, const Sequence& sequence, int64_t head, int64_t key) {
+  const int64_t page = key / a.page_size, offset = key - page * a.page_size;
+  const int64_t base = (int64_t(sequence.pages[page]) * a.num_kv_heads + head) * a.page_size * a.head_dim;
+  return {base + offset * C::kPack, base + offset * a.head_dim};
+}
+
 // Points at the block's lines. Keys in [begin, end) may be read: some row of the item sees each of them. A pair of
 // values with one token inside and one outside is copied with zeros in place of the latter.
 template <class C>
 OCTAVO_INLINE void find_block(const AttentionArgs& a, const Sequence& sequence, int64_t head, int64_t first, int64_t begin,
                               int64_t end, const typename C::T* zeros, typename C::T (*mended)[512], Block<C>& block) {
   using T = typename C::T;
-  const int64_t page_elements = a.page_size * a.head_dim;
+  const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
   block.first = first;
   for (int half = 0; half < 2; ++half) {
-    const int64_t key = first + 16 * half;
-    const bool readable = key < end && key + 16 > begin;
-    int64_t base = 0, offset = 0;
-    if (readable) {
-      base = (int64_t(sequence.pages[key / a.page_size]) * a.num_kv_heads + head) * page_elements;
-      offset = key % a.page_size;
+    const T** lines = block.values + half * (16 / C::kPack);
+    const int64_t key = first + 16 * half, next = key + kBlock;
+    block.next_keys[half] = nullptr;
+    if (next < end) {
+      const Place place = place_of<C>(a, sequence, head, next);
+      block.next_keys[half] = keys + place.key;
+      block.next_values[half] = values + place.value;
     }
-    block.keys[half] = readable ? static_cast<const T*>(a.keys) + base + offset * C::kPack : zeros;
-    block.key_stride[half] = readable ? a.page_size * C::kPack : 0;
-    const T* value = static_cast<const T*>(a.values) + base + offset * a.head_dim;
+    if (key >= end || key + 16 <= begin) {
+      block.keys[half] = zeros;
+      block.key_stride[half] = 0;
+      for (int i = 0; i < 16 / C::kPack; ++i) lines[i] = zeros;
+      continue;
+    }
+    const Place place = place_of<C>(a, sequence, head, key);
+    block.keys[half] = keys + place.key;
+    block.key_stride[half] = a.page_size * C::kPack;
+    for (int i = 0; i < 16 / C::kPack; ++i) lines[i] = values + place.value + i * a.head_dim * C::kPack;
+    if (key >= begin && key + 16 <= end) continue;
     for (int i = 0; i < 16 / C::kPack; ++i) {
-      const int64_t token = key + i * C::kPack;
-      const T* line = value + i * a.head_dim * C::kPack;
-      const bool low = token >= begin && token < end;
-      const bool high = token + C::kPack - 1 >= begin && token + C::kPack - 1 < end;
+      const int64_t token = key + i * C::kPack, last = token + C::kPack - 1;
+      const bool low = token >= begin && token < end, high = last >= begin && last < end;
       if (low != high) {
         T* copy = mended[low];
         for (int64_t d = 0; d < a.head_dim; ++d) {
-          copy[2 * d] = low ? line[2 * d] : T{};
-          copy[2 * d + 1] = high ? line[2 * d + 1] : T{};
+          copy[2 * d] = low ? lines[i][2 * d] : T{};
+          copy[2 * d + 1] = high ? lines[i][2 * d + 1] : T{};
         }
-        line = copy;
+        lines[i] = copy;
+      } else if (!low) {
+        lines[i] = zeros;
       }
-      block.values[half * (16 / C::kPack) + i] = low || high ? line : zeros;
     }
   }
 }
@@ -349,7 +390,8 @@ void run_item(const AttentionArgs& a, const Sequence& sequence, const Tile& tile
   alignas(64) static const typename C::T zeros[512] = {};
   alignas(64) typename C::T mended[2][512];
   load_queries<C>(a, sequence, tile, head, first, tokens);
-  const Logits logits{a.softcap != 0.0f ? a.scale : a.scale * kLog2e, a.softcap, a.alibi_slopes != nullptr, a.sliding_window};
+  const bool plain = a.softcap == 0.0f && !a.alibi_slopes && a.scale > 0.0f;
+  const Logits logits{plain, plain ? a.scale * kLog2e : 1.0f, a.scale, a.softcap, a.sliding_window};
   const int64_t first_position = sequence.first_position + first;
   const int64_t end = first_position + tokens;
   const int64_t begin = a.sliding_window && first_position >= a.sliding_window ? first_position - a.sliding_window + 1 : 0;

@@ -5,27 +5,45 @@
 namespace octavo::binding {
 namespace {
 
-void embedding(TensorView out, TensorView ids, TensorView table, double scale) {
+// The ids, each a row of a table of `rows`; `out` takes one row of `width` an id.
+const int32_t* check_ids(const TensorView& out, const TensorView& ids, int64_t rows, int64_t width) {
   check_shape(ids, "ids", {-1});
   check_int32(ids, "ids");
   check_contiguous(ids, "ids");
-  check_shape(table, "table", {-1, -1});
-  check_contiguous(table, "table");
   check_float32(out, "out");
-  check_shape(out, "out", {ids.size(0), table.size(1)});
+  check_shape(out, "out", {ids.size(0), width});
   check_contiguous(out, "out");
   const int32_t* id = data<const int32_t>(ids);
   for (int64_t t = 0; t < ids.size(0); ++t) {
-    if (id[t] < 0 || id[t] >= table.size(0)) {
-      TVM_FFI_THROW(ValueError) << "ids[" << t << "] is " << id[t] << "; the table has " << table.size(0) << " rows";
+    if (id[t] < 0 || id[t] >= rows) {
+      TVM_FFI_THROW(ValueError) << "ids[" << t << "] is " << id[t] << "; the table has " << rows << " rows";
     }
   }
+  return id;
+}
+
+void embedding(TensorView out, TensorView ids, TensorView table, double scale) {
+  check_shape(table, "table", {-1, -1});
+  check_contiguous(table, "table");
+  const int32_t* id = check_ids(out, ids, table.size(0), table.size(1));
   pick_embedding_kernels().embedding(data<float>(out), id, data<const void>(table), float_type(table, "table"),
                                      ids.size(0), table.size(1), float(scale));
+}
+
+// packed: a weight [rows, width] as pack_linear left it.
+void embedding_packed(TensorView out, TensorView ids, TensorView packed, int64_t rows, int64_t width, double scale) {
+  DType type = float_type(packed, "packed table");
+  int64_t p = type == DType::kBFloat16 ? 2 : 1;
+  check_shape(packed, "packed table", {(rows + 31) / 32, (width + p - 1) / p, 32, p});
+  check_contiguous(packed, "packed table");
+  const int32_t* id = check_ids(out, ids, rows, width);
+  pick_embedding_kernels().embedding_packed(data<float>(out), id, data<const void>(packed), type, ids.size(0), width,
+                                            float(scale));
 }
 
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding, embedding);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding_packed, embedding_packed);
 
 }  // namespace octavo::binding

@@ -24,6 +24,11 @@ constexpr int kRows = 2;
 // Packed activations of one row chunk stay in L2 (1 MiB on Zen 4, 2 on Sapphire Rapids) beside a weight panel.
 constexpr int64_t kChunkBytes = 384 << 10;
 
+// Up to four rows the hardware's prefetcher alone does best (software prefetch cost 10-30 %); with more, the arithmetic
+// fills the reorder window and memory falls idle: fetching 16 KiB ahead into L2 took 6 rows from 78 to 100 % of the probe.
+constexpr int kPrefetchRows = 5;
+constexpr int64_t kPrefetchBytes = 16 << 10;
+
 // What a weight type means to the inner loop: A, a packed activation step; how to broadcast it; the multiply-add.
 template <class W>
 struct Inner {
@@ -64,10 +69,16 @@ struct Inner<bf16> {
   OCTAVO_INLINE Vec step(Vec acc, Pairs w, PairBroadcast a) { return dot2_bf16(acc, w, a); }
 };
 
+// What the weight stream will want next, touched at `pace` bytes a step so that memory works while the registers do.
+struct Ahead {
+  const char* at;
+  int64_t pace;
+};
+
 // tile[r][0:32] = a[:, r] . w over all steps. a is [steps][R], w one panel.
 template <class W, int R>
 void micro_kernel(const typename Inner<W>::A* OCTAVO_RESTRICT a, const W* OCTAVO_RESTRICT w, int64_t steps,
-                  float* OCTAVO_RESTRICT tile) {
+                  float* OCTAVO_RESTRICT tile, Ahead ahead) {
   using I = Inner<W>;
   Vec acc[R][2];
 #pragma GCC unroll 16
@@ -81,6 +92,11 @@ void micro_kernel(const typename Inner<W>::A* OCTAVO_RESTRICT a, const W* OCTAVO
       acc[r][0] = I::step(acc[r][0], w0, x);
       acc[r][1] = I::step(acc[r][1], w1, x);
     }
+    if constexpr (R >= kPrefetchRows) {
+      __builtin_prefetch(ahead.at, 0, 2);
+      __builtin_prefetch(ahead.at + 64, 0, 2);
+      ahead.at += ahead.pace;
+    }
     a += R;
     w += kPanel * I::kStep;
   }
@@ -92,9 +108,10 @@ void micro_kernel(const typename Inner<W>::A* OCTAVO_RESTRICT a, const W* OCTAVO
 }
 
 template <class W, int R = kRows>
-void run_micro_kernel(int rows, const typename Inner<W>::A* a, const W* w, int64_t steps, float* tile) {
-  if (rows == R) return micro_kernel<W, R>(a, w, steps, tile);
-  if constexpr (R > 1) run_micro_kernel<W, R - 1>(rows, a, w, steps, tile);
+void run_micro_kernel(int rows, const typename Inner<W>::A* a, const W* w, int64_t steps, float* tile,
+                      Ahead ahead) {
+  if (rows == R) return micro_kernel<W, R>(a, w, steps, tile, ahead);
+  if constexpr (R > 1) run_micro_kernel<W, R - 1>(rows, a, w, steps, tile, ahead);
 }
 
 OCTAVO_INLINE Vec activate(Vec x, Activation act) {
@@ -153,12 +170,25 @@ void write_tile(const LinearArgs& g, const float* tile, int64_t row, int rows, i
 template <class W>
 void pack_rows(const LinearArgs& g, int64_t begin, int64_t end, int64_t steps, typename Inner<W>::A* packed) {
   using I = Inner<W>;
-  int64_t rows = end - begin;
+  int64_t rows = end - begin, whole = g.k / I::kStep, done = 0;
+  auto* first = static_cast<const typename I::X*>(g.x) + begin * g.x_stride;
+#if defined(OCTAVO_ISA_AVX512)
+  // A step is 4 bytes in and out: 16 by 16 at a time through registers, 4 times as fast as one by one.
+  for (; done + 16 <= whole; done += 16) {
+    Vec block[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      block[r] = r < rows ? load(reinterpret_cast<const float*>(first + r * g.x_stride + done * I::kStep)) : zero();
+    }
+    transpose(block);
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s) store_n(reinterpret_cast<float*>(packed + (done + s) * rows), block[s], int(rows));
+  }
+#endif
   for (int64_t r = 0; r < rows; ++r) {
-    auto* x = static_cast<const typename I::X*>(g.x) + (begin + r) * g.x_stride;
+    auto* x = first + r * g.x_stride;
     auto* to = packed + r;
-    int64_t whole = g.k / I::kStep;
-    for (int64_t s = 0; s < whole; ++s) to[s * rows] = I::pack(x + s * I::kStep, I::kStep);
+    for (int64_t s = done; s < whole; ++s) to[s * rows] = I::pack(x + s * I::kStep, I::kStep);
     if (whole < steps) to[whole * rows] = I::pack(x + whole * I::kStep, 1);
   }
 }
@@ -186,11 +216,18 @@ void linear_typed(const LinearArgs& g) {
     alignas(64) float tile[kRows * kPanel];
     for (int64_t item = begin; item < end; ++item) {
       int64_t chunk = item / panels, panel = item % panels;
+      int64_t first = blocks * chunk / chunks, count = blocks * (chunk + 1) / chunks - first;
       auto* w = static_cast<const W*>(g.weight) + panel * steps * kPanel * I::kStep;
-      for (int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
-        int64_t row = first_row(b);
-        int rows = int(first_row(b + 1) - row);
-        run_micro_kernel<W>(rows, packed + row * steps, w, steps, tile);
+      constexpr int64_t line = kPanel * I::kStep * sizeof(W);
+      for (int64_t i = 0; i < count; ++i) {
+        int64_t row = first_row(first + i);
+        int rows = int(first_row(first + i + 1) - row);
+        // One block streams its own panel. Several share one that is in L2 after the first, and fetch the next between
+        // them. (Measured on Zen 4, 16 rows: 78 % of peak without, 94 % with.)
+        auto* bytes = reinterpret_cast<const char*>(w);
+        Ahead ahead = count == 1 ? Ahead{bytes + kPrefetchBytes, line}
+                                 : Ahead{bytes + steps * line + steps * line * i / count, line / count + 1};
+        run_micro_kernel<W>(rows, packed + row * steps, w, steps, tile, ahead);
         write_tile(g, tile, row, rows, panel);
       }
     }

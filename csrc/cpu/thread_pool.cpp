@@ -60,50 +60,62 @@ class Pool {
 
   void run(int parts, void (*task)(void*, int, int), void* context) {
     std::unique_lock<std::mutex> lock(owner_, std::defer_lock);
-    if (parts > size()) parts = size();
-    if (parts <= 1 || inside_task || !lock.try_lock() || parts > size()) {
-      if (parts < 1) parts = 1;
+    if (parts <= 1 || size() == 1 || inside_task || !lock.try_lock()) {
       for (int part = 0; part < parts; ++part) task(context, part, parts);
       return;
     }
     task_ = task;
     context_ = context;
-    parts_ = parts;
-    // Every worker answers every epoch, also those without a part: the task's fields may be reused only then.
-    pending_.store(uint32_t(size() - 1), std::memory_order_relaxed);
-    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    done_.store(0, std::memory_order_relaxed);
+    uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+    ticket_.store(uint64_t{epoch} << 32 | uint64_t(parts) << 16 | 1, std::memory_order_release);
+    epoch_.store(epoch, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) futex_wake(epoch_, size());
     inside_task = true;
     task(context, 0, parts);
     inside_task = false;
-    join();
+    done_.fetch_add(1, std::memory_order_seq_cst);
+    take_parts(epoch);
+    join(uint32_t(parts));
   }
 
  private:
-  void join() {
+  // Claims parts of this epoch until none is left. The task may be read after a claim only: the claimed part keeps the
+  // caller from returning, so nothing of this epoch changes meanwhile. A late worker's claim fails on the epoch.
+  void take_parts(uint32_t epoch) {
+    inside_task = true;
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    while (uint32_t(ticket >> 32) == epoch) {
+      int part = int(ticket & 0xffff), parts = int(ticket >> 16 & 0xffff);
+      if (part >= parts) break;
+      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+      task_(context_, part, parts);
+      bool last = done_.fetch_add(1, std::memory_order_seq_cst) + 1 == uint32_t(parts);
+      if (last && joiner_waits_.load(std::memory_order_seq_cst)) futex_wake(done_, 1);
+      ticket = ticket_.load(std::memory_order_acquire);
+    }
+    inside_task = false;
+  }
+
+  void join(uint32_t parts) {
     if (spins_) {
       for (int64_t end = now() + kSpinNanoseconds; now() < end;) {
         for (int i = 0; i < 32; ++i) {
-          if (pending_.load(std::memory_order_acquire) == 0) return;
+          if (done_.load(std::memory_order_acquire) == parts) return;
           cpu_relax();
         }
       }
     }
     joiner_waits_.store(true, std::memory_order_seq_cst);
-    for (uint32_t left; (left = pending_.load(std::memory_order_seq_cst)) != 0;) futex_wait(pending_, left);
+    for (uint32_t done; (done = done_.load(std::memory_order_seq_cst)) != parts;) futex_wait(done_, done);
     joiner_waits_.store(false, std::memory_order_relaxed);
   }
 
-  void work(int index, uint32_t seen) {
+  void work(uint32_t seen) {
     for (;;) {
       seen = await_epoch(seen);
-      if (stopping_) return;
-      inside_task = true;
-      if (index < parts_) task_(context_, index, parts_);
-      inside_task = false;
-      if (pending_.fetch_sub(1, std::memory_order_seq_cst) == 1 && joiner_waits_.load(std::memory_order_seq_cst)) {
-        futex_wake(pending_, 1);
-      }
+      if (stopping_.load(std::memory_order_relaxed)) return;
+      take_parts(seen);
     }
   }
 
@@ -125,12 +137,11 @@ class Pool {
 
   struct Start {
     Pool* pool;
-    int index;
     uint32_t epoch;
   };
 
   void start(int size) {
-    stopping_ = false;
+    stopping_.store(false, std::memory_order_relaxed);
     // More spinners than cores would starve the thread that has the work.
     spins_ = size <= num_cores();
     // Workers take no signals: those belong to the threads of the host program.
@@ -139,12 +150,12 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int started = 1;
     for (; started < size; ++started) {
-      auto* start = new Start{this, started, epoch_.load()};
+      auto* start = new Start{this, epoch_.load()};
       pthread_t thread;
       auto entry = [](void* opaque) -> void* {
         Start start = *static_cast<Start*>(opaque);
         delete static_cast<Start*>(opaque);
-        start.pool->work(start.index, start.epoch);
+        start.pool->work(start.epoch);
         return nullptr;
       };
       if (pthread_create(&thread, nullptr, entry, start) != 0) {
@@ -161,7 +172,7 @@ class Pool {
   }
 
   void stop() {
-    stopping_ = true;
+    stopping_.store(true, std::memory_order_relaxed);
     epoch_.fetch_add(1, std::memory_order_seq_cst);
     futex_wake(epoch_, size());
     for (pthread_t thread : threads_) pthread_join(thread, nullptr);
@@ -171,10 +182,11 @@ class Pool {
   alignas(64) std::atomic<uint32_t> epoch_{0};
   void (*task_)(void*, int, int) = nullptr;
   void* context_ = nullptr;
-  int parts_ = 0;
-  bool stopping_ = false;
+  std::atomic<bool> stopping_{false};
   bool spins_ = true;
-  alignas(64) std::atomic<uint32_t> pending_{0};
+  // epoch << 32 | parts << 16 | next part.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<uint32_t> done_{0};
   std::atomic<bool> joiner_waits_{false};
   alignas(64) std::atomic<int> sleepers_{0};
   alignas(64) std::mutex owner_;

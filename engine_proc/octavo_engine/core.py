@@ -279,14 +279,21 @@ class Core:
         if live is not None:
             self.scheduler.abort(key)
             self._counters["request_aborted"] += 1
-            self._outbox[live.client].append(live.finished(self.clock()))
+            self._close(live, live.finished(self.clock()))
 
     def _fail(self, key: Key, code: str, message: str, which: str | None = None) -> None:
         live = self._live.pop(key, None)
         if live is not None:
             self.scheduler.abort(key)
             self._counters["request_failed"] += 1
-            self._outbox[live.client].append(live.failed(code, message, self.clock(), which))
+            self._close(live, live.failed(code, message, self.clock(), which))
+
+    def _close(self, live: Live, end: wire.Finished | wire.Failed) -> None:
+        """Cut short: what had been generated is all sent first."""
+        deltas = live.held_back()
+        if deltas:
+            self._outbox[live.client].append(wire.Deltas(deltas))
+        self._outbox[live.client].append(end)
 
     def _expire(self) -> None:
         now = self.clock()

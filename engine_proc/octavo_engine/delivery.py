@@ -78,6 +78,16 @@ class Live:
         )
         return delta, piece.stop
 
+    def held_back(self) -> list[wire.Delta]:
+        """Text of choices cut off in the middle that was held back for a possible stop string or a character's end."""
+        deltas = []
+        for index, (reason, _) in enumerate(self.ends):
+            if reason == "abort" and self.detokenizers:
+                text = self.detokenizers[index].push([], True).text
+                if text:
+                    deltas.append(wire.Delta(self.generate.request_id, index, text, ()))
+        return deltas
+
     def finished(self, now: float) -> wire.Finished:
         """The closing message; choices that are still open end as aborted."""
         wants_logprobs = self.generate.params.logprobs is not None and self.request is not None

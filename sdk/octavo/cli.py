@@ -18,7 +18,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
-from octavo.client import AsyncClient
+from octavo.client import AsyncClient, Prompt
 from octavo.errors import InvalidOption, OctavoError
 from octavo.options import EngineOptions, SamplingParams
 from octavo.wire import Message, Progress
@@ -118,7 +118,8 @@ async def _chat(options: argparse.Namespace) -> None:
             print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
         async for said in _turns(prompt, interactive):
             history.append(Message("user", said))
-            answer = await _answer(client, history, params)
+            # A model without a chat template completes text; it knows no turns.
+            answer = await _answer(client, history if client.ready.has_chat_template else said, params)
             history.append(Message("assistant", answer))
 
 
@@ -138,9 +139,9 @@ async def _turns(prompt: str | None, interactive: bool) -> AsyncIterator[str]:
 
 async def _read_line(mark: str) -> str | None:
     """A line from the terminal, "" at Ctrl-C, None at Ctrl-D. The event loop goes on meanwhile."""
-    print(mark, end="", flush=True)
     line: str | None = ""
     async with _interruptible():
+        print(mark, end="", flush=True)
         # A terminal hands out one line a read, so nothing stays behind in Python's buffer.
         await anyio.wait_readable(sys.stdin)
         line = sys.stdin.readline() or None
@@ -149,12 +150,12 @@ async def _read_line(mark: str) -> str | None:
     return line
 
 
-async def _answer(client: AsyncClient, history: list[Message], params: SamplingParams) -> str:
+async def _answer(client: AsyncClient, prompt: Prompt, params: SamplingParams) -> str:
     """Stream one answer to stdout, its figures to stderr. Ctrl-C stops the answer and keeps what came."""
     pieces: list[str] = []
     meter = _Meter()
     async with _interruptible():
-        async for delta in client.stream(history, params):
+        async for delta in client.stream(prompt, params):
             meter.count(len(delta.token_ids))
             pieces.append(delta.text)
             print(delta.text, end="", flush=True)
@@ -229,7 +230,7 @@ class _LoadBar:
             bar = "█" * full + "░" * (self.WIDTH - full)
             self._line(f"{progress.stage:8} {bar} {share:4.0%} of {progress.total / 1e6:,.0f} MB {progress.text}"[:110])
         elif progress.stage != self.stage:
-            self._line(f"{progress.stage}: {progress.total / 1e6:,.0f} MB {progress.text}".rstrip())
+            self._line(f"{progress.stage}: {progress.total / 1e6:,.0f} MB")
         self.stage = progress.stage
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ OctavoError
     ├── EngineStartError     it did not become ready
     │   └── ModelError       because the model could not be found, read or is not supported
     ├── EngineDead           it exited or went away; exit code and last stderr are in the message
+    ├── EngineUnresponsive   its step loop did not answer in time
     └── ProtocolMismatch     client and engine speak different versions of the wire
 """
 

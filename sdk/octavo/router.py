@@ -194,7 +194,7 @@ class Router:
         while (frame := self._transport.receive()) is not None:
             try:
                 messages = wire.decode_to_client(frame)
-            except (msgspec.DecodeError, ValueError) as error:
+            except msgspec.DecodeError as error:
                 # What it held is unknown, so some request would wait for ever.
                 self.on_malformed(f"the engine sent a frame of {len(frame)} bytes that can't be read: {error}")
                 return

@@ -282,7 +282,7 @@ class Session:
             self._state = "closed"
         if self._state == "closing" and self._ended is not None and self._loop is not None:
             await self._loop.uninterrupted(self._ended.wait)
-        if self._state != "open":
+        if self._state != "open" or os.getpid() != self._owner[0]:  # a fork has nothing to close
             return self._rung
         assert self._loop is not None
         assert self._router is not None

@@ -141,11 +141,7 @@ class ScriptedEngine:
         assert self._loop is not None
         if request_id not in self._running:
             return
-        delay = self._running[request_id][1].delay
-        if delay:
-            self._loop.later(delay, lambda: self._step(request_id))
-        else:
-            self._loop.soon(lambda: self._step(request_id))
+        self._loop.later(self._running[request_id][1].delay, lambda: self._step(request_id))
 
     def _step(self, request_id: int) -> None:
         if request_id not in self._running:  # aborted meanwhile

@@ -102,6 +102,8 @@ class ZmqTransport:
         assert isinstance(fd, int)
         self._fds.append(fd)
         self._loop.watch(fd, callback)
+        # The fd announces nothing until what setting up left in the socket's mailbox has been taken.
+        callback()
 
     def _on_monitor(self) -> None:
         while self._monitor is not None:

@@ -7,6 +7,7 @@ Every Generate ends in exactly one Finished or Failed (law 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -214,11 +215,20 @@ def encode(messages: list[Any]) -> bytes:
     return _encoder.encode(messages)
 
 
+def _decode(decode: Callable[[bytes | memoryview], Any], frame: bytes | memoryview) -> Any:
+    try:
+        return decode(frame)
+    except (UnicodeDecodeError, RecursionError) as error:  # a broken string; arrays nested without end
+        raise msgspec.DecodeError(str(error)) from error
+
+
 def decode_to_engine(frame: bytes | memoryview) -> list[ToEngine]:
     """Raises msgspec.DecodeError (msgspec.ValidationError for a wrong field) on a malformed frame."""
-    return _to_engine.decode(frame)
+    messages: list[ToEngine] = _decode(_to_engine.decode, frame)
+    return messages
 
 
 def decode_to_client(frame: bytes | memoryview) -> list[ToClient]:
     """Raises msgspec.DecodeError on a malformed frame."""
-    return _to_client.decode(frame)
+    messages: list[ToClient] = _decode(_to_client.decode, frame)
+    return messages

@@ -24,7 +24,7 @@ def main() -> int:
     """Measure the parts, print their tables and write tests/bench/results/NAME.json."""
     options = _arguments()
     result = uvloop.run(_measure(options))
-    print(f"\nwritten: {save(options.name, result)}")
+    save(options.name, result)
     return 0
 
 

@@ -46,4 +46,5 @@ def save(name: str, result: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": about(), **result}, indent=1) + "\n")
+    print(f"\nwritten: {os.path.relpath(path)}")
     return path

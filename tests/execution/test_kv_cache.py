@@ -65,6 +65,11 @@ def test_refuses_shapes_the_layout_cannot_hold(head_dim: int, page_size: int) ->
         KVCache(KVLayout(1, 1, 1, head_dim, page_size, torch.bfloat16))
 
 
+def test_more_than_the_system_gives_names_the_knob() -> None:
+    with pytest.raises(MemoryError, match=r"lower EngineOptions\.kv_cache_memory"):
+        KVCache(KVLayout(30, 1 << 40, 3, 64, 16, torch.bfloat16))
+
+
 def test_page_bytes_is_what_a_page_takes() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         cache = KVCache(KVLayout(30, 2, 3, 64, 16, dtype))

@@ -80,7 +80,7 @@ class Engine:
     ids=["reference", "cpu-float32", "cpu-bfloat16"],
 )
 def test_under_memory_pressure(setup: tuple[str, torch.dtype]) -> None:
-    count = 30 if setup[0] == "cpu" else 12
+    count = 20 if setup[0] == "cpu" else 12
     alone = Engine(setup, num_pages=200, budget=160, caching=False)
     for request in requests(count):
         alone.scheduler.add(request)

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from octavo_engine.models import CheckpointMismatch, load_model
+from octavo_engine.ops import Ops
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import SourceError, open_source
 from tests.models.stepper import Stepper
@@ -108,6 +110,19 @@ def test_buffers_of_older_files_are_ignored(name: str, buffer: str, checkpoint: 
     check_logits(rewritten(checkpoint(name), tmp_path / "m", tensors | {buffer: torch.full((4,), 9.0)}), name)
 
 
+@pytest.mark.parametrize("name", ["llama-mha-tied", "opt", "gpt2"])
+def test_a_tied_embedding_is_stored_once(name: str, checkpoint: Folder) -> None:
+    model: Any = load_model(open_source(checkpoint(name)), ReferenceOps(), torch.bfloat16)
+    assert model.embed.table is model.head.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_of_a_packed_table_equal_plain_ones(dtype: torch.dtype, ops: Ops) -> None:
+    table = torch.randn(71, 33).to(dtype)
+    ids = torch.tensor([70, 0, 31, 32, 32, 64], dtype=torch.int32)
+    assert torch.equal(ops.embedding(ids, ops.pack_linear(table), 1.5), table[ids.long()].float() * 1.5)
+
+
 def test_progress_counts_the_bytes_of_the_file(checkpoint: Folder, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int, str]] = []
     tensors = tensors_of(checkpoint("gpt2"))
@@ -143,8 +158,8 @@ def test_what_can_not_be_opened_is_named(checkpoint: Folder, tmp_path: Path) -> 
         open_source("/nowhere/at all")
     with pytest.raises(SourceError, match=r"no such file.*model\.gguf"):
         open_source("model.gguf")
+    (tmp_path / "b.gguf").touch()
     with pytest.raises(SourceError, match=r"no config\.json; name one .*: b\.gguf"):
-        (tmp_path / "b.gguf").touch()
         open_source(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SourceError, match="not JSON"):

@@ -28,7 +28,7 @@ def request(
     **params: object,
 ) -> Request:
     return Request(
-        key=key,  # type: ignore[arg-type]
+        key=key,
         prompt=list(prompt),
         params=SamplingParams(**params),  # type: ignore[arg-type]
         eos_token_ids=frozenset([eos]),

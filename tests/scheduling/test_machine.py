@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -42,7 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching: bool,
         weak: bool,
         seed: int,
-        **bounds: object,
+        **bounds: Any,
     ) -> None:
         self.random = random.Random(seed)
         self.keys = 0
@@ -68,9 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, 0, 2]),
         cache_salt=st.sampled_from([b"", b"", b"x"]),
     )
-    def add(
-        self, shared: int, own: list[int], max_tokens: int | None, min_tokens: int, **options: object
-    ) -> None:
+    def add(self, shared: int, own: list[int], max_tokens: int | None, min_tokens: int, **options: object) -> None:
         self.keys += 1
         prompt = [1, 2, 1, 1, 2, 2, 1, 2, 2, 1][:shared] + own
         min_tokens = min(min_tokens, max_tokens or min_tokens)

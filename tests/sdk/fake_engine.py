@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter, defaultdict
 
 import zmq
 
@@ -36,7 +37,8 @@ class Fake:
         self.socket.sndhwm = self.socket.rcvhwm = 0
         self.socket.bind(address)
         self.running: dict[tuple[bytes, int], int] = {}
-        self.counts = {"requests": 0.0, "aborted": 0.0, "unknown_aborts": 0.0, "hellos": 0.0, "goodbyes": 0.0}
+        self.counts: defaultdict[bytes, Counter[str]] = defaultdict(Counter)  # what each client did
+        self.goodbyes = 0
         self.draining = False
 
     def send(self, client: bytes, *messages: object) -> None:
@@ -53,26 +55,30 @@ class Fake:
         self.socket.close()
 
     def take(self, client: bytes, message: object) -> None:
+        counts = self.counts[client]
         match message:
             case wire.Hello():
-                self.counts["hellos"] += 1
+                counts["hellos"] += 1
                 self.hello(client)
             case wire.Generate():
-                self.counts["requests"] += 1
+                counts["requests"] += 1
                 self.begin(client, message)
             case wire.Abort(ids):
                 for request_id in ids:
                     known = self.running.pop((client, request_id), None)
-                    self.counts["aborted" if known is not None else "unknown_aborts"] += 1
+                    counts["aborted" if known is not None else "unknown_aborts"] += 1
                     if known is not None:
                         self.finish(client, request_id, "abort", known)
             case wire.StatsRequest(token):
-                self.send(client, wire.Stats(token, {**self.counts, "running": float(len(self.running))}))
+                values = {name: float(counts[name]) for name in ("hellos", "requests", "aborted", "unknown_aborts")}
+                values["running"] = float(sum(key[0] == client for key in self.running))
+                values["goodbyes"] = float(self.goodbyes)
+                self.send(client, wire.Stats(token, values))
             case wire.Drain():
                 if "ignore-drain" not in self.behaviours:
                     self.draining = True
             case wire.Goodbye():
-                self.counts["goodbyes"] += 1
+                self.goodbyes += 1
                 for key in [key for key in self.running if key[0] == client]:
                     del self.running[key]
 
@@ -85,10 +91,8 @@ class Fake:
             return
         for code in ("model", "invalid_option", "protocol", "start_failed"):
             if f"dying-{code}" in self.behaviours:
-                text = (
-                    "max_model_len=5000: the model has positions for 2048 tokens" if code == "invalid_option" else code
-                )
-                self.send(client, wire.Dying(code, text))
+                wrong = "max_model_len=5000: the model has positions for 2048 tokens"
+                self.send(client, wire.Dying(code, wrong if code == "invalid_option" else f"as asked: {code}"))
                 self.socket.close()
                 self.socket.context.term()
                 sys.exit(1)

@@ -10,17 +10,9 @@ import pytest
 
 import octavo
 from octavo import SamplingParams
+from tests.sdk.conftest import until
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(client: octavo.AsyncClient, **wanted: float) -> dict[str, float]:
-    """Ask the engine until its counters are as wanted; each answer comes from its loop, so nothing is slept for."""
-    with anyio.fail_after(10):
-        while True:
-            stats = await client.stats()
-            if all(stats[name] == value for name, value in wanted.items()):
-                return stats
 
 
 async def test_generate(client: octavo.AsyncClient) -> None:
@@ -111,10 +103,14 @@ async def test_failures_are_typed(client: octavo.AsyncClient, code: str, kind: t
     with pytest.raises(kind, match=f"as asked: {code}") as caught:
         await client.generate(f"fail {code}")
     assert type(caught.value) is kind
-    texts = []
-    with pytest.raises(kind):
+    texts: list[str] = []
+
+    async def read() -> None:
         async for delta in client.stream(f"fail {code} partial"):
             texts.append(delta.text)
+
+    with pytest.raises(kind):
+        await read()
     assert "".join(texts) == "w0 w1 "
 
 
@@ -136,9 +132,12 @@ async def test_a_break_aborts(client: octavo.AsyncClient) -> None:
 
 
 async def test_an_exception_aborts(client: octavo.AsyncClient) -> None:
-    with pytest.raises(ZeroDivisionError):
+    async def read() -> None:
         async for _ in client.stream("forever"):
-            1 / 0  # noqa: B018
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await read()
     assert (await client.stats())["aborted"] == 1
 
 
@@ -197,11 +196,7 @@ async def test_abort_ends_streams_and_calls_in_good_order(client: octavo.AsyncCl
     stream = client.stream("forever")
     await anext(stream)
     await client.abort(stream)
-    last = None
-    async for last in stream:
-        pass
-    assert last is not None
-    assert last.finish_reason == "abort"
+    assert [delta async for delta in stream][-1].finish_reason == "abort"
     results: list[octavo.Completion] = []
 
     async def call() -> None:

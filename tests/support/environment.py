@@ -20,7 +20,7 @@ def main(venv):
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if sys.version_info < MINIMUM:
         return f"python3 is version {version}; octavo needs 3.11 or later: make PYTHON=python3.12 ..."
-    for tool in ("cmake", os.environ.get("CXX", "g++")):
+    for tool in ("cmake", os.environ.get("CXX", "g++").split()[0]):
         if not shutil.which(tool):
             return f"{tool} is missing, which builds the kernels: apt install {tool}"
     python = os.path.join(venv, "bin", "python")

@@ -74,7 +74,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Text:
 
 
 def sentencepiece_metadata() -> dict[str, Any]:
-    """0 <unk>, 1 <s>, 2 </s>, 3..258 bytes, then pieces, the most frequent first."""
+    """0 <unk>, 1 <s>, 2 </s>, 3..258 bytes, then pieces, their scores in no order."""
     words = ["▁", "e", "t", "h", "a", "o", "é", "日", "▁t", "he", "▁the", "▁a", "th", "▁▁", "oo", "▁hat", "hat", "at"]
     letters = [c for c in "bcdfgijklmnpqrsuvwxyz.,!ABC" if c not in words]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words, *letters]
@@ -83,7 +83,7 @@ def sentencepiece_metadata() -> dict[str, Any]:
     return {
         prefix + "model": "llama",
         prefix + "tokens": pieces,
-        prefix + "scores": [0.0] * 259 + [-float(i) for i in range(len(words) + len(letters))],
+        prefix + "scores": [0.0] * 259 + [-float(i * 7 % 53) for i in range(len(words) + len(letters))],
         prefix + "token_type": types,
         prefix + "bos_token_id": 1,
         prefix + "eos_token_id": 2,
@@ -94,6 +94,15 @@ def sentencepiece_metadata() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def sentencepiece() -> Text:
     return load_text(metadata=sentencepiece_metadata())
+
+
+@pytest.fixture(scope="session")
+def stripped(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """The same vocabulary; the decoder drops up to two leading spaces."""
+    backend: Any = load_text(metadata=sentencepiece_metadata())._backend
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 2, 0)]
+    backend.tokenizer.decoder = decoders.Sequence(parts)
+    return load_text(write_folder(tmp_path_factory.mktemp("stripped"), backend.tokenizer))
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +121,14 @@ def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Text:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     return load_text(write_folder(tmp_path_factory.mktemp("metaspace"), tokenizer))
+
+
+@pytest.fixture(scope="session")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """Bytes, by a chain of decoders that no table here knows; its second link does nothing."""
+    tokenizer = train_byte_level()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip("x", 0, 0)])
+    return load_text(write_folder(tmp_path_factory.mktemp("windowed"), tokenizer))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from octavo_engine.text import Detokenizer, Text
 from tests.text.conftest import sentencepiece_metadata
 from tests.text.test_stop import reference
 
-FAMILIES = ["byte_level", "sentencepiece", "wordpiece", "metaspace", "suffixed"]
+FAMILIES = ["byte_level", "sentencepiece", "wordpiece", "metaspace", "suffixed", "windowed", "stripped"]
 HOLD = 32  # bytes of a run of byte tokens that are held at most
 
 
@@ -54,6 +54,13 @@ ids_of_any_vocabulary = st.lists(
 sizes = st.lists(st.integers(0, 3), max_size=HOLD)
 
 
+def test_each_family_is_decoded_its_own_way(text_of: dict[str, Text]) -> None:
+    kinds = {family: type(text.stream()).__name__ for family, text in text_of.items()}
+    local, window = "LocalStream", "WindowStream"
+    streams = ["ByteLevelStream", "ByteFallbackStream", local, local, window, window, "ByteFallbackStream"]
+    assert kinds == dict(zip(FAMILIES, streams, strict=True))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("skip", [True, False])
 @settings(deadline=None, max_examples=150)
@@ -62,6 +69,8 @@ def test_deltas_are_the_whole_decode(
     family: str, skip: bool, ids: list[int], sizes: list[int], text_of: dict[str, Text]
 ) -> None:
     text = text_of[family]
+    if family == "stripped":
+        ids = [259, 259, 259, *ids]  # more leading spaces than it drops
     expected = oracle(text).decode(ids, skip_special_tokens=skip)
     pieces = run(text, cut(ids, sizes), SamplingParams(skip_special_tokens=skip))
     assert "".join(pieces) == expected == text.decode(ids, skip)
@@ -191,6 +200,12 @@ def test_the_leading_space_depends_on_what_stands_before(sentencepiece: Text) ->
     assert "".join(run(sentencepiece, [space], shown, (1,))) == " a hat"
     assert sentencepiece.decode(prompt + space) == "the hat a hat"
     assert "".join(run(sentencepiece, [output], SamplingParams())) == " a hat"
+
+
+def test_word_pieces_go_on_after_the_prompt(wordpiece: Text) -> None:
+    ids = [2, 4, 5]
+    assert "".join(run(wordpiece, [ids], SamplingParams())) == "the hats"
+    assert "".join(run(wordpiece, [ids], SamplingParams(), (1, 2))) == " the hats"
 
 
 def test_without_a_tokenizer_there_is_no_text() -> None:

@@ -31,7 +31,8 @@ def test_a_source_and_its_path_are_the_same(tmp_path: Path) -> None:
     for given in (tmp_path, str(tmp_path), Source("folder", tmp_path), tmp_path / "tokenizer.json"):
         text = load_text(given)
         assert text.decode(text.encode("the fox 日本")) == "the fox 日本"
-        assert (text.bos_token_id, text.eos_token_ids) == (0, {1})
+        assert text.bos_token_id == 0
+        assert text.eos_token_ids == {1}
         assert not text.has_chat_template
 
 
@@ -80,7 +81,8 @@ def test_padding_and_truncation_of_the_training_are_off(tmp_path: Path) -> None:
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(max_length=4)
     text = load_text(write_folder(tmp_path, tokenizer))
-    assert text.decode(text.encode("the quick brown fox")) == "the quick brown fox"
+    ids = text.encode("the quick brown fox")
+    assert text.decode(ids, skip_special_tokens=False) == "the quick brown fox"
 
 
 def test_the_template_from_each_place(tmp_path: Path) -> None:
@@ -120,6 +122,8 @@ def test_another_tokenizer(tmp_path: Path) -> None:
     text = load_text(model, tokenizer=str(named))
     assert text.has_tokenizer
     assert text.eos_token_ids == {1, 7}
+    with pytest.raises(TextError, match=r"EngineOptions\.tokenizer.*no-such"):
+        load_text(model, tokenizer="./no-such")
     with pytest.raises(TextError, match="no tokenizer there"):
         load_text(named, tokenizer=str(model))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import regex
+import regex  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,6 +223,14 @@ def test_bos_eos_and_what_ends_a_turn() -> None:
     assert load_text(metadata=turn).eos_token_ids == {1}
     turn["tokenizer.chat_template"] = "{{ messages[0].content }}<|im_end|>"
     assert load_text(metadata=turn).eos_token_ids == {1, len(tokens)}
+
+
+def test_a_word_that_is_a_token_stays_whole_where_merges_are_ignored() -> None:
+    base = gpt2_metadata()
+    tokens, types = base["tokenizer.ggml.tokens"], base["tokenizer.ggml.token_type"]
+    more = {"tokens": [*tokens, "zqz"], "token_type": [*types, 1]}
+    assert load_text(metadata=gpt2_metadata(pre="llama-bpe", **more)).encode("zqz") == [0, len(tokens)]
+    assert len(load_text(metadata=gpt2_metadata(pre="gpt-2", **more)).encode("zqz")) == 3
 
 
 def test_user_defined_tokens_are_matched_and_shown() -> None:

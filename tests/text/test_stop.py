@@ -52,11 +52,13 @@ def test_streamed_is_the_reference_of_the_whole(chunks: list[str], stops: tuple[
 def test_stop_strings_that_end_early_do_not_count(early: list[str], late: list[str], stops: tuple[str, ...]) -> None:
     matcher = StopMatcher(stops)
     before, text = "".join(early), "".join(early + late)
-    sent, stop = "", None
+    sent, seen, stop = "", "", None
     for chunk in early:
         out, found = matcher.feed(chunk, match=False)
         assert found is None
         sent += out
+        seen += chunk
+        assert sent == seen[: len(seen) - could_become(seen, stops)]
     for chunk in late:
         out, stop = matcher.feed(chunk)
         sent += out

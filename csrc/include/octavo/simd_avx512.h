@@ -80,4 +80,34 @@ OCTAVO_INLINE Vec dot2_bf16(Vec acc, Pairs a, PairBroadcast b) {
   return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
 }
 
+// A 16 by 16 block of 4-byte elements, rows become columns.
+OCTAVO_INLINE void transpose(Vec (&rows)[16]) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_castps_si512(rows[i].v);
+  // Within 128-bit lanes: 4 by 4 transposes of rows 4i .. 4i + 3.
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  // a[4i + j] holds columns j, j + 4, j + 8, j + 12 of rows 4i .. 4i + 3: transpose the lanes between the four i.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x44), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xee);
+    __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x44), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xee);
+    rows[j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(low, low2, 0x88));
+    rows[4 + j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(low, low2, 0xdd));
+    rows[8 + j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(high, high2, 0x88));
+    rows[12 + j].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(high, high2, 0xdd));
+  }
+}
+
 }  // namespace octavo::OCTAVO_ISA

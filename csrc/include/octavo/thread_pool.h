@@ -12,17 +12,19 @@ void set_num_threads(int num_threads);
 // Cores this process may run on (its affinity mask).
 int num_cores();
 
-// Runs task(context, part, parts) for every part in [0, parts), part 0 on the calling thread, and returns when all are
-// done. parts is cut to num_threads(). Called from inside a task, or while another thread holds the pool, all parts
-// run on the calling thread: the result never depends on how many threads took part.
+// Runs task(context, part, parts) once for every part in [0, parts), and returns when all are done. The caller runs part 0;
+// then it and the workers claim parts in order, so a worker that sleeps or was descheduled is not waited for unless it
+// began one. Called from inside a task, or while another thread holds the pool, all parts run on the calling thread. What
+// is computed must not depend on parts. parts <= 65535.
 void fork_join(int parts, void (*task)(void* context, int part, int parts), void* context);
 
 // 64-byte aligned memory that belongs to the calling thread, grows and is never given back; contents don't survive the
 // next call on the same thread.
 void* thread_scratch(size_t bytes);
 
-// body(begin, end) over a static partition of [0, n), at least `grain` items to a thread. Items of one thread are
-// adjacent. `body` is taken by reference: nothing is allocated.
+// body(begin, end) over a partition of [0, n) in runs of at least `grain` adjacent items. Long ranges are cut in four
+// runs a thread, so that a core that is slow or busy elsewhere does less; short ones in one, whose sizes differ by one item
+// at most. `body` is taken by reference: nothing is allocated.
 template <class Body>
 static inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
   struct Context {
@@ -31,8 +33,11 @@ static inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
   } context{body, n};
   if (n <= 0) return;
   if (grain < 1) grain = 1;
+  int64_t threads = num_threads(), most = n >= 16 * threads ? 4 * threads : threads;
   int64_t parts = (n + grain - 1) / grain;
-  if (parts > num_threads()) parts = num_threads();
+  if (threads == 1) parts = 1;
+  if (parts > most) parts = most;
+  if (parts > threads) parts -= parts % threads;
   if (parts == 1) return body(int64_t{0}, n);
   fork_join(
       static_cast<int>(parts),

@@ -47,6 +47,7 @@ def default_kv_memory(*, available: int, page_bytes: int, page_size: int, max_nu
 class KVCache:
     """Keys and values of all layers in the layout of ops.KVLayout, zero until written.
 
+    Raises MemoryError when the system refuses the address space, ValueError for shapes the layout can't hold.
     keys [layers, P, Hkv, D/p, B, p] and values [layers, P, Hkv, B/p, D, p]; `layers[l]` is one layer's pair of views.
     """
 
@@ -70,5 +71,11 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor
     system.
     """
     numel = torch.Size(shape).numel()
-    memory = mmap.mmap(-1, numel * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = numel * dtype.itemsize
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(
+            f"the system refuses {size} bytes for half of the KV cache ({error}); lower EngineOptions.kv_cache_memory"
+        ) from error
     return torch.frombuffer(memory, dtype=dtype, count=numel).view(shape)

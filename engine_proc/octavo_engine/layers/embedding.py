@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from octavo_engine.ops import Ops
+    from octavo_engine.ops import Ops, PackedLinear
 
 __all__ = ["Embedding"]
 
 
 class Embedding:
-    """Rows of a table [V, H] as the float32 residual stream."""
+    """Rows of a table [V, H] as the float32 residual stream. A tied table is the head's packed weight."""
 
     __slots__ = ("ops", "table")
 
-    def __init__(self, ops: Ops, table: Tensor) -> None:
+    def __init__(self, ops: Ops, table: Tensor | PackedLinear) -> None:
         self.ops, self.table = ops, table
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,7 @@ from octavo_engine.layers.embedding import Embedding
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.norm import LayerNorm, RMSNorm
 from octavo_engine.ops import Activation
+from octavo_engine.quant.float import FloatScheme
 
 if TYPE_CHECKING:
     from octavo_engine.ops import Ops
@@ -61,8 +63,8 @@ class Loader:
 
     def at(self, prefix: str) -> Loader:
         """The same checkpoint, seen from `prefix` on."""
-        view = object.__new__(Loader)
-        view.__dict__.update(self.__dict__, prefix=f"{self.prefix}{prefix}")
+        view = copy.copy(self)
+        view.prefix = self.prefix + prefix
         return view
 
     def __contains__(self, name: str) -> bool:
@@ -86,13 +88,31 @@ class Loader:
         """[size] float32: a bias or a norm's weight."""
         return self.tensor(name, size).to(torch.float32, copy=True)
 
-    def table(self, name: str, rows: int, width: int) -> Tensor:
-        """[rows, width] in the weights' type."""
-        return self.tensor(name, rows, width).to(self.dtype, copy=True)
-
     def embedding(self, name: str, rows: int, width: int, *, skip: int = 0) -> Embedding:
         """A lookup table; `skip` leaves out first rows that no id reaches."""
-        return Embedding(self.ops, self.table(f"{name}.weight", rows, width)[skip:].contiguous())
+        table = self.tensor(f"{name}.weight", rows, width)[skip:]
+        return Embedding(self.ops, table.to(self.dtype, copy=True).contiguous())
+
+    def embedding_and_head(
+        self, name: str, rows: int, width: int, *, head: str, tied: bool
+    ) -> tuple[Embedding, Linear]:
+        """The token embedding and the projection back to the vocabulary; one packed weight where they are tied.
+
+        In a tied model the embedding wins over a `head` tensor that the file may carry.
+        """
+        if tied:
+            self.ignore(re.escape(f"{head}.weight"))
+            linear = self._float().linear(name, rows, width, Parallel.COLUMN, bias=False)
+            return Embedding(self.ops, linear.weight), linear
+        embed = self.embedding(name, rows, width)
+        return embed, self._float(prefix="").linear(head, rows, width, Parallel.COLUMN, bias=False)
+
+    def _float(self, prefix: str | None = None) -> Loader:
+        """For the head, which no scheme quantises: published quantised checkpoints keep it in float."""
+        view = self.at("")
+        view.prefix = self.prefix if prefix is None else prefix
+        view.scheme = FloatScheme(self.dtype)
+        return view
 
     def rms_norm(self, name: str, size: int, eps: float) -> RMSNorm:
         return RMSNorm(self.ops, self.vector(f"{name}.weight", size), eps, self.act_dtype)

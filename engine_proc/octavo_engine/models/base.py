@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from octavo_engine.layers.linear import Linear, Parallel
-
 if TYPE_CHECKING:
     from octavo_engine.layers.batch import Batch
     from octavo_engine.layers.config import ConfigReader
-    from octavo_engine.layers.embedding import Embedding
     from octavo_engine.layers.loading import Loader
 
-__all__ = ["CausalLM", "ModelBuilder", "ModelConfig", "load_head"]
+__all__ = ["CausalLM", "ModelBuilder", "ModelConfig"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,3 @@ class CausalLM(Protocol):
 
 ModelBuilder = Callable[["ConfigReader", "Loader", "int | None"], CausalLM]
 """builder(config, loader, max_model_len): raises UnsupportedModel, CheckpointMismatch."""
-
-
-def load_head(loader: Loader, embed: Embedding, vocab_size: int, width: int, *, tied: bool) -> Linear:
-    """The projection to the vocabulary. Where it is tied the embedding wins over an lm_head in the file."""
-    if not tied:
-        return loader.linear("lm_head", vocab_size, width, Parallel.COLUMN, bias=False)
-    loader.ignore(r"lm_head\.weight")
-    packed = loader.ops.pack_linear(embed.table)
-    return Linear(loader.ops, packed, None, parts=(vocab_size,), parallel=Parallel.COLUMN)

@@ -17,7 +17,7 @@ from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
-from octavo_engine.models.base import ModelConfig, load_head
+from octavo_engine.models.base import ModelConfig
 
 __all__ = ["GPT2"]
 
@@ -46,14 +46,15 @@ class GPT2:
         body = loader.at("transformer." if "transformer.wte.weight" in loader else "")
         loader.ignore(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # causal-mask buffers
 
-        self.embed = body.embedding("wte", self.config.vocab_size, hidden)
+        tied = config.flag("tie_word_embeddings", default=True)
+        self.embed, self.head = body.embedding_and_head(
+            "wte", self.config.vocab_size, hidden, head="lm_head", tied=tied
+        )
         self.embed_positions = body.embedding("wpe", self.config.max_position, hidden)
         self.layers = [
             GPT2Layer(config, self.config, body.at(f"h.{i}."), i, eps) for i in range(self.config.num_layers)
         ]
         self.norm = body.layer_norm("ln_f", hidden, eps)
-        tied = config.flag("tie_word_embeddings", default=True)
-        self.head = load_head(loader, self.embed, self.config.vocab_size, hidden, tied=tied)
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, H] float32

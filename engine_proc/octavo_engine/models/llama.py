@@ -20,7 +20,7 @@ from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
 from octavo_engine.layers.rope import Rope
-from octavo_engine.models.base import ModelConfig, load_head
+from octavo_engine.models.base import ModelConfig
 
 __all__ = ["Llama"]
 
@@ -58,13 +58,14 @@ class Llama:
         cos_sin = rope.table().to(loader.ops.device)
         loader.ignore(r".*\.rotary_emb\.inv_freq")  # a buffer that older files carry
 
-        self.embed = loader.embedding("model.embed_tokens", self.config.vocab_size, hidden)
+        self.embed, self.head = loader.embedding_and_head(
+            "model.embed_tokens", self.config.vocab_size, hidden, head="lm_head", tied=tied
+        )
         self.layers = [
             LlamaLayer(config, self.config, loader.at(f"model.layers.{i}."), cos_sin, eps)
             for i in range(self.config.num_layers)
         ]
         self.norm = loader.rms_norm("model.norm", hidden, eps)
-        self.head = load_head(loader, self.embed, self.config.vocab_size, hidden, tied=tied)
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, H] float32

@@ -16,7 +16,7 @@ from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
-from octavo_engine.models.base import ModelConfig, load_head
+from octavo_engine.models.base import ModelConfig
 
 __all__ = ["OPT"]
 
@@ -50,7 +50,8 @@ class OPT:
         rows = self.config.max_position + _POSITION_OFFSET
 
         self.act_dtype = loader.act_dtype
-        self.embed = decoder.embedding("embed_tokens", vocab_size, width)
+        tied = config.flag("tie_word_embeddings", default=True)
+        self.embed, self.head = decoder.embedding_and_head("embed_tokens", vocab_size, width, head="lm_head", tied=tied)
         self.embed_positions = decoder.embedding("embed_positions", rows, hidden, skip=_POSITION_OFFSET)
         self.project_in = self.project_out = self.final_norm = None
         if width != hidden:
@@ -62,8 +63,6 @@ class OPT:
         ]
         if pre_norm and not no_final_norm:
             self.final_norm = decoder.layer_norm("final_layer_norm", hidden, affine=affine)
-        tied = config.flag("tie_word_embeddings", default=True)
-        self.head = load_head(loader, self.embed, vocab_size, width, tied=tied)
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, E] float32

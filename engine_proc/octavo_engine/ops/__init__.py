@@ -97,8 +97,11 @@ class Ops(Protocol):
         ...
 
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
-        """ids [T] int32, table [V, H] any float -> [T, H] float32 = table[ids] * scale."""
+    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+        """ids [T] int32, table [V, H] any float -> [T, H] float32 = table[ids] * scale.
+
+        A tied embedding gives the head's packed weight (not gated), so that the table is stored once.
+        """
         ...
 
     def linear(

@@ -94,6 +94,7 @@ class CpuOps:
         self._pack_linear = library.pack_linear
         self._unpack_linear = library.unpack_linear
         self._embedding = library.embedding
+        self._embedding_packed = library.embedding_packed
         self._linear = library.linear
         self._linear_add = library.linear_add
         self._rms_norm = library.rms_norm
@@ -118,7 +119,12 @@ class CpuOps:
         return weight
 
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+        if isinstance(table, PackedLinear):
+            rows, width = table.out_features, table.in_features
+            out = torch.empty(ids.shape[0], width)
+            self._embedding_packed(out, ids, table.data, rows, width, scale)
+            return out
         out = torch.empty(ids.shape[0], table.shape[1])
         self._embedding(out, ids, table, scale)
         return out

@@ -83,7 +83,9 @@ class ReferenceOps:
         return halves[:, : packed.out_features // 2].reshape(packed.out_features, packed.in_features)
 
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+        if isinstance(table, PackedLinear):
+            table = self.unpack_linear(table)
         return table[ids.long()].float() * scale
 
     def linear(

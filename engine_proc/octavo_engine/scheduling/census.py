@@ -75,7 +75,7 @@ def check(scheduler: Scheduler) -> None:
         assert request.key == key
         live = [seq for seq in request.sequences if seq.finish_reason is None]
         assert len(live) == request.num_open > 0, "a request without open sequences is live"
-        led = {follower for seq in live for follower in seq.followers}
+        led = {follower for seq in request.sequences for follower in seq.followers}
         for seq in live:
             places = (seq.slot >= 0) + (seq in scheduler.waiting) + (seq in led)
             assert places == 1, f"a live sequence is in {places} places"

@@ -1,7 +1,8 @@
 """The page tables of running sequences: how they grow, share, copy on write, are found again and given back.
 
-Unit of all lengths: tokens. A sequence's `room` is the position below which a token can be written without looking;
-whatever may change that (a fork, an exchanged page) sets it to 0.
+A sequence's `room` is the position below which the next token can be written without looking at its pages. It is 0
+until the first decode, so that after a fork every choice looks, and later a multiple of the page size, so that it
+looks again whenever a page is full: the only time at which `store` may exchange one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ class PageTables:
             self.pool.share(page)
         follower.pages = leader.pages.copy()
         follower.num_computed, follower.node = leader.num_computed, leader.node
-        leader.room = 0
 
     def needs_page(self, seq: Sequence) -> bool:
         """The next token can't be written into the last page: it is full, or others hold it too."""
@@ -115,7 +115,6 @@ class PageTables:
                 self.pool.release(page)
                 seq.pages[index] = seq.node.page
                 seq.sent = min(seq.sent, index)
-                seq.room = 0
 
     def release(self, seq: Sequence) -> None:
         """Give all pages back, children before parents (see prefix_cache)."""

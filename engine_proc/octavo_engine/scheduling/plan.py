@@ -33,10 +33,10 @@ class SeqStart(msgspec.Struct, array_like=True):
 class SeqStep(msgspec.Struct, array_like=True, gc=False):
     """Run `tokens` of one sequence at positions start, start + 1, ...
 
-    pages: page ids to store in the slot's page table from entry `page_offset` on: what is new since the slot's
-    last step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
-    not reach the end; several when choices fork here. prompt_logprobs: logprobs of tokens[1:] and, if the chunk doesn't end
-    the prompt, of `next_token`, are wanted (-1: none).
+    pages: page ids to store in the slot's page table from entry `page_offset` on: what is new since the slot's last
+    step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
+    not reach the end; several when choices fork here. prompt_logprobs k >= 0: the logprobs (and k best) of tokens[1:]
+    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none.
     """
 
     slot: int

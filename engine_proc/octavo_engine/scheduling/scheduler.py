@@ -34,7 +34,6 @@ class _Prefill(NamedTuple):
     seq: Sequence
     length: int  # tokens
     samplers: list[Sequence]  # empty, or the sequence itself and the choices that fork from it
-    scores: bool  # prompt logprobs are made
 
 
 class _Flight(NamedTuple):
@@ -221,15 +220,12 @@ class Scheduler:
 
     def _prefill(self, plan: Plan, budget: int) -> list[_Prefill]:
         prefills: list[_Prefill] = []
-        for seq in self.prefilling:  # preemption pops the tail
+        for seq in self.prefilling:
             if not budget:
                 break
             length = self._chunk(seq, budget)
-            while not length and self.prefilling[-1] is not seq:
-                self._preempt(self.prefilling[-1])
-                length = self._chunk(seq, budget)
             if not length:
-                break  # those before it progress and will give pages back
+                break  # decodes took the pages that were there at its admission, and will give them back
             budget -= length
             prefills.append(self._compute(seq, length, plan))
         return prefills
@@ -251,13 +247,13 @@ class Scheduler:
         samplers = [seq, *self._fork(seq, plan)] if stop == seq.num_tokens else []
         slots = [sampler.slot for sampler in samplers]
         step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots)
-        scores = request.wants_prompt_scored and start == request.prompt_scored
-        if scores:
+        if request.wants_prompt_scored and start == request.prompt_scored:
+            request.prompt_scored = stop
             assert request.params.prompt_logprobs is not None
             step.prompt_logprobs = request.params.prompt_logprobs
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
         plan.seqs.append(step)
-        return _Prefill(seq, length, samplers, scores)
+        return _Prefill(seq, length, samplers)
 
     def _fork(self, seq: Sequence, plan: Plan) -> list[Sequence]:
         """Start the choices that can start with `seq`; the others wait. They get its pages once those are computed.
@@ -312,11 +308,9 @@ class Scheduler:
         return found
 
     def _commit_prefill(self, prefill: _Prefill) -> None:
-        seq, length, samplers, scores = prefill
+        seq, length, samplers = prefill
         start = seq.num_computed
         seq.num_computed += length
-        if scores:
-            seq.request.prompt_scored = seq.num_computed
         if seq.finish_reason is None:
             self.tables.store(seq, start)
         else:
@@ -365,7 +359,6 @@ class Scheduler:
         running.pop()
         self._vacate(victim)
         self.counters.preemptions += 1
-        victim.cost = (0, 0)
         self.waiting.push(victim)
 
     def _vacate(self, seq: Sequence) -> None:

@@ -13,9 +13,6 @@ from octavo_engine.text.text import Text
 
 __all__ = ["load_text"]
 
-# What a hub repository's tokenizer consists of; weights are not fetched for it.
-_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.spm"]
-
 
 def load_text(
     source: Any = None,
@@ -65,9 +62,10 @@ def _at(path: Path | None, trust_remote_code: bool) -> Text:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from octavo_engine.weights.hub import fetch
+    from octavo_engine.weights.source import SourceError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except Exception as error:  # its errors share no base: HTTP, validation, missing cache
-        raise TextError(f"EngineOptions.tokenizer={name!r} is no local path and can't be fetched: {error}") from error
+        return fetch(name, revision, weights=False)
+    except SourceError as error:
+        raise TextError(f"EngineOptions.tokenizer: {error}") from error

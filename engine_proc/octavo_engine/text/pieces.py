@@ -267,16 +267,16 @@ class WindowStream:
 def stream_factory(tokenizer: Any, skip_special: bool) -> StreamFactory:
     """How sequences of this `tokenizers.Tokenizer` become text; build once, it owns the tables."""
     parts = _decoder_parts(tokenizer.decoder)
-    kinds = {part["type"] for part in parts}
+    kinds = " ".join(part["type"] for part in parts)
     vocabulary = _Vocabulary(tokenizer, skip_special)
-    if kinds in ({"ByteLevel"}, {"ByteLevel", "Fuse"}):
+    if re.fullmatch(r"(Fuse )?ByteLevel( Fuse)?", kinds):
         bytes_of = _ByteLevelTable(vocabulary)
         return lambda visible_before: ByteLevelStream(bytes_of)
-    if "ByteFallback" in kinds and (strip := _leading_strip(parts)) is not None:
+    if re.fullmatch(r"(Replace )*ByteFallback( Fuse( Strip)?)?", kinds) and not parts[-1].get("stop"):
         pieces = _FallbackTable(vocabulary, tokenizer.decoder)
-        lead, space = strip
+        lead, space = parts[-1].get("start", 0), parts[-1].get("content", " ")
         return lambda visible_before: ByteFallbackStream(pieces, 0 if visible_before else lead, space)
-    if kinds <= {"Replace", "Metaspace", "WordPiece", "Fuse"}:
+    if re.fullmatch(r"((Replace|Metaspace|WordPiece) ?)*(Fuse)?", kinds):
         decode = tokenizer.decoder.decode if parts else " ".join
         first, rest = _LocalTable(vocabulary, decode, []), _LocalTable(vocabulary, decode, ["a"])
         return lambda visible_before: LocalStream(first, rest, not visible_before)
@@ -293,15 +293,3 @@ def _decoder_parts(decoder: Any) -> list[dict[str, Any]]:
         return []
     state = json.loads(decoder.__getstate__())
     return list(state["decoders"]) if state["type"] == "Sequence" else [state]
-
-
-def _leading_strip(parts: list[dict[str, Any]]) -> tuple[int, str] | None:
-    """(how many, which character) a SentencePiece decoder strips from the text's start; None if it isn't one."""
-    kinds = [part["type"] for part in parts]
-    if not set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"} or kinds.count("Strip") > 1:
-        return None
-    if "Strip" not in kinds:
-        return 0, " "
-    strip = parts[kinds.index("Strip")]
-    whole_text = "Fuse" in kinds[: kinds.index("Strip")]
-    return (int(strip["start"]), str(strip["content"])) if whole_text and not strip["stop"] else None

@@ -45,7 +45,7 @@ class GGUFFile:
         self.tensors: dict[str, TensorInfo] = {}
         try:
             self._read()
-        except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+        except (struct.error, IndexError, KeyError, RecursionError) as error:
             raise SourceError(f"{path} is not a whole GGUF file: {error!r}") from error
 
     def _read(self) -> None:
@@ -60,6 +60,8 @@ class GGUFFile:
         for _ in range(num_tensors):
             name, at = self._string(at)
             (dims,) = struct.unpack_from("<I", self.data, at)
+            if not 1 <= dims <= 4:
+                raise SourceError(f"{self.path}: tensor {name} has {dims} dimensions; GGUF has 1 to 4")
             *sizes, kind, offset = struct.unpack_from(f"<{dims}QIQ", self.data, at + 4)
             at += 4 + 8 * dims + 12
             self.tensors[name] = TensorInfo(name, tuple(reversed(sizes)), kind, offset)

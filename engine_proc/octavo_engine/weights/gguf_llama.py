@@ -101,9 +101,12 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     def required(key: str) -> Any:
         if key not in meta:
             raise SourceError(f"{path}: the metadata lacks {key}")
+        if isinstance(meta[key], list):
+            raise SourceError(f"{path}: {key} differs from layer to layer: {meta[key]}; one number is read")
         return meta[key]
 
     heads, hidden = required("llama.attention.head_count"), required("llama.embedding_length")
+    kv_heads = required("llama.attention.head_count_kv") if "llama.attention.head_count_kv" in meta else heads
     head_dim = meta.get("llama.attention.key_length") or meta.get("llama.rope.dimension_count") or hidden // heads
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if meta.get(key, head_dim) != head_dim:
@@ -116,7 +119,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         "intermediate_size": required("llama.feed_forward_length"),
         "num_hidden_layers": required("llama.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": required("llama.attention.layer_norm_rms_epsilon"),
@@ -138,6 +141,10 @@ def _rope_parameters(file: GGUFFile) -> dict[str, Any]:
     theta = {"rope_theta": meta.get("llama.rope.freq_base", 10000.0)}
     if _ROPE_FREQS in file.tensors:
         info = file.tensors[_ROPE_FREQS]
+        if GGML_TYPES.get(info.kind) is not GGML_TYPES[0]:
+            raise SourceError(f"{file.path}: {_ROPE_FREQS} has ggml type {info.kind}; F32 (0) is read")
+        if info.offset + 4 * info.shape[0] > len(file.data):
+            raise SourceError(f"{file.path}: {_ROPE_FREQS} {info.shape} passes the file's end")
         raw = torch.frombuffer(file.data, dtype=torch.float32, offset=info.offset, count=info.shape[0])
         return theta | {"rope_type": "freq_factors", "freq_factors": raw.tolist()}
     kind = meta.get("llama.rope.scaling.type", "none")

@@ -13,10 +13,11 @@ __all__ = ["fetch"]
 _SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 
 
-def fetch(model: str, revision: str | None = None, progress: Progress | None = None) -> Path:
+def fetch(model: str, revision: str | None = None, progress: Progress | None = None, weights: bool = True) -> Path:
     """The local folder of hub id "owner/name", or the file of "owner/name/file.gguf". Raises SourceError.
 
-    safetensors are preferred to .bin. Where the hub can't be reached, what its cache holds is used.
+    safetensors are preferred to .bin; weights False leaves both out, for a tokenizer.
+    Where the hub can't be reached, what its cache holds is used.
     """
     try:
         import huggingface_hub as hub
@@ -30,8 +31,9 @@ def fetch(model: str, revision: str | None = None, progress: Progress | None = N
     try:
         if len(parts) > 2:
             return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), **more))
-        folder = Path(hub.snapshot_download(model, allow_patterns=[*_SMALL, "model*.safetensors"], **more))
-        if not any(folder.glob("model*.safetensors")):
+        wanted = [*_SMALL, "model*.safetensors"] if weights else _SMALL
+        folder = Path(hub.snapshot_download(model, allow_patterns=wanted, **more))
+        if weights and not any(folder.glob("model*.safetensors")):
             hub.snapshot_download(model, allow_patterns=["pytorch_model*.bin"], **more)
     except HFValidationError as error:
         raise SourceError(f"{model!r} is no local path and no hub id: {error}") from error

@@ -12,6 +12,7 @@ import os
 import subprocess
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -39,7 +40,6 @@ def main() -> int:
     result = {"model": options.model, "prompt": options.prompt, "output": options.output, "runs": runs}
     _print(result, todo)
     path = save(options.name or f"peers-{options.model}", result)
-    print(f"\nwritten: {path}")
     _picture(path)
     return 0
 
@@ -177,15 +177,15 @@ def _agreement(runs: list[dict[str, Any]], engines: list[str]) -> str:
     return "\nfirst tokens equal to octavo's: " + ", ".join(parts)
 
 
-def _picture(path: Any) -> None:
+def _picture(path: Path) -> None:
     target = path.with_suffix(".png")
-    script = os.path.join(os.path.dirname(__file__), "picture.py")
+    script = Path(__file__).with_name("picture.py")
     try:
-        subprocess.run([python_of("plot"), script, str(path), str(target)], check=True)
+        subprocess.run([python_of("plot"), str(script), str(path), str(target)], check=True)
     except (PeerUnavailable, subprocess.CalledProcessError) as error:
         print(f"no picture: {error}")
         return
-    print(f"picture: {target}")
+    print(f"picture: {os.path.relpath(target)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""The command `octavo`: what it prints where, its exit status, and a chat on a real terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from octavo import cli
+from octavo.errors import ModelError
+from octavo.testing import Reply, ScriptedEngine
+
+SCRIPT = {"Hello": "Hi there, you!", "refused": Reply(fail="invalid_request", message="first line\nsecond line")}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """A scripted engine in the place of the one that `octavo chat` would spawn."""
+    made = ScriptedEngine(SCRIPT)
+    monkeypatch.setattr(cli, "AsyncClient", lambda model, options, on_progress: made.client())
+    return made
+
+
+def test_answers_a_prompt_on_stdout_and_keeps_the_rest_on_stderr(engine, capsys):
+    assert cli.main(["chat", "model", "--prompt", "Hello"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Hi there, you!\n"
+    assert "[3 tokens" in err
+
+
+def test_reads_the_prompt_from_a_pipe(engine, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115, closed with the test
+    with sys.stdin:
+        assert cli.main(["chat", "model"]) == 1
+    assert "--prompt" in capsys.readouterr().err
+
+
+def test_system_message_and_sampling_reach_the_request(engine):
+    assert cli.main(["chat", "m", "--prompt", "Hello", "--system", "Be kind", "--max-tokens", "9", "--seed", "4"]) == 0
+    (request,) = engine.requests
+    assert [(turn.role, turn.content) for turn in request.messages] == [("system", "Be kind"), ("user", "Hello")]
+    assert (request.params.max_tokens, request.params.seed, request.params.temperature) == (9, 4, 0.0)
+
+
+def test_engine_options_are_flags(monkeypatch):
+    seen = []
+
+    def client(model, options, on_progress):
+        seen.append(options)
+        raise ModelError("no such model")
+
+    monkeypatch.setattr(cli, "AsyncClient", client)
+    flags = ["--dtype", "float32", "--max-model-len", "64", "--no-enable-prefix-caching", "--ready-timeout", "1.5"]
+    assert cli.main(["chat", "m", "--prompt", "x", *flags]) == 1
+    (options,) = seen
+    assert (options.model, options.dtype, options.max_model_len) == ("m", "float32", 64)
+    assert (options.enable_prefix_caching, options.ready_timeout) == (False, 1.5)
+
+
+def test_an_error_is_one_line_and_status_1(engine, capsys):
+    assert cli.main(["chat", "model", "--prompt", "refused"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "octavo: first line"
+
+
+def test_a_wrong_option_names_the_field(engine, capsys):
+    assert cli.main(["chat", "model", "--prompt", "Hello", "--page-size", "17"]) == 1
+    assert "page_size=17" in capsys.readouterr().err
+
+
+def test_engine_is_started_with_the_same_arguments(monkeypatch):
+    called = []
+
+    def execv(path, arguments):
+        called.append(arguments)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(SystemExit):
+        cli.main(["engine", "--model", "m", "--bind", "ipc:///tmp/x"])
+    assert called == [[sys.executable, "-m", "octavo_engine", "--model", "m", "--bind", "ipc:///tmp/x"]]
+
+
+CHAT = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from octavo import cli
+from octavo.testing import Reply, ScriptedEngine
+def answer(request):
+    turns = [turn.content for turn in request.messages]
+    return Reply(["endless "] * 1000, delay=0.05) if turns[-1] == "slow" else "|".join(turns) + "!"
+engine = ScriptedEngine(answer)
+cli.AsyncClient = lambda model, options, on_progress: engine.client()
+sys.exit(cli.main(["chat", "model", "--prompt", "one"]))
+"""
+
+
+def test_chat_on_a_terminal_keeps_its_history_and_obeys_ctrl_c_and_ctrl_d():
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHAT], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    terminal = _Terminal(ours)
+    try:
+        terminal.expect("one!")
+        terminal.type("two\n", expect="one|one!|two!")
+        terminal.type("slow\n", expect="endless endless")
+        terminal.type("\x03", expect="> ")
+        terminal.type("\x03", expect="(Ctrl-D ends the chat)")
+        terminal.type("three\n", expect="|three!")
+        terminal.type("\x04")
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+
+
+class _Terminal:
+    """Our end of a pseudo-terminal: type, and wait for a text after what has been seen."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.screen = fd, ""
+
+    def type(self, keys: str, *, expect: str = "") -> None:
+        os.write(self.fd, keys.encode())
+        if expect:
+            self.expect(expect)
+
+    def expect(self, text: str) -> None:
+        deadline = time.monotonic() + 10
+        while text not in self.screen:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come; on the screen: {self.screen!r}"
+            self.screen += os.read(self.fd, 4096).decode()
+        self.screen = self.screen.partition(text)[2]

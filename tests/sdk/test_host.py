@@ -1,0 +1,376 @@
+"""The host is left alone: signals, logging, environment, fds, threads, children, stdout and stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import octavo
+from tests.sdk.conftest import FAKE_ENGINE, children, fake_client, fds
+
+ROOT = Path(__file__).parents[2]
+
+
+def logging_tree() -> dict[str, Any]:
+    loggers = {"": logging.getLogger(), **logging.root.manager.loggerDict}
+    return {
+        name: (logger.level, list(logger.handlers), logger.propagate, logger.disabled)
+        for name, logger in loggers.items()
+        if isinstance(logger, logging.Logger) and not name.startswith("octavo") and logger.handlers
+    }
+
+
+def host_state() -> dict[str, Any]:
+    return {
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "logging": logging_tree(),
+        "environ": dict(os.environ),
+        "cwd": os.getcwd(),
+        "umask": (os.umask(0o22), os.umask(0o22))[1],
+        "excepthook": (sys.excepthook, sys.unraisablehook, threading.excepthook),
+    }
+
+
+@pytest.mark.anyio
+async def test_nothing_of_the_host_changes(anyio_backend: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    before = host_state()
+    async with fake_client() as client:
+        await client.generate("words 3")
+        assert host_state() == before
+    assert host_state() == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.anyio
+async def test_fds_and_children_return_to_the_baseline(anyio_backend: Any) -> None:
+    async with fake_client():
+        pass
+    baseline = fds(), children(), threading.active_count()
+    for _ in range(3):
+        async with fake_client() as client:
+            await client.generate("words 3")
+            async for _ in client.stream("forever"):
+                break
+    assert (fds(), children(), threading.active_count()) == baseline
+
+
+@pytest.mark.slow
+def test_twenty_cycles() -> None:
+    async def cycle() -> None:
+        async with fake_client() as client:
+            await client.generate("words 3")
+
+    asyncio.run(cycle())
+    baseline = fds(), children()
+    for _ in range(20):
+        asyncio.run(cycle())
+    assert (fds(), children()) == baseline
+
+
+@pytest.mark.anyio
+async def test_the_socket_folder_is_private_and_removed(anyio_backend: Any) -> None:
+    async with fake_client() as client:
+        folder = client._session._engine._folder  # type: ignore[union-attr]
+        assert folder is not None
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(os.fsencode(folder / "engine.sock")) < 107
+    assert not folder.exists()
+
+
+def test_off_the_main_thread() -> None:
+    results: list[Any] = []
+
+    async def main() -> None:
+        async with fake_client() as client:
+            results.append((await client.generate("words 2")).text)
+
+    for backend in ("asyncio", "trio"):
+        thread = threading.Thread(target=anyio.run, args=(main,), kwargs={"backend": backend})
+        thread.start()
+        thread.join()
+    assert results == ["w0 w1 "] * 2
+
+
+@pytest.mark.anyio
+async def test_another_threads_loop_is_refused(client: octavo.AsyncClient) -> None:
+    def elsewhere() -> None:
+        async def main() -> None:
+            with pytest.raises(octavo.ClientClosed, match="another one"):
+                await client.generate("x")
+
+        asyncio.run(main())
+
+    await anyio.to_thread.run_sync(elsewhere)
+    assert (await client.generate("words 1")).text == "w0 "
+
+
+@pytest.mark.anyio
+async def test_the_loop_is_never_held_up(client: octavo.AsyncClient) -> None:
+    """Counted, not timed: between two frames' worth of work other tasks get their turn."""
+    turns = 0
+    done = False
+
+    async def probe() -> None:
+        nonlocal turns
+        while not done:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(probe)
+        stream = client.stream("words 20000")
+        tokens = 0
+        async for delta in stream:
+            tokens += len(delta.token_ids)
+        done = True
+    assert tokens == 20_000
+    assert turns > 20
+
+
+@pytest.mark.anyio
+async def test_a_fork_can_do_nothing_to_our_engine(anyio_backend: Any) -> None:
+    async with fake_client() as client:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                client.stream("x")
+            except octavo.ClientClosed as error:
+                os._exit(42 if "fork" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        assert (await client.generate("words 1")).text == "w0 "
+
+
+def run_script(body: str, *flags: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    script = f"""
+import asyncio, gc, os, signal, sys, threading
+import octavo
+def make(*behaviours):
+    return octavo.AsyncClient("fake", _command=[sys.executable, {str(FAKE_ENGINE)!r}, *behaviours])
+def say(client):
+    os.write(3, b"%d\\n" % client.ready.pid)
+{textwrap.dedent(body)}
+"""
+    read, write = os.pipe()
+    try:
+        result = subprocess.run(
+            ["bash", "-c", 'eval "exec 3>&$0 $0>&-"; exec "$@"', str(write), sys.executable, *flags, "-c", script],
+            pass_fds=(write,),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'sdk'}:{ROOT / 'engine_proc'}"},
+            **options,
+        )
+    finally:
+        os.close(write)
+    with os.fdopen(read) as pipe:
+        result.pids = [int(line) for line in pipe.read().split()]  # type: ignore[attr-defined]
+    return result
+
+
+def wait_gone(pid: int) -> None:
+    """Returns once the process has ended; a hang is the test's failure."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([fd], [], [], 10)[0]
+    os.close(fd)
+
+
+SLOPPY = {
+    "never closed, asyncio.run": """
+        async def main():
+            client = make()
+            say(await client.open())
+        asyncio.run(main())
+    """,
+    "never closed, still referenced": """
+        async def main():
+            global client, stream
+            client = make()
+            say(await client.open())
+            stream = client.stream("forever")
+            await anext(stream)
+        asyncio.run(main())
+    """,
+    "loop stopped, never closed": """
+        loop = asyncio.new_event_loop()
+        client = make()
+        say(loop.run_until_complete(client.open()))
+    """,
+    "loop closed under us": """
+        loop = asyncio.new_event_loop()
+        client = make()
+        say(loop.run_until_complete(client.open()))
+        async def use():
+            global stream
+            stream = client.stream("forever")
+        loop.run_until_complete(use())
+        loop.close()
+    """,
+    "pending reader when the loop is dropped": """
+        loop = asyncio.new_event_loop()
+        client = make()
+        say(loop.run_until_complete(client.open()))
+        loop.close()
+        del loop, client
+        gc.collect()
+    """,
+    "sys.exit inside": """
+        async def main():
+            async with make() as client:
+                say(client)
+                sys.exit(0)
+        asyncio.run(main())
+    """,
+    "sys.exit, not closed": """
+        async def main():
+            client = make()
+            say(await client.open())
+            sys.exit(0)
+        asyncio.run(main())
+    """,
+    "collected while the loop runs": """
+        async def main():
+            client = make()
+            say(await client.open())
+            del client
+            gc.collect()
+            await asyncio.sleep(0.2)
+        asyncio.run(main())
+    """,
+    "trio, never closed": """
+        import trio
+        async def main():
+            global client
+            client = make()
+            say(await client.open())
+        trio.run(main)
+    """,
+    "uvloop, never closed": """
+        import uvloop
+        async def main():
+            global client
+            client = make()
+            say(await client.open())
+        uvloop.run(main())
+    """,
+    "a daemon thread's loop still runs": """
+        ready = threading.Event()
+        async def main():
+            async with make() as client:
+                say(client)
+                stream = client.stream("forever")
+                await anext(stream)
+                ready.set()
+                async for _ in stream:
+                    pass
+        threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+        ready.wait()
+    """,
+    "a fork that outlives us": """
+        async def main():
+            client = make()
+            say(await client.open())
+            if os.fork() == 0:
+                os.close(1), os.close(2), os.close(3)
+                signal.alarm(15)
+                signal.pause()
+            os._exit(0)
+        asyncio.run(main())
+    """,
+    "os._exit": """
+        async def main():
+            say(await make().open())
+            os._exit(0)
+        asyncio.run(main())
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SLOPPY)
+def test_sloppy_endings(name: str) -> None:
+    result = run_script(SLOPPY[name])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert len(result.pids) == 1  # type: ignore[attr-defined]
+    wait_gone(result.pids[0])  # type: ignore[attr-defined]
+
+
+def test_a_closed_client_is_silent_even_with_all_warnings() -> None:
+    result = run_script(
+        """
+        async def main():
+            async with make() as client:
+                say(client)
+                await client.generate("words 3")
+                async for _ in client.stream("forever"):
+                    break
+        asyncio.run(main())
+        """,
+        "-W",
+        "always",
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_exception_inside_is_all_there_is_to_see() -> None:
+    result = run_script(
+        """
+        async def main():
+            async with make() as client:
+                say(client)
+                raise LookupError("mine")
+        asyncio.run(main())
+        """
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith("LookupError: mine")
+    wait_gone(result.pids[0])  # type: ignore[attr-defined]
+
+
+def test_the_engine_dies_with_a_killed_parent() -> None:
+    result = run_script(
+        """
+        async def main():
+            async with make() as client:
+                say(client)
+                os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main())
+        """
+    )
+    assert result.returncode == -signal.SIGKILL
+    wait_gone(result.pids[0])  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_mid_stream() -> None:
+    result = run_script(
+        """
+        async def main():
+            async with make() as client:
+                say(client)
+                async for _ in client.stream("forever"):
+                    os.kill(os.getpid(), signal.SIGINT)
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            sys.exit(5)
+        """
+    )
+    assert (result.returncode, result.stderr) == (5, "")
+    wait_gone(result.pids[0])  # type: ignore[attr-defined]

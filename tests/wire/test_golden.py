@@ -1,0 +1,121 @@
+"""The bytes of every message. A change here is a new PROTOCOL_VERSION."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from octavo import wire
+from octavo.options import EngineOptions, SamplingParams
+
+TO_ENGINE: list[tuple[Any, str]] = [
+    (wire.Hello(1), "91920101"),
+    (
+        wire.Generate(7, SamplingParams(max_tokens=5, temperature=0.0), text="héllo"),
+        ("91960207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0"),
+    ),
+    (
+        wire.Generate(8, SamplingParams(n=2, stop="x", logit_bias={3: -1.5}, seed=-1), token_ids=[0, 127, 70000]),
+        (
+            "91960208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
+            "00c093007fce00011170c0"
+        ),
+    ),
+    (
+        wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")]),
+        "91960209de0000c0c09192a475736572a26869",
+    ),
+    (wire.Abort([7, 300]), "9192039207cd012c"),
+    (wire.StatsRequest(12), "9192040c"),
+    (wire.Drain(), "919205c3"),
+    (wire.Drain(abort=False), "919205c2"),
+    (wire.Goodbye(), "919106"),
+]
+
+TO_CLIENT: list[tuple[Any, str]] = [
+    (wire.Progress("load", 1, 98_000_000, "weights"), "919514a46c6f616401ce05d75c80a777656967687473"),
+    (
+        wire.Ready(1, 42, "0.1.0", EngineOptions(model="m", max_model_len=2048), "Llama", True, False, 49152, 64, (2,)),
+        ("919b15012aa5302e312e30de0002a56d6f64656ca16dad6d61785f6d6f64656c5f6c656ecd0800a54c6c616d61c3c2cdc000409102"),
+    ),
+    (
+        wire.Deltas(
+            [
+                wire.Delta(7, 0, "a", (1,)),
+                wire.Delta(8, 1, "é", (2, 3), (wire.TokenLogprob(2, -0.5, 1, ((2, -0.5), (4, -1.25))),), "stop", "\n"),
+                wire.Delta(9, 0, "", (5,), None, "stop", 5),
+            ]
+        ),
+        (
+            "91921693970700a1619101c0c0c0970801a2c3a9920203919402cbbfe000000000000001929202cbbfe0000000"
+            "0000009204cbbff4000000000000a473746f70a10a970900a09105c0a473746f7005"
+        ),
+    ),
+    (
+        wire.Finished(
+            7,
+            (wire.Choice(0, "length", None, -2.5),),
+            (1, 2),
+            wire.Usage(2, 1, 5, 0.25, 0.5, 1.0),
+            (None, wire.TokenLogprob(2, -1.0, 3)),
+        ),
+        (
+            "91961707919400a66c656e677468c0cbc00400000000000092010296020105cb3fd0000000000000cb3fe00000"
+            "00000000cb3ff000000000000092c09402cbbff00000000000000390"
+        ),
+    ),
+    (
+        wire.Failed(7, "timeout", "late", "total", (1,), wire.Usage()),
+        ("91971807a774696d656f7574a46c617465a5746f74616c910196000000cb0000000000000000c0cb0000000000000000"),
+    ),
+    (wire.Failed(8, "overloaded", "full"), "91971808aa6f7665726c6f61646564a466756c6cc090c0"),
+    (
+        wire.Stats(12, {"num_requests_running": 3.0}),
+        "9193190c81b46e756d5f72657175657374735f72756e6e696e67cb4008000000000000",
+    ),
+    (wire.Dying("internal", "IndexError"), "91931aa8696e7465726e616caa496e6465784572726f72"),
+]
+
+
+@pytest.mark.parametrize(("message", "golden"), TO_ENGINE, ids=lambda value: type(value).__name__)
+def test_to_engine(message: Any, golden: str) -> None:
+    assert wire.encode([message]).hex() == golden
+    assert wire.decode_to_engine(bytes.fromhex(golden)) == [message]
+
+
+@pytest.mark.parametrize(("message", "golden"), TO_CLIENT, ids=lambda value: type(value).__name__)
+def test_to_client(message: Any, golden: str) -> None:
+    assert wire.encode([message]).hex() == golden
+    assert wire.decode_to_client(bytes.fromhex(golden)) == [message]
+
+
+def test_every_message_is_pinned() -> None:
+    def tagged(union: Any) -> set[type]:
+        return set(union.__args__)
+
+    assert {type(message) for message, _ in TO_ENGINE} == tagged(wire.ToEngine)
+    assert {type(message) for message, _ in TO_CLIENT} == tagged(wire.ToClient)
+
+
+def test_several_messages_share_a_frame() -> None:
+    messages = [message for message, _ in TO_CLIENT]
+    assert wire.decode_to_client(wire.encode(messages)) == messages
+
+
+def test_the_two_directions_do_not_mix() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_to_client(wire.encode([wire.Hello(1)]))
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_to_engine(wire.encode([wire.Progress("load", 0, 0)]))
+
+
+def test_wrong_options_do_not_cross_the_wire() -> None:
+    frame = msgspec.msgpack.encode([[2, 1, {"temperature": -1.0}, "text"]])
+    with pytest.raises(msgspec.ValidationError, match="temperature"):
+        wire.decode_to_engine(frame)
+
+
+def test_all_is_sorted() -> None:
+    assert wire.__all__ == sorted(wire.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
