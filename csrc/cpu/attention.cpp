@@ -111,7 +111,7 @@ struct Tile {
   int64_t rows;         // query heads of the group times tokens, token-major
   int64_t words;        // 32-bit words of one query row
   int64_t width;        // head_dim rounded up to 16
-  uint32_t* queries;    // [rows][words]
+  uint32_t* queries;    // pass by pass [words][rows of the pass]: one pointer serves the pass's loop
   float* accumulators;  // [rows][width]
   float* sums;          // [rows][16], lane by lane
   float* maxima;        // [rows], before Logits::factor
@@ -168,7 +168,7 @@ OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, 
     k0 += block.key_stride[0];
     k1 += block.key_stride[1];
     for (int r = 0; r < R; ++r) {
-      auto word = C::word(queries + r * tile.words + i);
+      auto word = C::word(queries + i * R + r);
       acc[r][0] = C::dot(acc[r][0], line0, word);
       acc[r][1] = C::dot(acc[r][1], line1, word);
     }
@@ -283,25 +283,29 @@ OCTAVO_INLINE void block_rows_n(int rows, const Tile& tile, int64_t row, const B
 
 // ---- one item ----------------------------------------------------------------------------------------------------
 
+// Rows of the next pass when `left` remain. They are split evenly: 8 as 4 + 4 keeps more sums in flight than 6 + 2.
+OCTAVO_INLINE int pass_rows(int64_t left) {
+  const int64_t passes = (left + kRows - 1) / kRows;
+  return int((left + passes - 1) / passes);
+}
+
 template <class C>
-OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first,
-                                int64_t tokens) {
+OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first) {
   const int64_t group = a.num_heads / a.num_kv_heads;
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t g = 0; g < group; ++g) {
-      const int64_t row = t * group + g, query_head = head * group + g;
+  for (int64_t pass = 0, rows; pass < tile.rows; pass += rows) {
+    rows = pass_rows(tile.rows - pass);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = pass + r, t = row / group, query_head = head * group + row % group;
       const int64_t from = (sequence.first_row + first + t) * a.query_stride + query_head * a.head_dim;
-      uint32_t* words = tile.queries + row * tile.words;
+      alignas(64) uint32_t words[256];
       for (int64_t d = 0; d < a.head_dim; d += 16) {
         const int n = a.head_dim - d < 16 ? int(a.head_dim - d) : 16;
         const Vec q = a.query_type == DType::kBFloat16 ? load_n(static_cast<const bf16*>(a.queries) + from + d, n)
                                                        : load_n(static_cast<const float*>(a.queries) + from + d, n);
-        if constexpr (C::kPack == 2) {
-          store_n(reinterpret_cast<bf16*>(words) + d, q, n);
-        } else {
-          store_n(reinterpret_cast<float*>(words) + d, q, n);
-        }
+        C::put(words + d / C::kPack, q);
       }
+      uint32_t* to = tile.queries + pass * tile.words + r;
+      for (int64_t i = 0; i < tile.words; ++i) to[i * rows] = words[i];
       tile.maxima[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
@@ -389,7 +393,7 @@ template <class C>
 void run_item(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first, int64_t tokens) {
   alignas(64) static const typename C::T zeros[512] = {};
   alignas(64) typename C::T mended[2][512];
-  load_queries<C>(a, sequence, tile, head, first, tokens);
+  load_queries<C>(a, sequence, tile, head, first);
   const bool plain = a.softcap == 0.0f && !a.alibi_slopes && a.scale > 0.0f;
   const Logits logits{plain, plain ? a.scale * kLog2e : 1.0f, a.scale, a.softcap, a.sliding_window};
   const int64_t first_position = sequence.first_position + first;
@@ -399,9 +403,7 @@ void run_item(const AttentionArgs& a, const Sequence& sequence, const Tile& tile
   for (int64_t key = begin / kBlock * kBlock; key < end; key += kBlock) {
     find_block<C>(a, sequence, head, key, begin, end, zeros, mended, block);
     for (int64_t row = 0; row < tile.rows;) {
-      // Rows left are split evenly: 8 as 4 + 4 keeps more sums in flight than 6 + 2.
-      const int64_t left = tile.rows - row, passes = (left + kRows - 1) / kRows;
-      const int rows = int((left + passes - 1) / passes);
+      const int rows = pass_rows(tile.rows - row);
       const int64_t low = tile.positions[row], high = tile.positions[row + rows - 1];
       const bool unseen = key > high || (a.sliding_window && key + kBlock - 1 <= low - a.sliding_window);
       const bool whole = key + kBlock - 1 <= low && (!a.sliding_window || key > high - a.sliding_window);

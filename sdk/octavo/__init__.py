@@ -7,8 +7,6 @@
 This package is the light client; the engine runs in a process of its own (pip install "octavo[engine]").
 """
 
-import logging
-
 from octavo.client import AsyncClient
 from octavo.errors import (
     ClientClosed,
@@ -62,6 +60,3 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-
-# Without a handler, the logging module would print warnings to the host's stderr.
-logging.getLogger("octavo").addHandler(logging.NullHandler())

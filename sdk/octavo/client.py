@@ -14,12 +14,13 @@ from octavo import wire
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
 from octavo.results import Completion
-from octavo.session import JoinedEngine, Session, SpawnedEngine
 from octavo.stream import Stream, completion, error_of
-from octavo.transport import CurveKeys, Transport
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from octavo.session import JoinedEngine
+    from octavo.transport import CurveKeys, Transport
 
 __all__ = ["AsyncClient", "Prompt"]
 
@@ -60,6 +61,9 @@ class AsyncClient:
             options = replace(options, model=name)
         if not options.model:
             raise InvalidOption("model", options.model, "a local folder, a GGUF file or a hub id")
+        # Here, and not with the module: ZeroMQ and what spawning needs are half of what importing octavo would cost.
+        from octavo.session import Session, SpawnedEngine
+
         self._asked = options
         self._session = Session(
             SpawnedEngine(options, _command), options.ready_timeout, options.shutdown_timeout, on_progress
@@ -80,6 +84,8 @@ class AsyncClient:
 
         Waits up to ready_timeout seconds for an engine that still loads or is not there yet. Closing leaves it running.
         """
+        from octavo.session import JoinedEngine
+
         client = cls._over(JoinedEngine(address, _curve(address, server_public_key, public_key, secret_key)))
         client._session.ready_timeout = EngineOptions(ready_timeout=ready_timeout).ready_timeout
         client._session.on_progress = on_progress
@@ -88,6 +94,8 @@ class AsyncClient:
 
     @classmethod
     def _over(cls, engine: JoinedEngine) -> Self:
+        from octavo.session import Session
+
         client = cls.__new__(cls)
         client._asked = EngineOptions()
         client._session = Session(engine, 120.0, 5.0, None)
@@ -96,6 +104,8 @@ class AsyncClient:
     @classmethod
     def over(cls, transport: Transport) -> Self:
         """A client, yet to be opened, of whatever answers at the other end of transport (see octavo.testing)."""
+        from octavo.session import JoinedEngine
+
         return cls._over(JoinedEngine("memory", None, transport))
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -208,6 +218,8 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
         raise InvalidOption("address", address, '"ipc:///path/to/socket", or "tcp://host:port" with CURVE keys')
     if server is None:
         raise InvalidOption("server_public_key", None, "the engine's CURVE key: tcp is not spoken without encryption")
+    from octavo.transport import CurveKeys
+
     return CurveKeys(server, public, secret)
 
 

@@ -10,14 +10,16 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octavo import wire
 from octavo.errors import InvalidRequest, OctavoError, ProtocolMismatch
-from octavo.loop import Loop, Waiter
-from octavo.transport import Transport
+
+if TYPE_CHECKING:
+    from octavo.loop import Loop, Waiter
+    from octavo.transport import Transport
 
 __all__ = ["Request", "Router", "merge"]
 

@@ -37,6 +37,8 @@ from octavo.transport import CurveKeys, Transport, ZmqTransport
 __all__ = ["JoinedEngine", "Session", "SpawnedEngine"]
 
 log = logging.getLogger("octavo")
+# Without a handler, the logging module would print warnings to the host's stderr.
+log.addHandler(logging.NullHandler())
 
 # Seconds between two Hellos until the first answer, and those an announced exit may take.
 _HELLO_EVERY = 0.5
@@ -162,6 +164,8 @@ class Session:
             router.on_malformed = self._on_malformed
             self._engine.transport.start(loop, router.receive, self._on_lost)
             await self._greet(router, settled)
+            # Both ends are connected, nobody else is to come, and a killed host could not clean up any more.
+            self._engine.remove_files()
         except BaseException:
             await loop.uninterrupted(self._give_up)
             raise

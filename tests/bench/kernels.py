@@ -1,8 +1,8 @@
 """Kernels alone, each as a share of what the machine gives in the same run: `python -m tests.bench.kernels`.
 
 A cell is floor / time, where floor = max(bytes / read bandwidth, operations / multiply-add peak) and both probes run
-between the kernels, on the same thread pool. Best of several rounds on both sides. Weights cycle through 128 MB so that they
-come from memory, as they do in a model.
+between the kernels, on the same thread pool. Best of several rounds on both sides. Weights cycle through 128 MB so that
+they come from memory, as they do in a model. With one thread all times are CPU times, which hold on a busy machine too.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ class Case:
     flops: float
     repeats: int
     run: Callable[[], None]
+    clock: Callable[[], float]
     best: float = float("inf")
 
     def measure(self) -> None:
-        start = time.perf_counter()
+        start = self.clock()
         self.run()
-        self.best = min(self.best, (time.perf_counter() - start) / self.repeats)
+        self.best = min(self.best, (self.clock() - start) / self.repeats)
 
 
 @dataclass
@@ -73,6 +74,10 @@ class Probe:
         return max(case.bytes / self.bandwidth, case.flops / self.peak) / case.best
 
 
+def clock(ops: CpuOps) -> Callable[[], float]:
+    return time.thread_time if ops.num_threads == 1 else time.perf_counter
+
+
 def linear_case(ops: CpuOps, n: int, k: int, rows: int, memory: torch.Tensor) -> Case:
     size = n * k * 2
     copies = max(1, memory.numel() // size)
@@ -88,7 +93,7 @@ def linear_case(ops: CpuOps, n: int, k: int, rows: int, memory: torch.Tensor) ->
         for i in range(repeats):
             ops.linear(x, weights[i])
 
-    return Case(size, flops, repeats, run)
+    return Case(size, flops, repeats, run, clock(ops))
 
 
 def attention_case(ops: CpuOps, heads: tuple[int, int, int], sequences: int, context: int, queries: int) -> Case:
@@ -108,7 +113,7 @@ def attention_case(ops: CpuOps, heads: tuple[int, int, int], sequences: int, con
         for _ in range(repeats):
             ops.paged_attention(qkv, keys, values, table, starts, lens, num_heads=q_heads, scale=dim**-0.5)
 
-    return Case(4.0 * sequences * context * kv_heads * dim, flops, repeats, run)
+    return Case(4.0 * sequences * context * kv_heads * dim, flops, repeats, run, clock(ops))
 
 
 def measure(probe: Probe, cases: list[Case], rounds: int) -> None:
@@ -123,7 +128,8 @@ def print_table(title: str, columns: list[str], rows: dict[str, list[Case]], pro
     print(f"\n{title:<16}" + "".join(f"{column:>26}" for column in columns))
     for name, cases in rows.items():
         cells = [
-            f"{100 * probe.share(case):4.0f} % {case.bytes / case.best / 1e9:5.1f} GB/s {case.flops / case.best / 1e9:5.0f} GF"
+            f"{100 * probe.share(case):4.0f} % {case.bytes / case.best / 1e9:5.1f} GB/s"
+            f" {case.flops / case.best / 1e9:5.0f} GF"
             for case in cases
         ]
         print(f"{name:<16}" + "".join(f"{cell:>26}" for cell in cells), flush=True)

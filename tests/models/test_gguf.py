@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from octavo_engine.models import CheckpointMismatch, load_model
 from octavo_engine.ops import Ops
 from octavo_engine.ops.reference import ReferenceOps
-from octavo_engine.weights import SourceError, open_source
+from octavo_engine.weights import SourceError, gguf_llama, open_source
 from octavo_engine.weights.gguf_file import GGUFFile
 from tests.models.stepper import Stepper
 from tests.models.tiny import LLAMA3, answers, oracle, prompts, reference_logits
@@ -119,15 +119,19 @@ def random_tensors(*, bias: bool = False) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("quant", QUANTS)
-def test_tensors_equal_the_gguf_packages_own(quant: str, tmp_path: Path) -> None:
+def test_tensors_equal_the_gguf_packages_own(quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = random_tensors(bias=True)
+    monkeypatch.setattr(gguf_llama, "_PIECE", 1000)
     source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, tensors, quant))
+    assert isinstance(source.checkpoint, gguf_llama.GGUFCheckpoint)
     assert source.kind == "gguf"
     assert set(source.checkpoint.names()) == set(tensors)
     for name, value in tensors.items():
         kind = gguf.GGMLQuantizationType[quant if value.ndim == 2 else "F32"]
         expected = gguf.dequantize(gguf.quantize(value.numpy(), kind), kind)
         assert torch.equal(source.checkpoint.get(name).float(), torch.from_numpy(np.array(expected))), name
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            assert torch.equal(source.checkpoint.get_as(name, dtype), source.checkpoint.get(name).to(dtype)), name
     assert sum(map(source.checkpoint.nbytes, source.checkpoint.names())) <= source.path.stat().st_size
 
 

@@ -44,7 +44,13 @@ def attention_cases() -> Iterator[tuple[str, Case, Tolerance]]:
     decode = [(n - 1, n) for n in lengths]
     prefill = [(0, n) for n in lengths[:-1]]
     mixed = [(0, 33), (129, 130), (17, 130), (0, 1), (299, 300), (7, 8), (100, 164)]
-    types = {"bf16": (BF16, BF16), "f32": (F32, F32), "f16": (F32, F16), "f32-bf16": (F32, BF16), "bf16-f32": (BF16, F32)}
+    types = {
+        "bf16": (BF16, BF16),
+        "f32": (F32, F32),
+        "f16": (F32, F16),
+        "f32-bf16": (F32, BF16),
+        "bf16-f32": (BF16, F32),
+    }
     for name, (activation, cache) in types.items():
         shape = Shape(activation=activation, cache=cache)
         tolerance = BFLOAT_ATTENTION if BF16 in (activation, cache) else FLOAT
@@ -116,7 +122,9 @@ def pages(cache: torch.dtype) -> Case:
         keys, values = empty_cache(shape, 9, 3)
         keys.copy_(randn(*keys.shape))
         values.copy_(randn(*values.shape))
-        ops.copy_pages(keys, values, torch.tensor([0, 4, 0], dtype=torch.int32), torch.tensor([8, 1, 2], dtype=torch.int32))
+        ops.copy_pages(
+            keys, values, torch.tensor([0, 4, 0], dtype=torch.int32), torch.tensor([8, 1, 2], dtype=torch.int32)
+        )
         return [keys, values]
 
     return run
@@ -145,7 +153,11 @@ def linear_cases() -> Iterator[tuple[str, Case, Tolerance]]:
         act = Activation(i % 5)
         # One rounding to bfloat16 of a sum near zero can be off by a step of its terms' size.
         tolerance = FLOAT if dtype != BF16 else (2e-3, 2**-7)
-        yield f"{rows}x{n}x{k}-{dtype}{'-gated' * gated}", linear(rows, n, k, dtype, gated, act, i % 3 > 0, out), tolerance
+        yield (
+            f"{rows}x{n}x{k}-{dtype}{'-gated' * gated}",
+            linear(rows, n, k, dtype, gated, act, i % 3 > 0, out),
+            tolerance,
+        )
 
 
 def embedding(dtype: torch.dtype) -> Case:

@@ -52,10 +52,7 @@ def test_a_batch_of_64_changes_nothing(ops: Ops, shape: str) -> None:
     s = SHAPES[shape]
     lengths = [1 + 37 * i % 131 for i in range(64)]
     queries = [1 if i % 3 else min(n, 1 + i) for i, n in enumerate(lengths)]
-    chunks = [
-        Chunk(sequence(s, n, seed), n - q, n)
-        for seed, (n, q) in enumerate(zip(lengths, queries, strict=True))
-    ]
+    chunks = [Chunk(sequence(s, n, seed), n - q, n) for seed, (n, q) in enumerate(zip(lengths, queries, strict=True))]
     together = attend(ops, s, chunks)
     for chunk, rows in zip(chunks, together, strict=True):
         assert torch.equal(attend(ops, s, [chunk])[0], rows)

@@ -163,9 +163,7 @@ def test_top_p_keeps_the_shortest_prefix_that_reaches_it(ops: Ops) -> None:
 
 def test_adjustments(ops: Ops, reference: Ops) -> None:
     logits = randn(40, 300, seed=8) * 3
-    adjust = [
-        [(int(i), 1.0 + r % 3, -0.5 * (r % 4)) for i in torch.randperm(300)[: 3 * r].tolist()] for r in range(40)
-    ]
+    adjust = [[(int(i), 1.0 + r % 3, -0.5 * (r % 4)) for i in torch.randperm(300)[: 3 * r].tolist()] for r in range(40)]
     before = logits.clone()
     for temperature in (0.0, 1.0):
         got = draw(ops, logits, temperature=temperature, adjust=adjust, top_p=0.9)

@@ -11,7 +11,7 @@ import pytest
 import octavo
 import octavo.errors
 
-HEAVY = ("torch", "numpy", "transformers", "asyncio", "trio", "zmq.asyncio", "octavo_engine")
+HEAVY = ("torch", "numpy", "transformers", "asyncio", "trio", "zmq", "logging", "subprocess", "octavo_engine")
 
 
 def test_all_is_sorted_and_pinned() -> None:

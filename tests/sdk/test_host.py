@@ -82,13 +82,23 @@ def test_twenty_cycles() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_socket_folder_is_private_and_removed(anyio_backend: Any) -> None:
-    async with fake_client() as client:
+async def test_the_socket_folder_is_private_and_gone_once_ready(anyio_backend: Any) -> None:
+    seen: list[tuple[Path, int]] = []
+    client = fake_client()
+
+    def look(progress: octavo.Progress) -> None:  # called while loading
         folder = client._session._engine._folder  # type: ignore[union-attr]
         assert folder is not None
-        assert folder.stat().st_mode & 0o777 == 0o700
+        seen.append((folder, folder.stat().st_mode & 0o777))
+
+    client._session.on_progress = look
+    async with client:
+        folder, mode = seen[0]
+        assert mode == 0o700
         assert len(os.fsencode(folder / "engine.sock")) < 107
-    assert not folder.exists()
+        assert not folder.exists()  # so that not even SIGKILL leaves it behind
+        assert (await client.generate("words 1")).text == "w0 "
+    assert await client.close() == "drained"
 
 
 def test_off_the_main_thread() -> None:
@@ -151,7 +161,8 @@ async def test_a_fork_can_do_nothing_to_our_engine(anyio_backend: Any) -> None:
             except octavo.ClientClosed as error:
                 os._exit(42 if "fork" in str(error) else 1)
             os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        _, status = await anyio.to_thread.run_sync(os.waitpid, pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 42
         assert (await client.generate("words 1")).text == "w0 "
 
 

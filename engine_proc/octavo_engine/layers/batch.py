@@ -15,7 +15,7 @@ __all__ = ["Batch"]
 class Batch:
     """T tokens of S sequences, concatenated in the order of the sequences; shapes as in octavo_engine.ops.
 
-    token_ids, positions, slots: [T] int32; slot = page * page_size + offset, where the token's key and value are written.
+    token_ids, positions, slots: [T] int32; slot = page * page_size + offset, where a token's key and value are written.
     query_start [S + 1], seq_lens [S], page_table [S, max_pages]: int32, see Ops.paged_attention.
     kv: one (keys, values) pair a layer, see ops.KVLayout.
     logit_rows: [L] int64, the rows of the T whose logits are wanted.

@@ -27,7 +27,10 @@ Progress = Callable[[str, int, int, str], None]
 
 
 class Checkpoint(Protocol):
-    """Tensors by published name, read one at a time (octavo_engine.weights has the readers)."""
+    """Tensors by published name, read one at a time (octavo_engine.weights has the readers).
+
+    A reader that has to convert anyway may also have get_as(name, dtype).
+    """
 
     def names(self) -> Iterable[str]: ...
 
@@ -57,6 +60,7 @@ class Loader:
         self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         self.prefix = ""
         self._checkpoint, self._progress = checkpoint, progress
+        self._get_as: Callable[[str, torch.dtype], Tensor] | None = getattr(checkpoint, "get_as", None)
         self._unread = {name: checkpoint.nbytes(name) for name in checkpoint.names()}
         self._total = sum(self._unread.values())
         self._done = [0]
@@ -70,13 +74,21 @@ class Loader:
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._unread
 
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """The tensor as stored; raises CheckpointMismatch where it is missing or of another shape."""
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor as stored, or rounded to `dtype`; it may share memory with the file.
+
+        Raises CheckpointMismatch where it is missing or of another shape.
+        """
         full = self.prefix + name
         if full not in self._unread:
             others = ", ".join(list(self._unread)[:4]) or "none"
             raise CheckpointMismatch(f"tensor {full} is missing; not used so far: {others}")
-        value = self._checkpoint.get(full)
+        if dtype is None:
+            value = self._checkpoint.get(full)
+        elif self._get_as is not None:
+            value = self._get_as(full, dtype)
+        else:
+            value = self._checkpoint.get(full).to(dtype)
         if shape and tuple(value.shape) != shape:
             raise CheckpointMismatch(f"tensor {full} has shape {tuple(value.shape)}, the config says {shape}")
         self._done[0] += self._unread.pop(full)
@@ -90,8 +102,8 @@ class Loader:
 
     def embedding(self, name: str, rows: int, width: int, *, skip: int = 0) -> Embedding:
         """A lookup table; `skip` leaves out first rows that no id reaches."""
-        table = self.tensor(f"{name}.weight", rows, width)[skip:]
-        return Embedding(self.ops, table.to(self.dtype, copy=True).contiguous())
+        table = self.tensor(f"{name}.weight", rows, width, dtype=self.dtype)[skip:]
+        return Embedding(self.ops, table.clone(memory_format=torch.contiguous_format))
 
     def embedding_and_head(
         self, name: str, rows: int, width: int, *, head: str, tied: bool

@@ -181,7 +181,10 @@ class Ops(Protocol):
         ...
 
     def copy_pages(self, keys: Tensor, values: Tensor, src: Tensor, dst: Tensor) -> None:
-        """For every layer, page dst[i] := page src[i]; keys, values as in KVLayout with all layers; int32 [n]."""
+        """For every layer, page dst[i] := page src[i]; keys, values as in KVLayout with all layers; int32 [n].
+
+        No page is both a source and a destination.
+        """
         ...
 
     # ---- sampling ------------------------------------------------------------------------------------------
@@ -201,14 +204,15 @@ class Ops(Protocol):
         mask: Tensor | None,
         mask_rows: Tensor | None,
     ) -> Tensor:
-        """Draw one token a row. logits [R, V] float32, unchanged. -> [R] int32.
+        """Draw one token a row. logits [R, V] float32, unchanged. -> [R] int32, -1 where nothing is left to choose.
 
+        NaN logits count as -infinity; a row without any higher one (all forbidden, or a broken model) gives -1.
         In this order: (1) for the entries adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token
         adjust_ids at most once a row: logit = logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition
         penalty, arXiv 1909.05858), then logit += adjust_add (presence, frequency, logit bias; -inf forbids);
         (2) mask [M, ceil(V/32)] int32 bit sets of allowed tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no
         mask; (3) temperature 0: argmax, lowest id wins ties; else logits / temperature; (4) min_p [R]: keep p >= min_p *
-        max p; (5) top_k [R] int32 (0 off), ties at the boundary all kept... lowest ids first to exactly k; (6) top_p [R]:
+        max p; (5) top_k [R] int32 (0 off): exactly k, the lowest ids first among equals at the boundary; (6) top_p [R]:
         smallest prefix of the kept tokens by falling probability (renormalised, ties by lowest id) whose mass >= top_p;
         (7) inverse CDF over the kept tokens in id order with u = Philox4x32-10(key = seeds[r] (int64), counter =
         positions[r]) word 0 as a 24-bit uniform in [0, 1) (Salmon et al., SC 2011).
@@ -219,7 +223,7 @@ class Ops(Protocol):
         """Log-softmax of the model's own logits (before any processing), for chosen tokens and the best ones.
 
         logits [R, V] float32, tokens [R] int32 -> (logprob [R] float32, rank [R] int32 with 1 the most likely (1 + number
-        of strictly larger logits), top_ids [R, top] int32 and top_logprobs [R, top] float32, best first, ties by id).
+        of strictly larger logits), top_ids [R, top] int32 and top_logprobs [R, top] float32, best first, ties by id). top <= V.
         """
         ...
 

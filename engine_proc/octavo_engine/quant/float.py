@@ -24,8 +24,8 @@ class FloatScheme:
 
     def read(self, read: ReadTensor, name: str, out_features: int, in_features: int, *, transposed: bool) -> Tensor:
         if transposed:
-            return read(f"{name}.weight", in_features, out_features).to(self.dtype).t()
-        return read(f"{name}.weight", out_features, in_features).to(self.dtype)
+            return read(f"{name}.weight", in_features, out_features, dtype=self.dtype).t()
+        return read(f"{name}.weight", out_features, in_features, dtype=self.dtype)
 
     def pack(self, ops: Ops, parts: list[Tensor], *, gated: bool) -> PackedLinear:
         stacked = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)

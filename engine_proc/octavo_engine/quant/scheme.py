@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ReadTensor", "Scheme"]
 
 ReadTensor = Callable[..., "Tensor"]
-"""read(name, *shape): one published tensor, its shape checked (no shape given: any)."""
+"""read(name, *shape, dtype=None): one published tensor, its shape checked (no shape given: any), rounded to dtype."""
 
 
 class Scheme(Protocol):

