@@ -290,7 +290,8 @@ OCTAVO_INLINE int pass_rows(int64_t left) {
 }
 
 template <class C>
-OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first) {
+OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head,
+                                int64_t first) {
   const int64_t group = a.num_heads / a.num_kv_heads;
   for (int64_t pass = 0, rows; pass < tile.rows; pass += rows) {
     rows = pass_rows(tile.rows - pass);
@@ -371,7 +372,8 @@ OCTAVO_INLINE void find_block(const AttentionArgs& a, const Sequence& sequence, 
   }
 }
 
-OCTAVO_INLINE void store_rows(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first) {
+OCTAVO_INLINE void store_rows(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head,
+                              int64_t first) {
   const int64_t group = a.num_heads / a.num_kv_heads;
   for (int64_t row = 0; row < tile.rows; ++row) {
     const Vec inverse = broadcast(1.0f / reduce_add(load(tile.sums + row * 16)));
@@ -390,7 +392,8 @@ OCTAVO_INLINE void store_rows(const AttentionArgs& a, const Sequence& sequence, 
 }
 
 template <class C>
-void run_item(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first, int64_t tokens) {
+void run_item(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first,
+              int64_t tokens) {
   alignas(64) static const typename C::T zeros[512] = {};
   alignas(64) typename C::T mended[2][512];
   load_queries<C>(a, sequence, tile, head, first);

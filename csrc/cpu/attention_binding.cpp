@@ -16,15 +16,15 @@ void check_batch(const AttentionArgs& a, int64_t tokens, int64_t num_pages) {
   for (int64_t s = 0; s < a.num_seqs; ++s) {
     const int64_t queries = a.query_start[s + 1] - a.query_start[s], length = a.seq_lens[s];
     if (queries < 0 || queries > length || length > a.max_pages * a.page_size) {
-      TVM_FFI_THROW(ValueError) << "sequence " << s << " has " << queries << " queries and " << length << " tokens; its row of "
-                                << "the page table holds " << a.max_pages * a.page_size;
+      TVM_FFI_THROW(ValueError) << "sequence " << s << " has " << queries << " queries and " << length
+                                << " tokens; its row of the page table holds " << a.max_pages * a.page_size;
     }
     if (queries == 0) continue;
     const int32_t* pages = a.page_table + s * a.max_pages;
     for (int64_t i = 0; i < (length + a.page_size - 1) / a.page_size; ++i) {
       if (pages[i] < 0 || pages[i] >= num_pages) {
-        TVM_FFI_THROW(ValueError) << "page_table[" << s << ", " << i << "] is " << pages[i] << "; the cache has " << num_pages
-                                  << " pages";
+        TVM_FFI_THROW(ValueError) << "page_table[" << s << ", " << i << "] is " << pages[i] << "; the cache has "
+                                  << num_pages << " pages";
       }
     }
   }

@@ -5,6 +5,8 @@
 #include "octavo/simd.h"
 #include "octavo/thread_pool.h"
 
+#define OCTAVO_LAMBDA __attribute__((always_inline))
+
 namespace octavo::OCTAVO_ISA {
 namespace {
 
@@ -55,7 +57,7 @@ void rms_norm(const NormArgs& a) {
   parallel_for(a.rows, rows_worth_a_thread(a), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* x = a.x + row * a.x_stride;
-      const float squares = sum_row(x, a.width, [](Vec sum, Vec v, int) __attribute__((always_inline)) { return fma(v, v, sum); });
+      const float squares = sum_row(x, a.width, [](Vec sum, Vec v, int) OCTAVO_LAMBDA { return fma(v, v, sum); });
       write(a, row, 0.0f, 1.0f / __builtin_sqrtf(squares / float(a.width) + a.eps));
     }
   });
@@ -65,9 +67,9 @@ void layer_norm(const NormArgs& a) {
   parallel_for(a.rows, rows_worth_a_thread(a), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* x = a.x + row * a.x_stride;
-      const float mean = sum_row(x, a.width, [](Vec sum, Vec v, int) __attribute__((always_inline)) { return sum + v; }) / float(a.width);
+      const float mean = sum_row(x, a.width, [](Vec sum, Vec v, int) OCTAVO_LAMBDA { return sum + v; }) / float(a.width);
       const Vec shift = broadcast(mean);
-      const float squares = sum_row(x, a.width, [shift](Vec sum, Vec v, int n) __attribute__((always_inline)) {
+      const float squares = sum_row(x, a.width, [shift](Vec sum, Vec v, int n) OCTAVO_LAMBDA {
         const Vec d = n == 16 ? v - shift : select(first_n(n), v - shift, zero());
         return fma(d, d, sum);
       });

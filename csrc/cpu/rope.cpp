@@ -39,7 +39,8 @@ OCTAVO_INLINE void convert(T* to, bf16 from) { convert(to, to_float(from)); }
 
 // One token's key and value of one head. A key goes to head_dim / p lines of the page, a value to one row of lines.
 template <class T, class C, int P>
-OCTAVO_INLINE void write_slot(const T* k, const T* v, C* keys, C* values, int64_t head_dim, int64_t page_size, int64_t offset) {
+OCTAVO_INLINE void write_slot(const T* k, const T* v, C* keys, C* values, int64_t head_dim, int64_t page_size,
+                              int64_t offset) {
   C* key = keys + offset * P;
   for (int64_t d = 0; d < head_dim; d += P) {
     for (int j = 0; j < P; ++j) convert(key + d / P * page_size * P + j, k[d + j]);

@@ -200,7 +200,7 @@ struct Filters {
 };
 
 // c holds the candidates in id order, spare has room for as many. Returns the number drawn from, compacted in place.
-OCTAVO_INLINE int64_t filter(Candidate* c, Candidate* spare, int64_t n, const Filters& f) {
+OCTAVO_INLINE int64_t filter_count(Candidate* c, Candidate* spare, int64_t n, const Filters& f) {
   if (f.top_k < n) {
     memcpy(spare, c, size_t(n) * sizeof(Candidate));
     select_count(spare, n, f.top_k);
@@ -215,9 +215,40 @@ OCTAVO_INLINE int64_t filter(Candidate* c, Candidate* spare, int64_t n, const Fi
   return n;
 }
 
+// Comparing is slow where thousands survive, so the masses are first added up in slices of equal logit width, and only
+// the slice that reaches `mass` is searched. A lower logit never lies in an earlier slice.
+constexpr int kSlices = 512;
+
+static Candidate find_last(const Candidate* c, Candidate* spare, int64_t n, double mass) {
+  float high = c[0].logit, low = c[0].logit;
+  for (int64_t i = 1; i < n; ++i) {
+    high = c[i].logit > high ? c[i].logit : high;
+    low = c[i].logit < low ? c[i].logit : low;
+  }
+  const float width = (high - low) / float(kSlices);
+  if (!(width > 0.0f) || width == kInfinity) {
+    memcpy(spare, c, size_t(n) * sizeof(Candidate));
+    return select_mass(spare, n, mass);
+  }
+  auto slice_of = [&](const Candidate& candidate) __attribute__((always_inline)) {
+    const int slice = int((high - candidate.logit) / width);
+    return slice < kSlices ? slice : kSlices - 1;
+  };
+  double masses[kSlices] = {};
+  for (int64_t i = 0; i < n; ++i) masses[slice_of(c[i])] += double(c[i].weight);
+  // The last slice is not empty: the lowest candidate is in it.
+  int slice = 0;
+  double before_slice = 0;
+  while (slice < kSlices - 1 && (masses[slice] == 0 || before_slice + masses[slice] < mass)) before_slice += masses[slice++];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (slice_of(c[i]) == slice) spare[count++] = c[i];
+  }
+  return select_mass(spare, count, mass - before_slice);
+}
+
 OCTAVO_INLINE int64_t filter_mass(Candidate* c, Candidate* spare, int64_t n, double mass) {
-  memcpy(spare, c, size_t(n) * sizeof(Candidate));
-  const Candidate last = select_mass(spare, n, mass);
+  const Candidate last = find_last(c, spare, n, mass);
   int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (!before(last, c[i])) c[kept++] = c[i];
@@ -226,7 +257,8 @@ OCTAVO_INLINE int64_t filter_mass(Candidate* c, Candidate* spare, int64_t n, dou
 }
 
 // Tokens at most `deep` e-folds below the best, in id order.
-OCTAVO_INLINE int64_t gather(const float* x, int64_t n, float best, float temperature, float deep, const Weights& w, Candidate* out) {
+OCTAVO_INLINE int64_t gather(const float* x, int64_t n, float best, float temperature, float deep, const Weights& w,
+                             Candidate* out) {
   int64_t count = 0;
   const Vec threshold = broadcast(deep);
   for (int64_t i = 0; i < n; i += 16) {
@@ -255,7 +287,7 @@ OCTAVO_INLINE int32_t draw_filtered(const float* x, int64_t n, float best, float
   }
   const float deep = kLevel[level] > f.min_depth ? kLevel[level] : f.min_depth;
   int64_t count = gather(x, n, best, temperature, deep, w, c);
-  count = filter(c, spare, count, f);
+  count = filter_count(c, spare, count, f);
   if (f.top_p < 1.0) {
     // Only a lone top_p may have left tokens out of c that belong to its total.
     double total = w.total;
@@ -326,7 +358,8 @@ OCTAVO_INLINE int32_t sample_row(const SampleArgs& a, int64_t row, char* scratch
 
 void sample(const SampleArgs& a) {
   const int64_t padded = (a.vocab + kChunk - 1) / kChunk * kChunk;
-  const size_t scratch_bytes = size_t(padded * 4 + padded / kChunk * 8 + padded * 4 + 2 * a.vocab * int64_t(sizeof(Candidate)));
+  const int64_t candidates = 2 * a.vocab * int64_t(sizeof(Candidate));
+  const size_t scratch_bytes = size_t(padded * 4 + padded / kChunk * 8 + padded * 4 + candidates);
   parallel_for(a.rows, 1, [&](int64_t begin, int64_t end) {
     char* scratch = static_cast<char*>(thread_scratch(scratch_bytes));
     for (int64_t row = begin; row < end; ++row) a.tokens[row] = sample_row(a, row, scratch);

@@ -65,4 +65,5 @@ def with_limits(options: EngineOptions, *, max_position: int, cache_tokens: int,
     """
     tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs)
     length = options.max_model_len or min(max_position, cache_tokens)
-    return replace(options, max_num_batched_tokens=tokens, max_model_len=length, **resolved)
+    limited: EngineOptions = replace(options, max_num_batched_tokens=tokens, max_model_len=length, **resolved)
+    return limited

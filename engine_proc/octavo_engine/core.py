@@ -10,7 +10,7 @@ import heapq
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from octavo import wire
@@ -30,7 +30,8 @@ __all__ = ["Core"]
 
 log = logging.getLogger("octavo.engine")
 
-Key = tuple["Client", int]
+Key = Hashable
+"""(client, request id)."""
 
 
 class Core:
@@ -317,7 +318,7 @@ class Core:
     def _lost(self, client: Client) -> None:
         """A client has gone: nothing can be told to it any more, its requests free their pages."""
         self._clients.discard(client)
-        for key in [key for key in self._live if key[0] == client]:
+        for key in [key for key, live in self._live.items() if live.client == client]:
             del self._live[key]
             self.scheduler.abort(key)
 

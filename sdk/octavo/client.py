@@ -65,9 +65,7 @@ class AsyncClient:
         from octavo.session import Session, SpawnedEngine
 
         self._asked = options
-        self._session = Session(
-            SpawnedEngine(options, _command), options.ready_timeout, options.shutdown_timeout, on_progress
-        )
+        self._session = Session(SpawnedEngine(options, _command), options, on_progress)
 
     @classmethod
     async def connect(
@@ -75,6 +73,7 @@ class AsyncClient:
         address: str,
         *,
         ready_timeout: float = 120.0,
+        heartbeat_timeout: float = 60.0,
         on_progress: Callable[[wire.Progress], None] | None = None,
         server_public_key: str | None = None,
         public_key: str | None = None,
@@ -83,22 +82,25 @@ class AsyncClient:
         """Join the shared engine at address ("ipc:///path", or "tcp://host:port" with its CURVE key); an open client.
 
         Waits up to ready_timeout seconds for an engine that still loads or is not there yet. Closing leaves it running.
+        heartbeat_timeout: as in EngineOptions.
         """
         from octavo.session import JoinedEngine
 
-        client = cls._over(JoinedEngine(address, _curve(address, server_public_key, public_key, secret_key)))
-        client._session.ready_timeout = EngineOptions(ready_timeout=ready_timeout).ready_timeout
-        client._session.on_progress = on_progress
+        options = EngineOptions(ready_timeout=ready_timeout, heartbeat_timeout=heartbeat_timeout)
+        keys = _curve(address, server_public_key, public_key, secret_key)
+        client = cls._over(JoinedEngine(address, keys), options, on_progress)
         await client.open()
         return client
 
     @classmethod
-    def _over(cls, engine: JoinedEngine) -> Self:
+    def _over(
+        cls, engine: JoinedEngine, options: EngineOptions, on_progress: Callable[[wire.Progress], None] | None = None
+    ) -> Self:
         from octavo.session import Session
 
         client = cls.__new__(cls)
-        client._asked = EngineOptions()
-        client._session = Session(engine, 120.0, 5.0, None)
+        client._asked = options
+        client._session = Session(engine, options, on_progress)
         return client
 
     @classmethod
@@ -106,7 +108,7 @@ class AsyncClient:
         """A client, yet to be opened, of whatever answers at the other end of transport (see octavo.testing)."""
         from octavo.session import JoinedEngine
 
-        return cls._over(JoinedEngine("memory", None, transport))
+        return cls._over(JoinedEngine("memory", None, transport), EngineOptions())
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -150,7 +152,7 @@ class AsyncClient:
         """The whole answer to a prompt; cancelling it aborts the request.
 
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
-        EngineDead or ClientClosed.
+        EngineDead, EngineUnresponsive (no sign of life for options.heartbeat_timeout) or ClientClosed.
         """
         router = self._session.router
         request = router.submit(False, _message(prompt, params))

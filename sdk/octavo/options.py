@@ -154,6 +154,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     these waiting, a request is refused at once with `Overloaded`.
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
+    heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
+    `EngineUnresponsive`. The engine is asked for one every quarter of it, between two steps: keep it above the longest.
     """
 
     model: str = ""
@@ -176,6 +178,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     seed: int | None = None
     ready_timeout: float = 120.0
     shutdown_timeout: float = 5.0
+    heartbeat_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -208,3 +211,4 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
             _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         _number("ready_timeout", self.ready_timeout, 0.0, above=True)
         _number("shutdown_timeout", self.shutdown_timeout, 0.0, above=True)
+        _number("heartbeat_timeout", self.heartbeat_timeout, 0.0, above=True)

@@ -16,6 +16,7 @@ import msgspec
 
 from octavo import wire
 from octavo.errors import InvalidRequest, OctavoError, ProtocolMismatch
+from octavo.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from octavo.loop import Loop, Waiter
@@ -27,6 +28,8 @@ __all__ = ["Request", "Router", "merge"]
 _TURN = 0.002
 # Deltas a reader may leave lying before they are merged.
 _MERGE_AT = 256
+# The token of the heartbeat's StatsRequest; those of callers count from 1.
+_HEARTBEAT = 0
 
 Outcome = wire.Finished | wire.Failed | OctavoError
 
@@ -90,13 +93,14 @@ class Request:
 class Router:
     """Requests by id, over one transport. Everything runs in the loop's thread."""
 
-    def __init__(self, transport: Transport, loop: Loop) -> None:
+    def __init__(self, transport: Transport, loop: Loop, heartbeat_timeout: float) -> None:
         self.loop = loop
         self.ready: wire.Ready | None = None
         self.dying: wire.Dying | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_dying: Callable[[], None] = lambda: None
         self.on_progress: Callable[[wire.Progress], None] = lambda progress: None
+        self.on_silent: Callable[[], None] = lambda: None
         self.on_malformed: Callable[[str], None] = lambda why: self.fail_all(lambda: ProtocolMismatch(why))
         self._transport = transport
         self._requests: dict[int, Request] = {}
@@ -104,6 +108,13 @@ class Router:
         self._stats: dict[int, tuple[Waiter, list[dict[str, float] | OctavoError]]] = {}
         self._next_id = 0
         self._failure: Callable[[], OctavoError] | None = None
+        self.heartbeat = Heartbeat(
+            loop,
+            heartbeat_timeout,
+            ask=lambda: self.send(wire.StatsRequest(_HEARTBEAT)),
+            look=self.receive,
+            on_silent=lambda: self.on_silent(),
+        )
 
     @property
     def num_requests(self) -> int:
@@ -127,15 +138,25 @@ class Router:
         self._next_id += 1
         request = Request(self._next_id, every_delta)
         self._requests[request.id] = request
+        self.heartbeat.start()
         try:
             self.send(make(request.id))
         except UnicodeEncodeError as error:
-            self._requests.pop(request.id, None)
+            self._drop(request.id)
             raise InvalidRequest(f"the request holds text that is not valid Unicode: {error}") from None
         except BaseException:
-            self._requests.pop(request.id, None)
+            self._drop(request.id)
             raise
         return request
+
+    def _drop(self, request_id: int) -> Request | None:
+        request = self._requests.pop(request_id, None)
+        self._rest_if_idle()
+        return request
+
+    def _rest_if_idle(self) -> None:
+        if not self._requests and not self._stats:
+            self.heartbeat.stop()
 
     def abort(self, ids: list[int]) -> None:
         """Ask the engine to end these; they stay known until it says so."""
@@ -147,7 +168,7 @@ class Router:
 
     def forget(self, request: Request) -> None:
         """Its reader has left: tell the engine at once, and drop what still comes. Idempotent."""
-        if self._requests.pop(request.id, None) is not None:
+        if self._drop(request.id) is not None:
             self.abort([request.id])
 
     def watch_reader(self, request: Request, reader: object) -> None:
@@ -167,7 +188,7 @@ class Router:
     def _abort_left(self) -> None:
         ids = []
         while self._left:
-            if self._requests.pop(request_id := self._left.popleft(), None) is not None:
+            if self._drop(request_id := self._left.popleft()) is not None:
                 ids.append(request_id)
         self.abort(ids)
 
@@ -179,11 +200,13 @@ class Router:
         token, waiter = self._next_id, self.loop.waiter()
         answer: list[dict[str, float] | OctavoError] = []
         self._stats[token] = (waiter, answer)
+        self.heartbeat.start()
         try:
             self.send(wire.StatsRequest(token))
             await waiter
         finally:
             self._stats.pop(token, None)
+            self._rest_if_idle()
         if isinstance(answer[0], OctavoError):
             raise answer[0]
         return answer[0]
@@ -193,7 +216,9 @@ class Router:
     def receive(self) -> None:
         """Take every frame there is, or as many as fit in one turn."""
         stop = time.perf_counter() + _TURN
+        heartbeat = self.heartbeat
         while (frame := self._transport.receive()) is not None:
+            heartbeat.heard = True
             try:
                 messages = wire.decode_to_client(frame)
             except msgspec.DecodeError as error:
@@ -227,11 +252,13 @@ class Router:
     def _take(self, message: Any) -> None:
         match message:
             case wire.Finished(request_id) | wire.Failed(request_id):
-                request = self._requests.pop(request_id, None)
+                request = self._drop(request_id)
                 if request is not None:
                     request.end(message)
             case wire.Stats(token, values):
-                if token in self._stats:
+                if token == _HEARTBEAT:
+                    self.heartbeat.asked = False
+                elif token in self._stats:
                     self._answer(token, values)
             case wire.Progress():
                 self.on_progress(message)
@@ -245,6 +272,7 @@ class Router:
 
     def _answer(self, token: int, answer: dict[str, float] | OctavoError) -> None:
         waiter, box = self._stats.pop(token)
+        self._rest_if_idle()
         box.append(answer)
         if not waiter.done():
             waiter.set_result(None)
@@ -253,8 +281,14 @@ class Router:
         """The engine is gone or left: all that waits, and all that is asked from now on, gets an error of its own."""
         if self._failure is None:
             self._failure = make
-        requests, self._requests = list(self._requests.values()), {}
-        for request in requests:
-            request.end(self._failure())
+        self.fail_in_flight(self._failure)
+
+    def fail_in_flight(self, make: Callable[[], OctavoError]) -> list[int]:
+        """All that waits now gets an error of its own; what is asked from now on is none of this. Ids that ended."""
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.end(make())
         for token in list(self._stats):
-            self._answer(token, self._failure())
+            self._answer(token, make())
+        self.heartbeat.stop()
+        return list(requests)

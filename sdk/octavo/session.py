@@ -23,6 +23,7 @@ from octavo.errors import (
     ClientClosed,
     EngineDead,
     EngineStartError,
+    EngineUnresponsive,
     InvalidOption,
     ModelError,
     OctavoError,
@@ -49,7 +50,7 @@ _TAIL_IN_MESSAGE = 12
 class SpawnedEngine:
     """An engine of our own: a process, and a socket in a private folder."""
 
-    knob = "EngineOptions.ready_timeout"
+    knob = "EngineOptions.{}"
 
     def __init__(self, options: EngineOptions, command: Sequence[str] | None) -> None:
         self._options = options
@@ -79,7 +80,7 @@ class JoinedEngine:
     """Somebody else's engine: only a connection."""
 
     process = None
-    knob = "ready_timeout of AsyncClient.connect"
+    knob = "{} of AsyncClient.connect"
 
     def __init__(self, address: str, curve: CurveKeys | None, transport: Transport | None = None) -> None:
         self.transport: Transport = transport or ZmqTransport(address, curve=curve, watch_peer=True)
@@ -101,14 +102,12 @@ class Session:
     def __init__(
         self,
         engine: SpawnedEngine | JoinedEngine,
-        ready_timeout: float,
-        shutdown_timeout: float,
+        options: EngineOptions,
         on_progress: Callable[[wire.Progress], None] | None,
     ) -> None:
-        self.ready_timeout = ready_timeout
-        self.shutdown_timeout = shutdown_timeout
         self.on_progress = on_progress
         self._engine = engine
+        self._options = options
         self._state = "new"
         self._router: Router | None = None
         self._loop: Loop | None = None
@@ -157,11 +156,12 @@ class Session:
         try:
             self._engine.start(loop, self._on_dead)
             assert self._engine.transport is not None
-            self._router = router = Router(self._engine.transport, loop)
+            self._router = router = Router(self._engine.transport, loop, self._options.heartbeat_timeout)
             router.on_ready = settled.set
             router.on_dying = self._on_dying
             router.on_progress = self._on_progress
             router.on_malformed = self._on_malformed
+            router.on_silent = self._on_silent
             self._engine.transport.start(loop, router.receive, self._on_lost)
             await self._greet(router, settled)
             # Both ends are connected, nobody else is to come, and a killed host could not clean up any more.
@@ -172,7 +172,7 @@ class Session:
         self._state = "open"
 
     async def _greet(self, router: Router, settled: anyio.Event) -> None:
-        with anyio.move_on_after(self.ready_timeout):
+        with anyio.move_on_after(self._options.ready_timeout):
             while not settled.is_set():
                 if not self._greeted:
                     router.send(wire.Hello(wire.PROTOCOL_VERSION))
@@ -186,8 +186,8 @@ class Session:
         if ready is None:
             doing = f"it was at: {self._last_progress}; " if self._last_progress else ""
             raise EngineStartError(
-                f"waited {self.ready_timeout:g} s for the engine to become ready; {doing}raise "
-                f"{self._engine.knob}{self._tail()}",
+                f"waited {self._options.ready_timeout:g} s for the engine to become ready; {doing}raise "
+                f"{self._engine.knob.format('ready_timeout')}{self._tail()}",
                 stderr_tail=self._engine.process.stderr_tail if self._engine.process else "",
             )
         if ready.protocol != wire.PROTOCOL_VERSION:
@@ -233,6 +233,20 @@ class Session:
     def _on_malformed(self, why: str) -> None:
         self._lost = why
         self._die(lambda: ProtocolMismatch(why + self._tail()))
+
+    def _on_silent(self) -> None:
+        """It hangs. What is in flight fails; should the engine come to, it learns to free their pages and goes on."""
+        assert self._router is not None
+        log.warning("%s", str(self._unresponsive()).split("\n", 1)[0])
+        self._router.abort(self._router.fail_in_flight(self._unresponsive))
+
+    def _unresponsive(self) -> EngineUnresponsive:
+        pid = self.ready.pid if self.ready is not None else "?"
+        return EngineUnresponsive(
+            f"nothing came from the engine (pid {pid}) for {self._options.heartbeat_timeout:g} s, not even the answer "
+            "to a heartbeat: it hangs, is stopped, or a step takes that long; if it is the step, raise "
+            f"{self._engine.knob.format('heartbeat_timeout')}{self._tail()}"
+        )
 
     def _on_dead(self, why: str) -> None:
         if self._router is None:
@@ -305,7 +319,7 @@ class Session:
             if self._dead and self._engine.process is None:
                 self._rung = "gone"
             else:
-                self._rung = await self._engine.end(router.send, self.shutdown_timeout)
+                self._rung = await self._engine.end(router.send, self._options.shutdown_timeout)
         finally:
             self._dispose()
             if self._ended is not None:
@@ -324,6 +338,8 @@ class Session:
         self._state = "closed"
         if self._finalizer is not None:
             self._finalizer()
+        if self._router is not None:
+            self._router.heartbeat.stop()
         if self._engine.process is not None:
             self._engine.process.dispose()
         if self._engine.transport is not None:

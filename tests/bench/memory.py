@@ -69,8 +69,8 @@ def print_kv_memory(result: dict[str, Any]) -> None:
     """Two lines; PagedAttention (arXiv 2309.06180) wastes under 4 %."""
     mixed, shared = result["mixed"], result["shared"]
     print(
-        f"\nKV cache, {_STREAMS} requests at once, prompts of {_PROMPT[0]} to {_PROMPT[1]} and outputs of {_OUTPUT[0]} to "
-        f"{_OUTPUT[1]} tokens: {mixed['mean_waste']:.2%} of the allocated slots store nothing "
+        f"\nKV cache, {_STREAMS} requests at once, prompts of {_PROMPT[0]} to {_PROMPT[1]} and outputs of "
+        f"{_OUTPUT[0]} to {_OUTPUT[1]} tokens: {mixed['mean_waste']:.2%} of the allocated slots store nothing "
         f"(at worst {mixed['worst_waste']:.2%}, {mixed['samples']} samples)"
     )
     print(

@@ -85,6 +85,7 @@ class Ops(Protocol):
     """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
 
     name: str
+    isa: str  # the kernels' instruction set
     device: device
 
     # ---- weights -------------------------------------------------------------------------------------------
@@ -171,12 +172,12 @@ class Ops(Protocol):
     ) -> Tensor:
         """Causal attention of mixed prefill chunks and decode tokens over the paged cache (arXiv 2309.06180).
 
-        Queries are the first Hq * D columns of qkv (rows may be strided; bfloat16 or float32). page_table [S, max_pages]
-        int32; query_start [S + 1] int32, sequence s owns rows query_start[s]:query_start[s+1]; seq_lens [S] int32 counts
-        all its tokens, this step's included, so its first row is at position seq_lens[s] - num_queries. Key j is seen
-        from position i when j <= i and (sliding_window == 0 or i - j < sliding_window). Score = q.k * scale, then
-        softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i). -> [T, Hq * D] of qkv.dtype.
-        Slots past seq_len may hold anything, NaN included, and never reach the result.
+        Queries are the first Hq * D columns of qkv (rows may be strided; bfloat16 or float32). page_table [S,
+        max_pages] int32; query_start [S + 1] int32, sequence s owns rows query_start[s]:query_start[s+1]; seq_lens
+        [S] int32 counts all its tokens, this step's included, so its first row is at position seq_lens[s] -
+        num_queries. Key j is seen from position i when j <= i and (sliding_window == 0 or i - j < sliding_window).
+        Score = q.k * scale, then softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i). ->
+        [T, Hq * D] of qkv.dtype. Slots past seq_len may hold anything, NaN included, and never reach the result.
         """
         ...
 
@@ -206,24 +207,25 @@ class Ops(Protocol):
     ) -> Tensor:
         """Draw one token a row. logits [R, V] float32, unchanged. -> [R] int32, -1 where nothing is left to choose.
 
-        NaN logits count as -infinity; a row without any higher one (all forbidden, or a broken model) gives -1.
-        In this order: (1) for the entries adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token
+        NaN logits count as -infinity; a row without any higher one (all forbidden, or a broken model) gives -1. In
+        this order: (1) for the entries adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token
         adjust_ids at most once a row: logit = logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition
-        penalty, arXiv 1909.05858), then logit += adjust_add (presence, frequency, logit bias; -inf forbids);
-        (2) mask [M, ceil(V/32)] int32 bit sets of allowed tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no
-        mask; (3) temperature 0: argmax, lowest id wins ties; else logits / temperature; (4) min_p [R]: keep p >= min_p *
-        max p; (5) top_k [R] int32 (0 off): exactly k, the lowest ids first among equals at the boundary; (6) top_p [R]:
-        smallest prefix of the kept tokens by falling probability (renormalised, ties by lowest id) whose mass >= top_p;
-        (7) inverse CDF over the kept tokens in id order with u = Philox4x32-10(key = seeds[r] (int64), counter =
-        positions[r]) word 0 as a 24-bit uniform in [0, 1) (Salmon et al., SC 2011).
+        penalty, arXiv 1909.05858), then logit += adjust_add (presence, frequency, logit bias; -inf forbids); (2) mask
+        [M, ceil(V/32)] int32 bit sets of allowed tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no mask;
+        (3) temperature 0: argmax, lowest id wins ties; else logits / temperature; (4) min_p [R]: keep p >= min_p *
+        max p; (5) top_k [R] int32 (0 off): exactly k, the lowest ids first among equals at the boundary; (6) top_p
+        [R]: smallest prefix of the kept tokens by falling probability (renormalised, ties by lowest id) whose mass >=
+        top_p; (7) inverse CDF over the kept tokens in id order with u = Philox4x32-10(key = seeds[r] (int64), counter
+        = positions[r]) word 0 as a 24-bit uniform in [0, 1) (Salmon et al., SC 2011).
         """
         ...
 
     def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-softmax of the model's own logits (before any processing), for chosen tokens and the best ones.
 
-        logits [R, V] float32, tokens [R] int32 -> (logprob [R] float32, rank [R] int32 with 1 the most likely (1 + number
-        of strictly larger logits), top_ids [R, top] int32 and top_logprobs [R, top] float32, best first, ties by id). top <= V.
+        logits [R, V] float32, tokens [R] int32 -> (logprob [R] float32, rank [R] int32 with 1 the most likely (1 +
+        number of strictly larger logits), top_ids [R, top] int32 and top_logprobs [R, top] float32, best first, ties
+        by id). top <= V.
         """
         ...
 

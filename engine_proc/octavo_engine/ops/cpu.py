@@ -6,6 +6,7 @@ is copied on the way. All of them run on the engine's one thread pool, of which 
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,12 @@ def load_library() -> Any:
 class _WeightMemory:
     """Weight storage from large blocks on 2 MiB pages: streaming weights through 4 KiB ones costs TLB misses.
 
-    A block lives as long as any tensor cut from it.
+    A block lives as long as any tensor cut from it. Several threads may pack at once.
     """
 
     def __init__(self, advise: Any) -> None:
         self._advise = advise
+        self._lock = threading.Lock()
         self._block = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
@@ -59,14 +61,15 @@ class _WeightMemory:
         size = dtype.itemsize
         for n in shape:
             size *= n
-        if self._used + size > self._block.numel():
-            block = torch.empty(max(size, _CHUNK) + _HUGE_PAGE, dtype=torch.uint8)
-            skip = -block.data_ptr() % _HUGE_PAGE
-            self._block, self._used = block[skip : skip + max(size, _CHUNK)], 0
-            self._advise(self._block)
-        start = self._used
-        self._used = start + (size + 63) // 64 * 64
-        return self._block[start : start + size].view(dtype).view(shape)
+        with self._lock:
+            if self._used + size > self._block.numel():
+                block = torch.empty(max(size, _CHUNK) + _HUGE_PAGE, dtype=torch.uint8)
+                skip = -block.data_ptr() % _HUGE_PAGE
+                self._block, self._used = block[skip : skip + max(size, _CHUNK)], 0
+                self._advise(self._block)
+            block, start = self._block, self._used
+            self._used = start + (size + 63) // 64 * 64
+        return block[start : start + size].view(dtype).view(shape)
 
 
 class CpuOps:

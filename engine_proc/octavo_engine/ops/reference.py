@@ -59,6 +59,7 @@ class ReferenceOps:
     """`Ops` in plain torch on the CPU; see `octavo_engine.ops.Ops` for every contract."""
 
     name = "reference"
+    isa = "torch"
     device = torch.device("cpu")
 
     # ---- weights -------------------------------------------------------------------------------------------

@@ -1,0 +1,58 @@
+"""The benchmark's own arithmetic: floors, rates and prompts. No test asserts a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.floors import Machine, decode_rate, limit, overall_rate, prefill_seconds
+from tests.bench.measure import Measurement, _Arrivals
+from tests.bench.models import MODELS
+from tests.bench.workload import Case, cases, prompts
+
+SMOL = MODELS["smollm2"]
+MACHINE = Machine(bandwidth=52e9, arithmetic=468e9)
+
+
+def test_weights_are_those_of_the_published_model():
+    # 134,515,008 parameters, of which 61 norms of 576 are no matrices; the embedding is the head.
+    assert SMOL.layer_weights + SMOL.head_weights == 134_515_008 - 61 * 576
+    tiny = MODELS["tinyllama"]
+    assert tiny.layer_weights + 2 * tiny.head_weights == 1_100_048_384 - 45 * 2048
+
+
+def test_one_stream_is_bound_by_bandwidth_and_many_by_arithmetic():
+    one, many = Case(1, 1, 128), Case(64, 1, 128)
+    assert decode_rate(SMOL, MACHINE, one) == pytest.approx(193, rel=0.03)
+    assert decode_rate(SMOL, MACHINE, many) == pytest.approx(468e9 / 269e6, rel=0.05)
+    assert (limit(SMOL, MACHINE, one), limit(SMOL, MACHINE, many)) == ("bandwidth", "arithmetic")
+
+
+def test_prefill_counts_the_head_once_and_half_of_the_key_pairs():
+    case = Case(1, 2048, 1)
+    linear = 2 * (2048 * SMOL.layer_weights + SMOL.head_weights)
+    attention = 4 * (2048 * 2049 / 2) * 30 * 576
+    assert prefill_seconds(SMOL, MACHINE, case) == pytest.approx((linear + attention) / 468e9)
+    assert overall_rate(SMOL, MACHINE, case) == pytest.approx(2048 / prefill_seconds(SMOL, MACHINE, case))
+
+
+def test_decode_rate_counts_only_while_all_streams_run():
+    early = _Arrivals([(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1)])
+    late = _Arrivals([(2.0, 1), (3.0, 2), (6.0, 1)])
+    made = Measurement([early, late])
+    assert (made.tokens, made.deltas, made.seconds) == (8, 7, 6.0)
+    assert made.decode_rate() == pytest.approx(4 / 2.0)  # after 2 s, until 4 s
+    assert made.decode_rate(deltas=True) == pytest.approx(3 / 2.0)
+    assert Measurement([_Arrivals([(1.0, 1)]), _Arrivals([(2.0, 1)])]).decode_rate() is None
+
+
+def test_prompts_differ_between_streams_and_seeds_but_not_between_engines():
+    case = Case(8, 128, 4)
+    first = prompts(case, 512, "round 0")
+    assert first == prompts(case, 512, "round 0")
+    assert len({tuple(prompt[:16]) for prompt in first + prompts(case, 512, "round 1")}) == 16
+    assert all(len(prompt) == 128 and min(prompt) >= 100 and max(prompt) < 512 for prompt in first)
+
+
+def test_cases_end_with_the_prefill():
+    assert [case.name for case in cases([1, 8], 128, 128, 2048)] == ["1 stream", "8 streams", "prefill of 2048"]
+    assert [case.counted for case in cases([8], 128, 64, 2048)] == [512, 2048]
