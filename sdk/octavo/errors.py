@@ -117,8 +117,8 @@ class EngineDead(EngineError):
 class EngineUnresponsive(EngineError):
     """The engine's step loop did not answer within the asked time: it hangs, is stopped, or a step takes that long.
 
-    Raised by `stats` and `health` after their timeout, and by every call after heartbeat_timeout. The client stays open:
-    should the engine come to, later calls work again.
+    Raised by `stats` and `health` after their timeout, and by every call after
+    EngineOptions.heartbeat_timeout. The client stays open: should the engine come to, later calls work again.
     """
 
 

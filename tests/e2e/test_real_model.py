@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anyio
 import pytest
 import torch
 
 import octavo
 from octavo import AsyncClient, EngineOptions, SamplingParams
+from tests.support.oracle import transformers_smollm2
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -33,8 +32,6 @@ async def test_greedy_tokens_equal_transformers(smollm2: str) -> None:
     Checked by one forward of transformers over prompt and output: if at every position its argmax is the next token,
     its own greedy decoding gives the same tokens, by induction.
     """
-    from transformers import AutoModelForCausalLM
-
     done: dict[int, octavo.Completion] = {}
     params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
 
@@ -44,8 +41,7 @@ async def test_greedy_tokens_equal_transformers(smollm2: str) -> None:
     async with AsyncClient(smollm2, EngineOptions(dtype="float32")) as client, anyio.create_task_group() as group:
         for i in range(len(QUESTIONS)):
             group.start_soon(one, client, i)
-    path = Path(smollm2)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model = transformers_smollm2()
     for i, result in sorted(done.items()):
         assert len(result.token_ids) == 100
         prompt, output = list(result.prompt_token_ids), list(result.token_ids)

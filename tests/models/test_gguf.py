@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from octavo_engine.models import CheckpointMismatch, load_model
 from octavo_engine.ops import Ops
@@ -24,28 +21,14 @@ from octavo_engine.weights.gguf_file import GGUFFile
 from tests.models.stepper import Stepper
 from tests.models.tiny import LLAMA3, answers, oracle, prompts, reference_logits
 from tests.support.checkpoints import real_model
+from tests.support.oracle import GGUF_NAMES, transformers_smollm2
 
 Folder = Callable[[str], Path]
 QUANTS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "model.layers": "blk",
-}
 
 
 def gguf_name(name: str) -> str:
-    for ours, theirs in NAMES.items():
+    for ours, theirs in GGUF_NAMES.items():
         name = name.replace(ours, theirs)
     return name
 
@@ -247,35 +230,7 @@ def test_the_real_file_reads_as_the_gguf_package_does() -> None:
 @pytest.fixture(scope="session")
 def real_answers() -> list[tuple[list[int], Tensor]]:
     """Random prompts and transformers' float32 logits of the real model, read through the gguf package."""
-    reader = gguf.GGUFReader(real_model())
-    heads = {"q_proj": 9, "k_proj": 3}
-    state = {}
-    for tensor in reader.tensors:
-        name = tensor.name
-        for ours, theirs in NAMES.items():
-            name = re.sub(rf"\b{theirs}\b", ours, name)
-        value = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
-        for projection, count in heads.items():
-            if projection in name:
-                value = value.unflatten(0, (count, -1, 2)).transpose(1, 2).reshape(value.shape)
-        state[name] = value
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    )
-    with torch.device("meta"):  # No time for weights that are replaced at once.
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
-    model.load_state_dict(state, assign=True)
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)
+    model = transformers_smollm2()
     generator = torch.Generator().manual_seed(2)
     asked = [torch.randint(3, 49152, (n,), generator=generator).tolist() for n in (1, 7, 33, 130)]
     return [(prompt, reference_logits(model, prompt)) for prompt in asked]

@@ -39,6 +39,7 @@ class Fake:
         self.running: dict[tuple[bytes, int], int] = {}
         self.counts: defaultdict[bytes, Counter[str]] = defaultdict(Counter)  # what each client did
         self.goodbyes = 0
+        self.until_heartbeat: dict[tuple[bytes, int], int] = {}
         self.draining = False
 
     def send(self, client: bytes, *messages: object) -> None:
@@ -70,7 +71,11 @@ class Fake:
                     if known is not None:
                         self.finish(client, request_id, "abort", known)
             case wire.StatsRequest(token):
-                values = {name: float(counts[name]) for name in ("hellos", "requests", "aborted", "unknown_aborts")}
+                if token == 0:  # a caller's are numbered from 1
+                    counts["heartbeats"] += 1
+                    self.heartbeat(client, counts["heartbeats"])
+                names = ("hellos", "requests", "aborted", "unknown_aborts", "heartbeats")
+                values = {name: float(counts[name]) for name in names}
                 values["running"] = float(sum(key[0] == client for key in self.running))
                 values["goodbyes"] = float(self.goodbyes)
                 self.send(client, wire.Stats(token, values))
@@ -100,13 +105,19 @@ class Fake:
         options = EngineOptions(model="fake", dtype="float32", max_model_len=2048)
         self.send(client, wire.Ready(protocol, os.getpid(), "0.1.0", options, "Fake", True, True, 1000, 64, (2,)))
 
+    def heartbeat(self, client: bytes, number: int) -> None:
+        for (owner, request_id), last in list(self.until_heartbeat.items()):
+            if owner == client and number >= last:
+                del self.until_heartbeat[owner, request_id]
+                self.finish(client, request_id, "stop", 0)
+
     def finish(self, client: bytes, request_id: int, reason: str, tokens: int) -> None:
         choices = (wire.Choice(0, reason, None, None),)
         self.send(client, wire.Finished(request_id, choices, (1, 2, 3), wire.Usage(3, 0, tokens, 0.0, 0.0, 0.0)))
 
     def begin(self, client: bytes, message: wire.Generate) -> None:
         """`words N`: N deltas; `forever`; `nothing`; `fail CODE`, after two deltas with `partial`; `die STATUS`;
-        `garbage`; `burst N`: all deltas in frames at once; `unicode`; anything else is echoed."""
+        `garbage`; `heartbeats N`: ends at the client's Nth heartbeat; anything else is echoed."""
         request_id = message.request_id
         text = message.text or " ".join(map(str, message.token_ids or ()))
         if message.messages is not None:
@@ -121,6 +132,8 @@ class Fake:
             self.running[client, request_id] = 0
         elif command == "nothing":
             self.running[client, request_id] = -(1 << 60)
+        elif command == "heartbeats":
+            self.until_heartbeat[client, request_id] = int(rest[0])
         elif command == "fail":
             if "partial" in rest:
                 self.send(client, wire.Deltas([self.delta(request_id, i, None) for i in range(2)]))
