@@ -115,7 +115,7 @@ async def longest_stall(during: Callable[[], Any]) -> float:
 
 
 async def stalls(address: str, streams: int) -> tuple[float, float, float, float]:
-    """Longest stall (seconds) idle, under the streams, and with long prompts too; the least time a prompt's call took."""
+    """Seconds: longest stall idle, under the streams, with long prompts too; the least that one prompt's call took."""
 
     async def read(stream: octavo.Stream) -> None:
         async for _ in stream:
