@@ -242,6 +242,10 @@ class Core:
         except InvalidPrompt as error:
             self._fail(key, "invalid_request", str(error))
             return
+        except Exception as error:  # a tokenizer or a template that breaks ends this request, not the engine
+            log.exception("a prompt could not be taken")
+            self._fail(key, "failed", f"the prompt could not be taken: {type(error).__name__}: {error}")
+            return
         if request is not None:
             self._admit(live, request)
 
@@ -264,7 +268,8 @@ class Core:
             if live is None:
                 continue  # aborted or timed out meanwhile
             if isinstance(result, Exception):
-                self._fail(key, "invalid_request", str(result))
+                code = "invalid_request" if isinstance(result, InvalidPrompt) else "failed"
+                self._fail(key, code, f"the prompt could not be taken: {result}")
                 continue
             try:
                 request = self.intake.request(key, result, live.generate.params, live.arrival)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,12 +28,18 @@ class ScriptedMailbox:
         self.sent: dict[bytes, list[Any]] = {}
         self.gone: set[bytes] = set()
         self.frames = 0
+        self.woken = threading.Event()
+        self.pending: Callable[[], int] = lambda: 0
 
     def receive(self, timeout: float | None) -> Iterator[tuple[bytes, Any]]:
         if self.script:
             yield from self.script.pop(0)
         elif timeout is None:
-            yield A, wire.Drain()
+            if self.pending():
+                assert self.woken.wait(20)  # what a real mailbox does: sleep until the worker thread wakes it
+                self.woken.clear()
+            else:
+                yield A, wire.Drain()
 
     def send(self, client: bytes, messages: list[Any]) -> bool:
         if client in self.gone:
@@ -42,7 +49,7 @@ class ScriptedMailbox:
         return True
 
     def wake(self) -> None:
-        pass
+        self.woken.set()
 
     def of(self, client: bytes, kind: type) -> list[Any]:
         return [message for message in self.sent.get(client, []) if isinstance(message, kind)]
@@ -74,7 +81,13 @@ class Clock:
         return self.now
 
 
-def run(script: list[list[tuple[bytes, Any]]], *, gone: set[bytes] | None = None, **options: Any) -> ScriptedMailbox:
+def run(
+    script: list[list[tuple[bytes, Any]]],
+    *,
+    gone: set[bytes] | None = None,
+    text: Text | None = None,
+    **options: Any,
+) -> ScriptedMailbox:
     settings = EngineOptions(model="m", max_num_batched_tokens=64, max_model_len=100, max_num_seqs=8, **options)
     config = SchedulerConfig(
         num_pages=64,
@@ -90,8 +103,9 @@ def run(script: list[list[tuple[bytes, Any]]], *, gone: set[bytes] | None = None
     mailbox = ScriptedMailbox(script)
     mailbox.gone = gone or set()
     scheduler = Scheduler(config)
-    text = Text(eos_token_ids=[2])
+    text = text or Text(eos_token_ids=[2])
     core = Core(mailbox, scheduler, CountingRunner(), text, ready, owned=True, clients={A, B}, clock=Clock())  # type: ignore[arg-type]
+    mailbox.pending = lambda: core.intake.num_pending
     core.run()
     scheduler.check()
     assert scheduler.stats()["kv_pages_free"] == 64
@@ -162,6 +176,26 @@ def test_a_failing_model_fails_only_the_request_at_fault() -> None:
     assert tokens(mail, A, 3) == [61, 62, 63, 64, 65, 66]
     assert {failed.request_id: failed.code for failed in mail.of(A, wire.Failed)} == {2: "failed", 4: "failed"}
     assert tokens(mail, A, 4) == [POISON]
+
+
+class BrokenText(Text):
+    """A tokenizer that breaks on some prompts, as third-party code may."""
+
+    has_tokenizer = True  # type: ignore[assignment]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        if "break" in text:
+            raise RuntimeError("inside the tokenizer")
+        return [50]
+
+
+@pytest.mark.parametrize("length", [1, 10_000], ids=["inline", "worker thread"])
+def test_a_breaking_tokenizer_fails_only_its_request(length: int) -> None:
+    params = SamplingParams(temperature=0, max_tokens=2)
+    script = [[(A, wire.Generate(i, params, text=word * length)) for i, word in enumerate(["break ", "fine "])]]
+    mail = run(script, text=BrokenText(eos_token_ids=[2]))
+    assert [(failed.request_id, failed.code) for failed in mail.of(A, wire.Failed)] == [(0, "failed")]
+    assert tokens(mail, A, 1) == [51, 52]
 
 
 def test_abort_is_idempotent_and_ends_the_request_once() -> None:
