@@ -60,7 +60,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _names(text: str) -> list[str]:
-    return text.split(",")
+    names = text.split(",")
+    for name in names:
+        if name not in ENGINES + QUANTISED:
+            raise argparse.ArgumentTypeError(f"no engine {name!r}; known: {', '.join(ENGINES + QUANTISED)}")
+    return names
 
 
 def _counts(text: str) -> list[int]:
@@ -104,6 +108,12 @@ def _rounds(workers: list[Worker], todo: list[Case], options: argparse.Namespace
                 try:
                     answer = worker.run(asked, case.output)
                     run["tokens_per_second"] = case.counted / answer["seconds"]
+                    if not case.is_prefill:
+                        # The same prompts' length with one token out is what the prompts alone cost.
+                        fresh = Case(case.streams, case.prompt, 1)
+                        before = prompts(fresh, MODELS[options.model].vocab, f"round {number}")
+                        left = answer["seconds"] - worker.run(before, 1)["seconds"]
+                        run["decode_tokens_per_second"] = case.streams * (case.output - 1) / left if left > 0 else None
                     run["first_tokens"] = [ids[:8] for ids in answer["outputs"][:8]]
                     shown = figure(run["tokens_per_second"]) + " tokens/s"
                 except WorkerFailed as error:
@@ -120,19 +130,25 @@ def _print(result: dict[str, Any], todo: list[Case]) -> None:
     runs = result["runs"]
     engines = list(dict.fromkeys(run["engine"] for run in sorted(runs, key=lambda run: run["round"])))
     engines.sort(key=lambda engine: [*ENGINES, *QUANTISED].index(engine) if engine in ENGINES + QUANTISED else 99)
-    rates = {
-        (engine, case.name): median(found) if found else None
-        for engine in engines
-        for case in todo
-        if (found := _rates(runs, engine, case.name)) is not None
-    }
-    result["median_tokens_per_second"] = {
-        engine: {case.name: rates[engine, case.name] for case in todo} for engine in engines
-    }
+    length = f"prompt {result['prompt']}, output {result['output']}; medians"
+    _compare(result, engines, todo, "tokens_per_second", f"tokens/s over all the time, {length}")
+    decoding = [case for case in todo if not case.is_prefill]
+    _compare(result, engines, decoding, "decode_tokens_per_second", f"tokens/s after the prompts, {length}")
+    if "octavo" in engines:
+        print(_agreement(runs, engines))
+
+
+def _compare(result: dict[str, Any], engines: list[str], todo: list[Case], key: str, title: str) -> None:
+    """Print the medians of one rate and octavo's ratios, and keep the medians in the result."""
+    rates: dict[tuple[str, str], float | None] = {}
+    for engine in engines:
+        for case in todo:
+            found = _rates(result["runs"], engine, case.name, key)
+            rates[engine, case.name] = median(found) if found else None
+    result[f"median_{key}"] = {engine: {case.name: rates[engine, case.name] for case in todo} for engine in engines}
     header = ["", *(case.name for case in todo)]
-    title = f"{result['model']}: tokens/s, prompt {result['prompt']} included, output {result['output']}; medians"
     rows = [[engine, *(figure(rates[engine, case.name]) for case in todo)] for engine in engines]
-    print(table(title, header, rows))
+    print(table(f"{result['model']}: {title}", header, rows))
     if "octavo" not in engines:
         return
     rows = []
@@ -143,15 +159,10 @@ def _print(result: dict[str, Any], todo: list[Case]) -> None:
         best = [max((rates[e, c.name] or 0.0 for e in engines if e in names), default=0.0) or None for c in todo]
         rows.append([label, *(_ratio(rates["octavo", c.name], b) for c, b in zip(todo, best, strict=True))])
     print(table("octavo (bfloat16) as a multiple of", header, rows))
-    print(_agreement(runs, engines))
 
 
-def _rates(runs: list[dict[str, Any]], engine: str, case: str) -> list[float]:
-    return [
-        run["tokens_per_second"]
-        for run in runs
-        if run["engine"] == engine and run["case"] == case and "tokens_per_second" in run
-    ]
+def _rates(runs: list[dict[str, Any]], engine: str, case: str, key: str) -> list[float]:
+    return [run[key] for run in runs if run["engine"] == engine and run["case"] == case and run.get(key)]
 
 
 def _ratio(ours: float | None, theirs: float | None) -> str:
