@@ -2,11 +2,13 @@
 //
 // A work item is one key-value head of one sequence and a tile of its query tokens. The query heads that share
 // the key-value head, times the tokens, are the rows of a small matrix product. The item walks the keys in blocks of
-// 32, from the first block it can see to the last, always cut at multiples of 32 counted from key 0:
+// 64, from the first block it can see to the last, always cut at multiples of 64 counted from key 0:
 //
-//   scores   lanes over 16 keys, two lines; a line of the cache holds the next 4 bytes of D of 16 keys, so one
+//   scores   lanes over 16 keys, four lines; a line of the cache holds the next 4 bytes of D of 16 keys, so one
 //            broadcast word of the query and one line make 16 (bfloat16: 32) products
-//   softmax  in base 2; the row's maximum, and with it the rescale, moves only when a key exceeds it
+//   softmax  in base 2, from a reference that the row's first block sets to its maximum; it moves, and what was
+//            gathered is rescaled, only when a key exceeds it by more than 2^8 (as in FlashAttention-4): float32
+//            holds the sums as well, and a rescale costs a mispredicted branch and a walk over the accumulators
 //   values   lanes over D; a line holds the next 4 bytes of tokens of 16 dims, one broadcast word of the
 //            probabilities serves it: the same product again
 //
@@ -22,12 +24,13 @@
 namespace octavo::OCTAVO_ISA {
 namespace {
 
-constexpr int kBlock = 32;  // keys a step
+constexpr int kLines = 4, kBlock = 16 * kLines;  // keys a step
+constexpr float kSlack = 8.0f;  // how far, in powers of 2, a score may exceed the row's reference
 constexpr float kLog2e = 1.44269504f;
 // A score that no key has, and one that even that one outweighs by more than 2^x can show: finite, so that nothing
 // made of them is a NaN.
 constexpr float kNone = -1e30f, kMasked = -1e37f;
-// Rows and 16-lane columns whose accumulators stay in registers.
+// Rows and 16-lane columns (of keys or dims) whose accumulators stay in registers.
 #if defined(OCTAVO_ISA_AVX512)
 constexpr int kRows = 6, kColumns = 4;
 #elif defined(OCTAVO_ISA_AVX2)
@@ -37,6 +40,30 @@ constexpr int kRows = 2, kColumns = 2;
 #endif
 // Rows of an item: their accumulators and the block's keys and values share the first-level cache.
 constexpr int64_t kTileFloats = 48 * 64;
+
+// 2^x for x up to about kSlack, 0 far below: within 2e-7 (five terms) or 7.5e-5 (three), by minimax fits on
+// [-1/2, 1/2].
+template <int kTerms>
+OCTAVO_INLINE Vec exp2_poly(Vec x) {
+#if !defined(OCTAVO_ISA_AVX512)  // whose scale_by_power takes any exponent
+  x = max(broadcast(-200.0f), x);
+#endif
+  const Vec n = round(x), r = x - n;
+  if constexpr (kTerms == 3) {
+    Vec p = broadcast(0.0551716685f);
+    p = fma(p, r, broadcast(0.242611125f));
+    p = fma(p, r, broadcast(0.693260968f));
+    p = fma(p, r, broadcast(0.999928057f));
+    return scale_by_power(p, n);
+  }
+  Vec p = broadcast(1.32764701e-3f);
+  p = fma(p, r, broadcast(9.67554096e-3f));
+  p = fma(p, r, broadcast(5.55071309e-2f));
+  p = fma(p, r, broadcast(2.40221202e-1f));
+  p = fma(p, r, broadcast(6.93146944e-1f));
+  p = fma(p, r, broadcast(1.0f));
+  return scale_by_power(p, n);
+}
 
 // ---- the three cache types: a 64-byte line (f16: 32) of 16 lanes, and the word that meets it -------------------
 
@@ -49,9 +76,13 @@ struct FloatCache {
   OCTAVO_INLINE Word word(const uint32_t* p) { return broadcast(from_bits(*p)); }
   OCTAVO_INLINE Vec dot(Vec acc, Line line, Word word) { return fma(word, line, acc); }
   OCTAVO_INLINE void put(uint32_t* words, Vec v) { store(reinterpret_cast<float*>(words), v); }
-  OCTAVO_INLINE Vec add(Vec acc, const uint32_t* words) {
-    auto* p = reinterpret_cast<const float*>(words);
-    return acc + load(p) + load(p + 16);
+  // 2^x as the cache's type needs it.
+  OCTAVO_INLINE Vec exp2(Vec x) { return exp2_poly<5>(x); }
+  // Stores 32 probabilities and adds them, as they will multiply the values, to acc.
+  OCTAVO_INLINE Vec put_probabilities(uint32_t* words, Vec low, Vec high, Vec acc) {
+    put(words, low);
+    put(words + 16, high);
+    return acc + low + high;
   }
 };
 
@@ -69,8 +100,18 @@ struct BFloatCache {
   OCTAVO_INLINE Word word(const uint32_t* p) { return broadcast_pair(reinterpret_cast<const bf16*>(p)); }
   OCTAVO_INLINE Vec dot(Vec acc, Line line, Word word) { return dot2_bf16(acc, line, word); }
   OCTAVO_INLINE void put(uint32_t* words, Vec v) { store(reinterpret_cast<bf16*>(words), v); }
-  OCTAVO_INLINE Vec add(Vec acc, const uint32_t* words) {
-    return dot2_bf16(acc, load_pairs(reinterpret_cast<const bf16*>(words)), broadcast_pair(bf16{0x3f80}, bf16{0x3f80}));
+  // The probabilities are rounded to 8 bits; three terms give 13.
+  OCTAVO_INLINE Vec exp2(Vec x) { return exp2_poly<3>(x); }
+  OCTAVO_INLINE Vec put_probabilities(uint32_t* words, Vec low, Vec high, Vec acc) {
+#if defined(OCTAVO_ISA_AVX512)
+    const Pairs pairs{(__m512i)_mm512_cvtne2ps_pbh(high.v, low.v)};
+    _mm512_storeu_si512(words, pairs.v);
+#else
+    put(words, low);
+    put(words + 8, high);
+    const Pairs pairs = load_pairs(reinterpret_cast<const bf16*>(words));
+#endif
+    return dot2_bf16(acc, pairs, broadcast_pair(bf16{0x3f80}, bf16{0x3f80}));
   }
 };
 
@@ -80,21 +121,6 @@ OCTAVO_INLINE typename C::Line line_n(const typename C::T* p, int n) {
   alignas(64) typename C::T buffer[16 * C::kPack] = {};
   for (int i = 0; i < n * C::kPack; ++i) buffer[i] = p[i];
   return C::line(buffer);
-}
-
-// 2^x within 2e-7 for x up to a little above 0; 0 far below. The polynomial is a minimax fit on [-1/2, 1/2].
-OCTAVO_INLINE Vec exp2_down(Vec x) {
-#if !defined(OCTAVO_ISA_AVX512)  // whose scale_by_power takes any exponent
-  x = max(broadcast(-200.0f), x);
-#endif
-  const Vec n = round(x), r = x - n;
-  Vec p = broadcast(1.32764701e-3f);
-  p = fma(p, r, broadcast(9.67554096e-3f));
-  p = fma(p, r, broadcast(5.55071309e-2f));
-  p = fma(p, r, broadcast(2.40221202e-1f));
-  p = fma(p, r, broadcast(6.93146944e-1f));
-  p = fma(p, r, broadcast(1.0f));
-  return scale_by_power(p, n);
 }
 
 // ---- an item's state --------------------------------------------------------------------------------------------
@@ -114,28 +140,32 @@ struct Tile {
   uint32_t* queries;    // pass by pass [words][rows of the pass]: one pointer serves the pass's loop
   float* accumulators;  // [rows][width]
   float* sums;          // [rows][16], lane by lane
-  float* maxima;        // [rows], before Logits::factor
+  float* references;    // [rows] what probabilities are relative to, before Logits::factor
+  float* limits;        // [rows] the score that moves the reference
   int32_t* positions;   // [rows]
   float* slopes;        // [rows], in base-2 units
 };
 
-// Where one block of keys and values lies. Slots that nobody may read point at zeros.
+// Where one block of keys and values lies. What nobody may read points at other keys, whose scores will be masked, and
+// at zeros for values.
 template <class C>
 struct Block {
   int64_t first;  // key index
-  const typename C::T* keys[2];
-  int64_t key_stride[2];  // from one word of D to the next
+  const typename C::T* keys[kLines];
+  int64_t key_stride;  // from one word of D to the next
   const typename C::T* values[kBlock / C::kPack];
-  // The same of the next block, to be fetched while this one is worked on; null in an item's last block.
-  const typename C::T* next_keys[2];
-  const typename C::T* next_values[2];
+  // Where the next block lies, to be fetched while this one is worked on: of this item, in its last block of the
+  // thread's next one. Null where there is none.
+  const typename C::T* next_keys[kLines];
+  const typename C::T* next_values[kLines];
 };
 
-// How scores become powers of 2: 2^(factor * (score - maximum)). Without softcap and ALiBi the factor is the scale and
+// How scores become powers of 2: 2^(factor * (score - reference)). Without softcap and ALiBi the factor is the scale and
 // log2(e), and a score is the bare product; with them the scores are already in base-2 units and the factor is 1.
 struct Logits {
   bool plain;
   float factor;
+  float slack;  // kSlack / factor
   float scale;
   float softcap;  // 0: none
   int64_t window;  // 0: none
@@ -143,102 +173,117 @@ struct Logits {
 
 // ---- one block for up to kRows rows ------------------------------------------------------------------------------
 
-template <class C, int R>
-OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, bool prefetch,
-                          float (*out)[kBlock]) {
-  Vec acc[R][2];
-  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = zero();
-  const uint32_t* queries = tile.queries + row * tile.words;
-  const typename C::T *k0 = block.keys[0], *k1 = block.keys[1];
-  // Pages lie anywhere, which no hardware prefetcher foresees.
-  const int64_t next_stride = block.key_stride[0], value_line = 64 / sizeof(typename C::T);
-  const typename C::T *n0 = block.next_keys[0], *n1 = block.next_keys[1];
-  const typename C::T *v0 = block.next_values[0], *v1 = block.next_values[1];
-  const int64_t fetched = prefetch && n0 ? tile.words : 0;
-  for (int64_t i = 0; i < tile.words; ++i) {
-    if (i < fetched) {
-      __builtin_prefetch(n0 + i * next_stride);
-      __builtin_prefetch(v0 + i * value_line);
-      if (n1) {
-        __builtin_prefetch(n1 + i * next_stride);
-        __builtin_prefetch(v1 + i * value_line);
+// A function of its own and unrolled by hand: otherwise gcc keeps the sums in memory at both ends of the loop.
+template <class C, int R, int N, bool kPrefetch>
+__attribute__((noinline)) void score_lines(const uint32_t* queries, int64_t words, const Block<C>& block, int from,
+                                           float (*out)[kBlock]) {
+  Vec acc[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) acc[r][j] = zero();
+  }
+  const typename C::T* keys[N];
+  for (int j = 0; j < N; ++j) keys[j] = block.keys[from + j];
+  const int64_t stride = block.key_stride;
+  for (int64_t i = 0, at = 0; i < words; ++i, at += stride) {
+    if constexpr (kPrefetch) {
+      // Pages lie anywhere, which no hardware prefetcher foresees. Into the second-level cache: the first has too few
+      // misses in flight at a time (decode takes 14 % longer with it).
+      for (int j = from; j < from + N; ++j) {
+        if (!block.next_keys[j]) continue;
+        __builtin_prefetch(block.next_keys[j] + at, 0, 2);
+        __builtin_prefetch(block.next_values[j] + i * (64 / sizeof(typename C::T)), 0, 2);
       }
     }
-    auto line0 = C::line(k0), line1 = C::line(k1);
-    k0 += block.key_stride[0];
-    k1 += block.key_stride[1];
+    typename C::Line line[N];
+    for (int j = 0; j < N; ++j) line[j] = C::line(keys[j] + at);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       auto word = C::word(queries + i * R + r);
-      acc[r][0] = C::dot(acc[r][0], line0, word);
-      acc[r][1] = C::dot(acc[r][1], line1, word);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) acc[r][j] = C::dot(acc[r][j], line[j], word);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    store(out[r], acc[r][0]);
-    store(out[r] + 16, acc[r][1]);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) store(out[r] + 16 * (from + j), acc[r][j]);
   }
 }
 
-// Scores to probabilities, as words that meet value lines; returns the factor for what the row has gathered so far.
-template <class C>
-OCTAVO_INLINE float softmax(const Tile& tile, int64_t row, const float* score, int64_t first_key, const Logits& logits,
-                            bool masked, uint32_t* words) {
-  Vec x[2] = {load(score), load(score + 16)};
-  const int64_t position = tile.positions[row];
-  if (!logits.plain) {
+// The first `lines` lines at least; a later one that no row sees is left as it is.
+template <class C, int R>
+OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, int lines, float (*out)[kBlock]) {
+  const uint32_t* queries = tile.queries + row * tile.words;
+  for (int from = 0; from < kLines; from += kColumns) {
+    if (row == 0) {
+      score_lines<C, R, kColumns, true>(queries, tile.words, block, from, out);
+    } else if (kColumns > 2 && lines - from <= 2) {
+      score_lines<C, R, 2, false>(queries, tile.words, block, from, out);
+    } else if (from < lines) {
+      score_lines<C, R, kColumns, false>(queries, tile.words, block, from, out);
+    }
+  }
+}
+
+// Scores to probabilities, as words that meet value lines, and into the row's sum. Moves the row's reference first, and
+// rescales what it has gathered, if a score exceeds its limit. kBare: scores are the bare products, all of them seen.
+template <class C, bool kBare>
+OCTAVO_INLINE void softmax(const Tile& tile, int64_t row, const float* score, int64_t first_key, const Logits& logits,
+                           uint32_t* words) {
+  Vec x[kLines];
+  for (int j = 0; j < kLines; ++j) x[j] = load(score + 16 * j);
+  if (!kBare && !logits.plain) {
     // A masked lane may hold a NaN here; it is dropped below.
     alignas(64) static constexpr float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < kLines; ++j) {
       x[j] = x[j] * broadcast(logits.scale);
       if (logits.softcap != 0.0f) x[j] = tanh(x[j] * broadcast(1.0f / logits.softcap)) * broadcast(logits.softcap);
       x[j] = x[j] * broadcast(kLog2e);
-      const Vec distance = load(lane) + broadcast(float(first_key + 16 * j - position));
+      const Vec distance = load(lane) + broadcast(float(first_key + 16 * j - tile.positions[row]));
       x[j] = fma(distance, broadcast(tile.slopes[row]), x[j]);
     }
   }
-  if (masked) {
+  if (!kBare) {
     const Vec never = broadcast(kMasked);
-    const int64_t end = position + 1 - first_key;
+    const int64_t end = tile.positions[row] + 1 - first_key;
     const int64_t begin = logits.window ? end - logits.window : 0;
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < kLines; ++j) {
       const int64_t last = end - 16 * j, skip = begin - 16 * j;
       x[j] = select(first_n(last < 0 ? 0 : last > 16 ? 16 : int(last)), x[j], never);
       x[j] = select(first_n(skip < 0 ? 0 : skip > 16 ? 16 : int(skip)), never, x[j]);
     }
   }
-  float rescale = 1.0f;
-  const Vec highest = max(x[0], x[1]);
-  if (bits(broadcast(tile.maxima[row]) < highest)) {
+  const Vec highest = max(max(x[0], x[1]), max(x[2], x[3]));
+  if (__builtin_expect(bits(broadcast(tile.limits[row]) < highest), 0)) {
     const float maximum = reduce_max(highest);
-    alignas(64) float lanes[16];
-    store(lanes, exp2_down(broadcast((tile.maxima[row] - maximum) * logits.factor)));
-    rescale = lanes[0];
-    tile.maxima[row] = maximum;
+    const Vec rescale = C::exp2(broadcast((tile.references[row] - maximum) * logits.factor));
+    tile.references[row] = maximum;
+    tile.limits[row] = maximum + logits.slack;
+    float* accumulators = tile.accumulators + row * tile.width;
+    for (int64_t d = 0; d < tile.width; d += 16) store(accumulators + d, load(accumulators + d) * rescale);
+    store(tile.sums + row * 16, load(tile.sums + row * 16) * rescale);
   }
-  const Vec factor = broadcast(logits.factor), shift = broadcast(-tile.maxima[row] * logits.factor);
-  C::put(words, exp2_down(fma(x[0], factor, shift)));
-  C::put(words + 16 / C::kPack, exp2_down(fma(x[1], factor, shift)));
-  return rescale;
-}
-
-// The row's sum takes the probabilities as they will multiply the values, rounded to the cache's type.
-template <class C>
-OCTAVO_INLINE void add_to_sum(const Tile& tile, int64_t row, float factor, const uint32_t* words) {
-  const Vec sum = C::add(load(tile.sums + row * 16) * broadcast(factor), words);
+  const Vec factor = broadcast(logits.factor), shift = broadcast(-tile.references[row] * logits.factor);
+  Vec sum = load(tile.sums + row * 16);
+  for (int j = 0; j < kLines; j += 2) {
+    const Vec low = C::exp2(fma(x[j], factor, shift)), high = C::exp2(fma(x[j + 1], factor, shift));
+    sum = C::put_probabilities(words + 16 / C::kPack * j, low, high, sum);
+  }
   store(tile.sums + row * 16, sum);
 }
 
-// accumulators[row.., column.. + 16 * N] = factor * accumulators + words . values
+// accumulators[row.., column.. + 16 * N] += words . values
 template <class C, int R, int N, bool kPartial>
 OCTAVO_INLINE void values(const Tile& tile, int64_t row, int64_t column, int last_lanes, const Block<C>& block,
-                          const uint32_t (*words)[kBlock], const float* factors) {
+                          const uint32_t (*words)[kBlock], int lines) {
   float* accumulators = tile.accumulators + row * tile.width + column;
   Vec acc[R][N];
   for (int r = 0; r < R; ++r) {
-    const Vec factor = broadcast(factors[r]);
-    for (int n = 0; n < N; ++n) acc[r][n] = load(accumulators + r * tile.width + 16 * n) * factor;
+    for (int n = 0; n < N; ++n) acc[r][n] = load(accumulators + r * tile.width + 16 * n);
   }
-  for (int i = 0; i < kBlock / C::kPack; ++i) {
+  for (int i = 0; i < lines * (16 / C::kPack); ++i) {
     const typename C::T* value = block.values[i] + column * C::kPack;
     typename C::Line line[N];
     for (int n = 0; n < N; ++n) {
@@ -255,21 +300,25 @@ OCTAVO_INLINE void values(const Tile& tile, int64_t row, int64_t column, int las
   }
 }
 
-template <class C, int R>
+template <class C, int R, bool kBare>
 __attribute__((noinline)) void block_rows(const Tile& tile, int64_t row, const Block<C>& block, const Logits& logits,
-                                          bool masked, int64_t head_dim) {
+                                          int64_t head_dim) {
   alignas(64) float score[R][kBlock];
   alignas(64) uint32_t words[R][kBlock];
-  float factors[R];
-  scores<C, R>(tile, row, block, row == 0, score);
-  for (int r = 0; r < R; ++r) factors[r] = softmax<C>(tile, row + r, score[r], block.first, logits, masked, words[r]);
+  // Lines of 16 keys that some row sees: the others' probabilities are +0.
+  int lines = kLines;
+  if (!kBare) {
+    const int64_t seen = (tile.positions[row + R - 1] - block.first) / 16 + 1;
+    lines = seen < kLines ? int(seen) : kLines;
+  }
+  scores<C, R>(tile, row, block, lines, score);
+  for (int r = 0; r < R; ++r) softmax<C, kBare>(tile, row + r, score[r], block.first, logits, words[r]);
   int64_t column = 0;
   for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
-    values<C, R, kColumns, false>(tile, row, column, 16, block, words, factors);
+    values<C, R, kColumns, false>(tile, row, column, 16, block, words, lines);
   }
-  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false>(tile, row, column, 16, block, words, factors);
-  if (column < head_dim) values<C, R, 1, true>(tile, row, column, int(head_dim - column), block, words, factors);
-  for (int r = 0; r < R; ++r) add_to_sum<C>(tile, row + r, factors[r], words[r]);
+  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false>(tile, row, column, 16, block, words, lines);
+  if (column < head_dim) values<C, R, 1, true>(tile, row, column, int(head_dim - column), block, words, lines);
 }
 
 template <class C, int R = kRows>
@@ -278,7 +327,8 @@ OCTAVO_INLINE void block_rows_n(int rows, const Tile& tile, int64_t row, const B
   if constexpr (R > 1) {
     if (rows < R) return block_rows_n<C, R - 1>(rows, tile, row, block, logits, masked, head_dim);
   }
-  block_rows<C, R>(tile, row, block, logits, masked, head_dim);
+  if (logits.plain && !masked) return block_rows<C, R, true>(tile, row, block, logits, head_dim);
+  block_rows<C, R, false>(tile, row, block, logits, head_dim);
 }
 
 // ---- one item ----------------------------------------------------------------------------------------------------
@@ -307,7 +357,7 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
       }
       uint32_t* to = tile.queries + pass * tile.words + r;
       for (int64_t i = 0; i < tile.words; ++i) to[i * rows] = words[i];
-      tile.maxima[row] = kNone;
+      tile.references[row] = tile.limits[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
     }
@@ -335,24 +385,19 @@ OCTAVO_INLINE void find_block(const AttentionArgs& a, const Sequence& sequence, 
   using T = typename C::T;
   const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
   block.first = first;
-  for (int half = 0; half < 2; ++half) {
-    const T** lines = block.values + half * (16 / C::kPack);
-    const int64_t key = first + 16 * half, next = key + kBlock;
-    block.next_keys[half] = nullptr;
-    if (next < end) {
-      const Place place = place_of<C>(a, sequence, head, next);
-      block.next_keys[half] = keys + place.key;
-      block.next_values[half] = values + place.value;
-    }
+  block.key_stride = a.page_size * C::kPack;
+  const T* seen = nullptr;
+  for (int line = 0; line < kLines; ++line) {
+    const T** lines = block.values + line * (16 / C::kPack);
+    const int64_t key = first + 16 * line;
     if (key >= end || key + 16 <= begin) {
-      block.keys[half] = zeros;
-      block.key_stride[half] = 0;
+      block.keys[line] = nullptr;
       for (int i = 0; i < 16 / C::kPack; ++i) lines[i] = zeros;
       continue;
     }
     const Place place = place_of<C>(a, sequence, head, key);
-    block.keys[half] = keys + place.key;
-    block.key_stride[half] = a.page_size * C::kPack;
+    block.keys[line] = keys + place.key;
+    seen = block.keys[line];
     for (int i = 0; i < 16 / C::kPack; ++i) lines[i] = values + place.value + i * a.head_dim * C::kPack;
     if (key >= begin && key + 16 <= end) continue;
     for (int i = 0; i < 16 / C::kPack; ++i) {
@@ -369,6 +414,24 @@ OCTAVO_INLINE void find_block(const AttentionArgs& a, const Sequence& sequence, 
         lines[i] = zeros;
       }
     }
+  }
+  for (int line = 0; line < kLines; ++line) {
+    if (!block.keys[line]) block.keys[line] = seen;
+  }
+}
+
+// Says where the block lies that follows: the keys from `first` on, of this item or the next.
+template <class C>
+OCTAVO_INLINE void find_next(const AttentionArgs& a, const Sequence& sequence, int64_t head, int64_t first, int64_t end,
+                             Block<C>& block) {
+  using T = typename C::T;
+  for (int line = 0; line < kLines; ++line) {
+    const int64_t key = first + 16 * line;
+    block.next_keys[line] = block.next_values[line] = nullptr;
+    if (key >= end) continue;
+    const Place place = place_of<C>(a, sequence, head, key);
+    block.next_keys[line] = static_cast<const T*>(a.keys) + place.key;
+    block.next_values[line] = static_cast<const T*>(a.values) + place.value;
   }
 }
 
@@ -391,20 +454,31 @@ OCTAVO_INLINE void store_rows(const AttentionArgs& a, const Sequence& sequence, 
   }
 }
 
+// What a thread takes next: one key-value head of a sequence, a tile of query tokens.
+struct Item {
+  Sequence sequence;
+  int64_t head;
+  int64_t first, tokens;  // of the sequence's query tokens
+  int64_t begin, end;     // the keys that some row sees
+};
+
 template <class C>
-void run_item(const AttentionArgs& a, const Sequence& sequence, const Tile& tile, int64_t head, int64_t first,
-              int64_t tokens) {
+void run_item(const AttentionArgs& a, const Item& item, const Item* following, const Tile& tile) {
   alignas(64) static const typename C::T zeros[512] = {};
   alignas(64) typename C::T mended[2][512];
+  const auto& [sequence, head, first, tokens, begin, end] = item;
   load_queries<C>(a, sequence, tile, head, first);
   const bool plain = a.softcap == 0.0f && !a.alibi_slopes && a.scale > 0.0f;
-  const Logits logits{plain, plain ? a.scale * kLog2e : 1.0f, a.scale, a.softcap, a.sliding_window};
-  const int64_t first_position = sequence.first_position + first;
-  const int64_t end = first_position + tokens;
-  const int64_t begin = a.sliding_window && first_position >= a.sliding_window ? first_position - a.sliding_window + 1 : 0;
+  const float factor = plain ? a.scale * kLog2e : 1.0f;
+  const Logits logits{plain, factor, kSlack / factor, a.scale, a.softcap, a.sliding_window};
   Block<C> block;
   for (int64_t key = begin / kBlock * kBlock; key < end; key += kBlock) {
     find_block<C>(a, sequence, head, key, begin, end, zeros, mended, block);
+    if (key + kBlock < end || !following) {
+      find_next<C>(a, sequence, head, key + kBlock, end, block);
+    } else {
+      find_next<C>(a, following->sequence, following->head, following->begin / kBlock * kBlock, following->end, block);
+    }
     for (int64_t row = 0; row < tile.rows;) {
       const int rows = pass_rows(tile.rows - row);
       const int64_t low = tile.positions[row], high = tile.positions[row + rows - 1];
@@ -452,10 +526,28 @@ OCTAVO_INLINE Tile carve(const AttentionArgs& a, int64_t rows, char* memory) {
   tile.accumulators = reinterpret_cast<float*>(take(rows * tile.width * 4));
   tile.sums = reinterpret_cast<float*>(take(rows * 64));
   tile.queries = reinterpret_cast<uint32_t*>(take(rows * tile.words * 4));
-  tile.maxima = reinterpret_cast<float*>(take(rows * 4));
+  tile.references = reinterpret_cast<float*>(take(rows * 4));
+  tile.limits = reinterpret_cast<float*>(take(rows * 4));
   tile.positions = reinterpret_cast<int32_t*>(take(rows * 4));
   tile.slopes = reinterpret_cast<float*>(take(rows * 4));
   return tile;
+}
+
+// The next item of the list, false when there is none. Which thread takes an item changes nothing in it, so the order
+// may follow the clock.
+OCTAVO_INLINE bool take_item(const AttentionArgs& a, Job& job, Item& item) {
+  const int64_t index = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
+  if (index >= job.num_units * a.num_kv_heads) return false;
+  const Unit unit = job.units[index / a.num_kv_heads];
+  const int64_t start = a.query_start[unit.sequence], queries = a.query_start[unit.sequence + 1] - start;
+  const int64_t length = a.seq_lens[unit.sequence], position = length - queries + unit.first;
+  item.sequence = {a.page_table + unit.sequence * a.max_pages, length, start, length - queries};
+  item.head = index % a.num_kv_heads;
+  item.first = unit.first;
+  item.tokens = unit_tokens(a, job, unit);
+  item.begin = a.sliding_window && position >= a.sliding_window ? position - a.sliding_window + 1 : 0;
+  item.end = position + item.tokens;
+  return true;
 }
 
 template <class C>
@@ -463,18 +555,14 @@ void run_part(void* context, int part, int) {
   Job& job = *static_cast<Job*>(context);
   const AttentionArgs& a = job.args;
   char* scratch = part == 0 ? job.own_scratch : nullptr;
-  for (;;) {
-    // Which thread takes an item changes nothing in it, so the order may follow the clock.
-    const int64_t item = __atomic_fetch_add(&job.next, 1, __ATOMIC_RELAXED);
-    if (item >= job.num_units * a.num_kv_heads) return;
+  // Items are taken one ahead, so that the end of one can fetch the beginning of the next.
+  Item items[2];
+  bool taken = take_item(a, job, items[0]);
+  for (int i = 0; taken; i ^= 1) {
+    taken = take_item(a, job, items[i ^ 1]);
     if (!scratch) scratch = static_cast<char*>(thread_scratch(size_t(job.scratch_bytes)));
-    const Unit unit = job.units[item / a.num_kv_heads];
-    const int64_t start = a.query_start[unit.sequence], queries = a.query_start[unit.sequence + 1] - start;
-    const int64_t length = a.seq_lens[unit.sequence];
-    const Sequence sequence{a.page_table + unit.sequence * a.max_pages, length, start, length - queries};
-    const int64_t tokens = unit_tokens(a, job, unit);
-    const Tile tile = carve<C>(a, tokens * (a.num_heads / a.num_kv_heads), scratch);
-    run_item<C>(a, sequence, tile, item % a.num_kv_heads, unit.first, tokens);
+    const Tile tile = carve<C>(a, items[i].tokens * (a.num_heads / a.num_kv_heads), scratch);
+    run_item<C>(a, items[i], taken ? &items[i ^ 1] : nullptr, tile);
   }
 }
 
@@ -500,7 +588,7 @@ void run_batch(const AttentionArgs& a) {
   }
   if (job.num_units == 0) return;
   const int64_t rows = tile_tokens * group;
-  job.scratch_bytes = rows * (width * 4 + 64 + a.head_dim * 4 + 12) + 6 * 64;
+  job.scratch_bytes = rows * (width * 4 + 64 + a.head_dim * 4 + 16) + 7 * 64;
   const int64_t list_bytes = (job.num_units * int64_t(sizeof(Unit)) + 63) / 64 * 64;
   char* memory = static_cast<char*>(thread_scratch(size_t(list_bytes + job.scratch_bytes)));
   job.units = reinterpret_cast<Unit*>(memory);

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octavo_engine.ops import Ops, load_ops
 from tests.ops.batches import Chunk, Shape, attend, make_batch, sequence
 
-LENGTH = 150
+LENGTH = 200  # four blocks of keys, the last one short
 
 SHAPES = {
     "bf16": Shape(),
@@ -23,6 +23,7 @@ SHAPES = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "sharp": {"scale": 1.0},  # moves a row's reference in later blocks
     "window": {"sliding_window": 45},
     "capped": {"softcap": 4.0},
     "alibi": {"alibi_slopes": 0.25},
