@@ -125,6 +125,21 @@ def test_a_row_never_depends_on_its_batch(ops: CpuOps, dtype: torch.dtype, n: in
                 assert torch.equal(batch, alone[:rows]), f"{rows} rows on {num_threads} threads"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_a_long_prompt_adds_as_it_would_alone(ops: CpuOps, dtype: torch.dtype) -> None:
+    """Enough rows that every panel and chunk is claimed by itself, on up to three threads."""
+    torch.manual_seed(4)
+    weight, x, before = torch.randn(100, 576).to(dtype), activations(331, 576, dtype), torch.randn(331, 100)
+    packed = ops.pack_linear(weight)
+    ops.linear_add_(together := before.clone(), x, packed)
+    for row in (0, 11, 12, 165, 166, 330):
+        ops.linear_add_(single := before[row : row + 1].clone(), x[row : row + 1], packed)
+        assert torch.equal(single, together[row : row + 1]), f"row {row}"
+    for num_threads in (1, 2, 3):
+        CpuOps(isa=ops.isa, num_threads=num_threads).linear_add_(total := before.clone(), x, packed)
+        assert torch.equal(total, together), f"{num_threads} threads"
+
+
 def test_wide_rows_are_cut_in_chunks_without_a_trace(ops: CpuOps) -> None:
     """A chunk of rows that would not fit L2 is computed in parts."""
     torch.manual_seed(3)
