@@ -34,16 +34,7 @@ void paged_attention(TensorView out, TensorView qkv, TensorView keys, TensorView
                      TensorView query_start, TensorView seq_lens, int64_t num_heads, double scale,
                      int64_t sliding_window, Optional<TensorView> alibi_slopes, double softcap) {
   AttentionArgs a{};
-  a.cache_type = float_type(keys, "keys");
-  check_same_type(keys, values, "keys and values");
-  check_shape(keys, "keys", {-1, -1, -1, -1, a.cache_type == DType::kBFloat16 ? 2 : 1});
-  const int64_t num_pages = keys.size(0), p = keys.size(4);
-  a.num_kv_heads = keys.size(1);
-  a.head_dim = keys.size(2) * p;
-  a.page_size = keys.size(3);
-  check_shape(values, "values", {num_pages, a.num_kv_heads, a.page_size / p, a.head_dim, p});
-  check_contiguous(keys, "keys");
-  check_contiguous(values, "values");
+  const int64_t num_pages = read_cache(a, keys, values);
   if (a.page_size % 16 || a.head_dim % 2 || a.head_dim < 2 || a.head_dim > kMaxHeadDim) {
     TVM_FFI_THROW(ValueError) << "page size " << a.page_size << " and head size " << a.head_dim
                               << "; allowed: a multiple of 16, and an even number in 2.." << kMaxHeadDim;

@@ -10,16 +10,7 @@ void rope_and_cache(TensorView qkv, TensorView keys, TensorView values, TensorVi
   RopeArgs a{};
   a.type = float_type(qkv, "qkv");
   if (a.type == DType::kFloat16) TVM_FFI_THROW(TypeError) << "qkv is float16; allowed: float32, bfloat16";
-  a.cache_type = float_type(keys, "keys");
-  check_same_type(keys, values, "keys and values");
-  check_shape(keys, "keys", {-1, -1, -1, -1, a.cache_type == DType::kBFloat16 ? 2 : 1});
-  const int64_t num_pages = keys.size(0), p = keys.size(4);
-  a.num_kv_heads = keys.size(1);
-  a.head_dim = keys.size(2) * p;
-  a.page_size = keys.size(3);
-  check_shape(values, "values", {num_pages, a.num_kv_heads, a.page_size / p, a.head_dim, p});
-  check_contiguous(keys, "keys");
-  check_contiguous(values, "values");
+  const int64_t num_pages = read_cache(a, keys, values);
   a.num_heads = num_heads;
   a.tokens = qkv.size(0);
   a.stride = row_stride(qkv, "qkv");

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from octavo import wire
 from octavo_engine.delivery import Live
+from octavo_engine.execution.runner import StepResult
 from octavo_engine.intake import Intake, InvalidPrompt
 from octavo_engine.mailbox import wrong_protocol
 from octavo_engine.scheduling.plan import Plan
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 
 if TYPE_CHECKING:
-    from octavo_engine.execution.runner import Runner, StepResult
+    from octavo_engine.execution.runner import Runner
     from octavo_engine.mailbox import Client, Mailbox
     from octavo_engine.scheduling.scheduler import Scheduler
     from octavo_engine.text import Text
@@ -119,19 +120,10 @@ class Core:
 
         Running a plan again is harmless: the same keys and values are written to the same places.
         """
-        from octavo_engine.execution.runner import StepResult
-
         merged = StepResult([], [], {})
-        first = True
-        for seq in plan.seqs:
-            single = Plan(
-                plan.step,
-                plan.ends if first else [],
-                plan.starts if first else [],
-                plan.copies if first else [],
-                [seq],
-            )
-            first = False
+        for i, seq in enumerate(plan.seqs):
+            before = ([], [], []) if i else (plan.ends, plan.starts, plan.copies)
+            single = Plan(plan.step, *before, [seq])
             try:
                 result = self.runner.collect(self.runner.submit(single))
                 merged.tokens.extend(result.tokens)
@@ -168,8 +160,8 @@ class Core:
             deltas[live.client].append(delta)
             if live.open_choices == 0:
                 ended.append(key)
-        self._counters["generation_tokens"] += len(advanced)
         for client, items in deltas.items():
+            self._counters["generation_tokens"] += len(items)
             self._outbox[client].append(wire.Deltas(items))
         for key in ended:
             live = self._live.pop(key)

@@ -29,7 +29,7 @@ def wrong_protocol(spoken: int) -> wire.Dying:
 
 
 class Mailbox:
-    """Frames in, frames out. `on_lost(client)` is called when a client turns out to have gone."""
+    """Frames in, frames out. `on_malformed(client, error)` is told of frames that can't be decoded and are dropped."""
 
     def __init__(self, address: str, on_malformed: Callable[[Client, str], None] | None = None) -> None:
         self.on_malformed = on_malformed

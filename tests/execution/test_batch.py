@@ -21,15 +21,13 @@ def builder(max_num_seqs: int = 8, max_model_len: int = 100) -> BatchBuilder:
 def check(built: BuiltBatch, seqs: list[SeqStep], tables: dict[int, list[int]]) -> None:
     """Against the definition of every field, one token at a time."""
     batch = built.batch
-    token_ids, positions, slots, query_start, draw_rows, prompt_rows = [], [], [], [0], [], []
+    token_ids, positions, slots, query_start, draw_rows = [], [], [], [0], []
     for seq in seqs:
         for i, token in enumerate(seq.tokens):
             position = seq.start + i
             token_ids.append(token)
             positions.append(position)
             slots.append(tables[seq.slot][position // PAGE] * PAGE + position % PAGE)
-            if seq.prompt_logprobs >= 0:
-                prompt_rows.append(len(token_ids) - 1)
         query_start.append(len(token_ids))
         draw_rows += [len(token_ids) - 1] * len(seq.samplers)
     assert batch.token_ids.tolist() == token_ids
@@ -45,11 +43,10 @@ def check(built: BuiltBatch, seqs: list[SeqStep], tables: dict[int, list[int]]) 
         assert tensor.dtype == torch.int32
     assert batch.page_table.dtype == torch.int32
     assert batch.page_table.is_contiguous()
-    assert batch.logit_rows.dtype == torch.int64
+    assert built.draw_rows.dtype == torch.int64
     assert batch.kv is KV
     assert built.draw_slots == [slot for seq in seqs for slot in seq.samplers]
     assert built.draw_rows.tolist() == draw_rows
-    assert set(batch.logit_rows.tolist()) == {*draw_rows, *prompt_rows}
     assert not built.every_row or draw_rows == list(range(len(token_ids)))
 
 

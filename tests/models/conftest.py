@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from octavo_engine.ops import Ops, OpsUnavailable, load_ops
+from octavo_engine.ops import Ops, load_ops
 from tests.models.tiny import oracle
 
 
@@ -20,10 +20,7 @@ def _one_torch_thread() -> None:
 
 @pytest.fixture(scope="session", params=["reference", "cpu"])
 def ops(request: pytest.FixtureRequest) -> Ops:
-    try:
-        return load_ops(request.param)
-    except (OpsUnavailable, ImportError) as error:
-        pytest.skip(f"ops {request.param}: {error}")
+    return load_ops(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -58,9 +58,8 @@ class Stepper:
             seq_lens=torch.tensor([self.lengths[s] for s in chunks], dtype=torch.int32),
             page_table=self.page_table[list(chunks)].contiguous(),
             kv=self.kv,
-            logit_rows=torch.arange(len(ids)),
         )
-        logits = self.model.logits(self.model.forward(batch)[batch.logit_rows])
+        logits = self.model.logits(self.model.forward(batch))
         assert logits.dtype == torch.float32
         return {s: logits[starts[i] : starts[i + 1]] for i, s in enumerate(chunks)}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from octavo_engine.ops import Ops, OpsUnavailable, load_ops
+from octavo_engine.ops.cpu import load_library
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,7 @@ def single_threaded_torch() -> Iterator[None]:
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])
 def ops(request: pytest.FixtureRequest) -> Ops:
+    load_library()  # a missing library fails; only an instruction set that is not here is skipped
     try:
         return load_ops("cpu", isa=request.param)
     except OpsUnavailable as error:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo_engine.ops import Activation, OpsUnavailable, PackedLinear
-from octavo_engine.ops.cpu import CpuOps
+from octavo_engine.ops.cpu import CpuOps, load_library
 
 ISAS = ["portable", "avx2", "avx512"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -18,6 +18,7 @@ ROWS = [1, 2, 7, 17, 64, 65]
 
 @pytest.fixture(params=ISAS)
 def ops(request: pytest.FixtureRequest) -> Iterator[CpuOps]:
+    load_library()  # a missing library fails; only an instruction set that is not here is skipped
     try:
         yield CpuOps(isa=request.param, num_threads=2)
     except OpsUnavailable as error:

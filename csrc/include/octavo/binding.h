@@ -73,6 +73,22 @@ inline void check_contiguous(const TensorView& t, const char* name) {
   if (!t.IsContiguous()) TVM_FFI_THROW(ValueError) << name << " of shape " << shape_text(t) << " must be contiguous";
 }
 
+// Reads one layer of the cache (KVLayout in ops/__init__.py) into any kernel's arguments; returns its number of pages.
+template <class Args>
+inline int64_t read_cache(Args& a, const TensorView& keys, const TensorView& values) {
+  a.cache_type = float_type(keys, "keys");
+  check_same_type(keys, values, "keys and values");
+  check_shape(keys, "keys", {-1, -1, -1, -1, a.cache_type == DType::kBFloat16 ? 2 : 1});
+  const int64_t num_pages = keys.size(0), p = keys.size(4);
+  a.num_kv_heads = keys.size(1);
+  a.head_dim = keys.size(2) * p;
+  a.page_size = keys.size(3);
+  check_shape(values, "values", {num_pages, a.num_kv_heads, a.page_size / p, a.head_dim, p});
+  check_contiguous(keys, "keys");
+  check_contiguous(values, "values");
+  return num_pages;
+}
+
 // A matrix whose rows are contiguous but may lie apart; returns the row stride in elements.
 inline int64_t row_stride(const TensorView& t, const char* name) {
   if (t.ndim() != 2) TVM_FFI_THROW(ValueError) << name << " has shape " << shape_text(t) << ", expected two dimensions";

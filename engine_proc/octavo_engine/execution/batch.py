@@ -7,7 +7,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from octavo_engine.layers.batch import Batch
 from octavo_engine.scheduling.plan import SeqStep
@@ -87,7 +86,6 @@ class BatchBuilder:
             draw_rows = self._count[:num_seqs].astype(np.int64)
         else:
             draw_rows = np.repeat(query_start[1:] - 1, list(map(len, samplers))).astype(np.int64)
-        rows = torch.from_numpy(draw_rows)
         batch = Batch(
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
@@ -96,18 +94,5 @@ class BatchBuilder:
             seq_lens=torch.from_numpy(seq_lens),
             page_table=torch.from_numpy(table[slots, :num_pages]),
             kv=self._kv,
-            logit_rows=rows if every_row else torch.from_numpy(self._with_prompt_rows(seqs, query_start, draw_rows)),
         )
-        return BuiltBatch(batch, draw_slots, rows, every_row)
-
-    @staticmethod
-    def _with_prompt_rows(
-        seqs: list[SeqStep], query_start: NDArray[np.int32], draw_rows: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """draw_rows and all rows of the sequences that want prompt logprobs."""
-        wanted = [
-            np.arange(query_start[i], query_start[i + 1], dtype=np.int64)
-            for i, seq in enumerate(seqs)
-            if seq.prompt_logprobs >= 0
-        ]
-        return np.unique(np.concatenate([draw_rows, *wanted])) if wanted else draw_rows
+        return BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)

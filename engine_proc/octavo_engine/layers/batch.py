@@ -18,7 +18,6 @@ class Batch:
     token_ids, positions, slots: [T] int32; slot = page * page_size + offset, where a token's key and value are written.
     query_start [S + 1], seq_lens [S], page_table [S, max_pages]: int32, see Ops.paged_attention.
     kv: one (keys, values) pair a layer, see ops.KVLayout.
-    logit_rows: [L] int64, the rows of the T whose logits are wanted.
     """
 
     token_ids: Tensor
@@ -28,4 +27,3 @@ class Batch:
     seq_lens: Tensor
     page_table: Tensor
     kv: list[tuple[Tensor, Tensor]]
-    logit_rows: Tensor
