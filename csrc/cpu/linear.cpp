@@ -5,13 +5,13 @@
 // is and however rows and panels are split between threads.
 #include "octavo/kernels_linear.h"
 
+#include "octavo/linear_output.h"
 #include "octavo/simd.h"
 #include "octavo/thread_pool.h"
 
 namespace octavo::OCTAVO_ISA {
 namespace {
 
-constexpr int kPanel = 32;
 // Rows a micro-kernel takes: 2 R accumulators, 2 weight vectors and a broadcast must fit the registers (a spill halves
 // the speed). The zmm file holds 27 of 32; with ymm a Vec is two registers and bfloat16 needs two temporaries.
 #if defined(OCTAVO_ISA_AVX512)
@@ -115,65 +115,14 @@ void run_micro_kernel(int rows, const typename Inner<W>::A* a, const W* w, int64
   if constexpr (R > 1) run_micro_kernel<W, R - 1>(rows, a, w, steps, tile, ahead);
 }
 
-OCTAVO_INLINE Vec activate(Vec x, Activation act) {
-  switch (act) {
-    case Activation::kRelu: return max(x, zero());
-    case Activation::kGelu: {
-      Vec half = x * broadcast(0.5f);
-      return fma(half, erf(x * broadcast(0.707106781f)), half);
-    }
-    case Activation::kGeluTanh: {
-      Vec half = x * broadcast(0.5f);
-      Vec inner = fma(x * x * x, broadcast(0.044715f), x) * broadcast(0.797884561f);
-      return fma(half, tanh(inner), half);
-    }
-    case Activation::kSilu: return x / (broadcast(1.0f) + exp(zero() - x));
-    default: return x;
-  }
-}
-
-OCTAVO_INLINE int lanes_left(int64_t size, int64_t start) {
-  int64_t left = size - start;
-  return left >= 16 ? 16 : left > 0 ? int(left) : 0;
-}
-
-OCTAVO_INLINE void emit(const LinearArgs& g, int64_t row, int64_t column, Vec v, int lanes) {
-  int64_t at = row * g.out_stride + column;
-  if (g.out_bf16) return store_n(static_cast<bf16*>(g.out) + at, v, lanes);
-  float* out = static_cast<float*>(g.out) + at;
-  if (g.accumulate) v = load_n(out, lanes) + v;
-  store_n(out, v, lanes);
-}
-
 // Ahead of a tile that adds to its output: the lines come while the micro-kernel runs. (8 rows, whose output is in L2
 // anyway, were 3 % slower with it.)
 OCTAVO_INLINE void prefetch_output(const LinearArgs& g, int64_t row, int rows, int64_t panel) {
-  if (!g.accumulate || g.m * g.n * int64_t(sizeof(float)) < kChunkBytes) return;
-  auto* line = static_cast<const float*>(g.out) + row * g.out_stride + panel * kPanel;
-  for (int r = 0; r < rows; ++r, line += g.out_stride) {
+  if (!g.y.accumulate || g.m * g.n * int64_t(sizeof(float)) < kChunkBytes) return;
+  auto* line = static_cast<const float*>(g.y.out) + row * g.y.out_stride + panel * kPanel;
+  for (int r = 0; r < rows; ++r, line += g.y.out_stride) {
     __builtin_prefetch(line, 1, 3);
     __builtin_prefetch(line + 16, 1, 3);
-  }
-}
-
-void write_tile(const LinearArgs& g, const float* tile, int64_t row, int rows, int64_t panel) {
-  if (g.gated) {
-    int64_t half = g.n / 2, column = panel * 16;
-    int lanes = lanes_left(half, column);
-    Vec gate_bias = g.bias ? load_n(g.bias + column, lanes) : zero();
-    Vec up_bias = g.bias ? load_n(g.bias + half + column, lanes) : zero();
-    for (int r = 0; r < rows; ++r, tile += kPanel) {
-      emit(g, row + r, column, activate(load(tile) + gate_bias, g.act) * (load(tile + 16) + up_bias), lanes);
-    }
-    return;
-  }
-  int64_t column = panel * kPanel;
-  int lanes0 = lanes_left(g.n, column), lanes1 = lanes_left(g.n, column + 16);
-  Vec bias0 = g.bias ? load_n(g.bias + column, lanes0) : zero();
-  Vec bias1 = g.bias && lanes1 ? load_n(g.bias + column + 16, lanes1) : zero();
-  for (int r = 0; r < rows; ++r, tile += kPanel) {
-    emit(g, row + r, column, activate(load(tile) + bias0, g.act), lanes0);
-    if (lanes1) emit(g, row + r, column + 16, activate(load(tile + 16) + bias1, g.act), lanes1);
   }
 }
 
@@ -254,7 +203,7 @@ void linear_typed(const LinearArgs& g) {
                                  : Ahead{bytes + stride * steps * line + steps * line * i / count, line / count + 1};
         prefetch_output(g, row, rows, panel);
         run_micro_kernel<W>(rows, packed + row * steps, w, steps, tile, ahead);
-        write_tile(g, tile, row, rows, panel);
+        write_tile(g.y, tile, row, rows, panel);
       }
     }
   };

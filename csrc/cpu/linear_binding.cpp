@@ -1,5 +1,5 @@
 // Ops.linear, Ops.linear_add_, Ops.pack_linear and Ops.unpack_linear.
-#include "octavo/binding.h"
+#include "octavo/binding_linear.h"
 #include "octavo/kernels_linear.h"
 
 namespace octavo::binding {
@@ -16,50 +16,33 @@ DType check_packed(const TensorView& packed, int64_t n, int64_t k) {
   return type;
 }
 
-LinearArgs prepare(const TensorView& out, const TensorView& x, const TensorView& weight,
-                   const Optional<TensorView>& bias, int64_t n, bool gated) {
+LinearArgs prepare(const TensorView& x, const TensorView& weight, int64_t n) {
   LinearArgs args{};
   args.x_stride = row_stride(x, "x");
   args.m = x.size(0);
   args.k = x.size(1);
   args.n = n;
-  args.gated = gated;
-  if (gated && n % 2) TVM_FFI_THROW(ValueError) << "a gated weight has " << n << " rows; it must be even";
   args.weight_type = check_packed(weight, n, args.k);
   bool wants_bf16 = args.weight_type == DType::kBFloat16;
   if ((float_type(x, "x") == DType::kBFloat16) != wants_bf16 || float_type(x, "x") == DType::kFloat16) {
     TVM_FFI_THROW(TypeError) << "x is " << dtype_text(x.dtype()) << "; a " << dtype_text(weight.dtype())
                              << " weight takes " << (wants_bf16 ? "bfloat16" : "float32");
   }
-  if (bias.has_value()) {
-    check_float32(*bias, "bias");
-    check_shape(*bias, "bias", {n});
-    check_contiguous(*bias, "bias");
-    args.bias = data<const float>(*bias);
-  }
-  args.out_stride = row_stride(out, "out");
-  check_shape(out, "out", {args.m, gated ? n / 2 : n});
-  DType out_type = float_type(out, "out");
-  if (out_type == DType::kFloat16) TVM_FFI_THROW(TypeError) << "out is float16; allowed: float32, bfloat16";
-  args.out_bf16 = out_type == DType::kBFloat16;
   args.x = data<const void>(x);
   args.weight = data<const void>(weight);
-  args.out = data<void>(out);
   return args;
 }
 
 void linear(TensorView out, TensorView x, TensorView weight, Optional<TensorView> bias, int64_t n, int64_t act,
             bool gated) {
-  LinearArgs args = prepare(out, x, weight, bias, n, gated);
-  if (act < 0 || act > 4) TVM_FFI_THROW(ValueError) << "activation " << act << " is not one of 0..4";
-  args.act = static_cast<Activation>(act);
+  LinearArgs args = prepare(x, weight, n);
+  args.y = linear_output(out, bias, args.m, n, act, gated, false);
   pick_linear_kernels().linear(args);
 }
 
 void linear_add(TensorView residual, TensorView x, TensorView weight, Optional<TensorView> bias, int64_t n) {
-  check_float32(residual, "residual");
-  LinearArgs args = prepare(residual, x, weight, bias, n, false);
-  args.accumulate = true;
+  LinearArgs args = prepare(x, weight, n);
+  args.y = linear_output(residual, bias, args.m, n, 0, false, true);
   pick_linear_kernels().linear(args);
 }
 

@@ -25,7 +25,7 @@ from octavo.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from octavo.options import EngineOptions, SamplingParams
+from octavo.options import EngineOptions, Quantization, SamplingParams
 from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
@@ -51,6 +51,7 @@ __all__ = [
     "Progress",
     "PromptTooLong",
     "ProtocolMismatch",
+    "Quantization",
     "RequestFailed",
     "RequestTimeout",
     "SamplingParams",

@@ -13,7 +13,7 @@ import msgspec
 
 from octavo.errors import InvalidOption
 
-__all__ = ["EngineOptions", "SamplingParams", "replace"]
+__all__ = ["EngineOptions", "Quantization", "SamplingParams", "replace"]
 
 _GIB = 1 << 30
 _MAX_LOGPROBS = 1024
@@ -142,12 +142,53 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         msgspec.structs.force_setattr(self, name, tuple(value))
 
 
+_SCHEMES = {"int4": "int4", "weight_int4": "int4", "int8": "int8", "llm_int8": "llm_int8", "none": "none"}
+QUANTIZATIONS = tuple(_SCHEMES)
+
+
+class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How linear layers are quantised at load; a scheme's name alone takes the defaults.
+
+    scheme: "int4" (also "weight_int4"), group-wise round to nearest; "int8", a scale an output channel; "llm_int8"
+    (arXiv 2208.07339); "none", floats, also where the file holds less.
+    group_size: of int4, weights a scale: 32, 64 or 128. symmetric: of int4, a scale a group, or a scale and an offset.
+    activations: "int8" (W4A8, W8A8), "float" (W4A16, W8A16), or "auto", the scheme's default.
+    lm_head: also the projection to the vocabulary, and with it an embedding that is tied to it. embeddings: also an
+    embedding of its own.
+    threshold: of llm_int8: activations at least this large stay in float.
+    """
+
+    scheme: str
+    group_size: int = 32
+    symmetric: bool = True
+    activations: str = "auto"
+    lm_head: bool = True
+    embeddings: bool = False
+    threshold: float = 6.0
+
+    def __post_init__(self) -> None:
+        _choice("quantization", self.scheme, QUANTIZATIONS)
+        msgspec.structs.force_setattr(self, "scheme", _SCHEMES[self.scheme])
+        if isinstance(self.group_size, bool) or self.group_size not in (32, 64, 128):
+            raise InvalidOption("quantization.group_size", self.group_size, "one of 32, 64, 128")
+        _choice("quantization.activations", self.activations, ("auto", "int8", "float"))
+        if self.scheme == "llm_int8" and self.activations == "float":
+            raise InvalidOption("quantization.activations", "float", "'auto' or 'int8' with llm_int8")
+        for name in ("symmetric", "lm_head", "embeddings"):
+            _flag(f"quantization.{name}", getattr(self, name))
+        _number("quantization.threshold", self.threshold, 0.0, above=True)
+
+
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the engine process runs. None means: decided by the engine from the model and the machine, told in Ready.
 
     model: a local folder, a GGUF file, or a hub id (with `revision`). tokenizer: the same, where it is not the model's.
     dtype: of weights and cache; "auto" is bfloat16 where the machine has it in hardware and the checkpoint is not
-    float32 on purpose, else float32. device: "auto", "cpu". quantization: None.
+    float32 on purpose, else float32. device: "auto", "cpu".
+    quantization: None runs a checkpoint as it is stored (a GGUF file's Q8_0, Q4_0 and Q4_1 included); a scheme's name
+    ("int4", "int8", "llm_int8", "none") or a `Quantization` quantises float weights at load.
+    quantized_cache: folder where what was quantised at load is kept for the next start; "auto" is octavo/quantized in
+    the user's cache folder, None keeps nothing.
     max_model_len: longest prompt plus output, tokens. max_num_seqs: sequences in one step.
     max_num_batched_tokens: tokens in one step; long prompts are cut in chunks of at most that.
     page_size: tokens a page of the KV cache. kv_cache_memory: bytes. max_queued_requests, max_queued_tokens: beyond
@@ -164,7 +205,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     trust_remote_code: bool = False
     dtype: str = "auto"
     device: str = "auto"
-    quantization: str | None = None
+    quantization: str | Quantization | None = None
+    quantized_cache: str | None = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None
@@ -190,8 +232,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _flag("trust_remote_code", self.trust_remote_code)
         _choice("dtype", self.dtype, ("auto", "bfloat16", "float32", "float16"))
         _choice("device", self.device, ("auto", "cpu"))
-        if self.quantization is not None:
-            raise InvalidOption("quantization", self.quantization, "None (no other scheme is built in yet)")
+        if isinstance(self.quantization, str):
+            _choice("quantization", self.quantization, QUANTIZATIONS)
+        elif self.quantization is not None and not isinstance(self.quantization, Quantization):
+            raise InvalidOption("quantization", self.quantization, "None, a scheme's name or a Quantization")
+        if self.quantized_cache is not None and (not isinstance(self.quantized_cache, str) or not self.quantized_cache):
+            raise InvalidOption("quantized_cache", self.quantized_cache, "None, 'auto' or a folder")
         if self.max_model_len is not None:
             _whole("max_model_len", self.max_model_len, 1)
         _whole("max_num_seqs", self.max_num_seqs, 1, 65536)
@@ -202,7 +248,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
             raise InvalidOption("page_size", self.page_size, "a multiple of 16")
         if self.kv_cache_memory is not None:
             _whole("kv_cache_memory", self.kv_cache_memory, 1)
-        _choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "float16"))
+        _choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "float16", "int8"))
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _whole("max_queued_requests", self.max_queued_requests, 1)
         _whole("max_queued_tokens", self.max_queued_tokens, 1)

@@ -37,6 +37,7 @@ def test_all_is_sorted_and_pinned() -> None:
         "Progress",
         "PromptTooLong",
         "ProtocolMismatch",
+        "Quantization",
         "RequestFailed",
         "RequestTimeout",
         "SamplingParams",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from octavo_engine.ops import Ops, PackedLinear
+    from octavo_engine.ops import LinearWeight, Ops
 
 __all__ = ["Embedding"]
 
@@ -17,7 +17,7 @@ class Embedding:
 
     __slots__ = ("ops", "table")
 
-    def __init__(self, ops: Ops, table: Tensor | PackedLinear) -> None:
+    def __init__(self, ops: Ops, table: Tensor | LinearWeight) -> None:
         self.ops, self.table = ops, table
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo_engine.ops import Activation
 
 if TYPE_CHECKING:
-    from octavo_engine.ops import Ops, PackedLinear
+    from octavo_engine.ops import LinearWeight, Ops
 
 __all__ = ["Linear", "Parallel"]
 
@@ -41,7 +41,7 @@ class Linear:
     def __init__(
         self,
         ops: Ops,
-        weight: PackedLinear,
+        weight: LinearWeight,
         bias: Tensor | None,
         *,
         parts: tuple[int, ...],

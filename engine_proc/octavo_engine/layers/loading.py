@@ -17,7 +17,7 @@ from octavo_engine.ops import Activation
 from octavo_engine.quant.float import FloatScheme
 
 if TYPE_CHECKING:
-    from octavo_engine.ops import Ops
+    from octavo_engine.ops import Ops, QuantizedWeight
     from octavo_engine.quant.scheme import Scheme
 
 __all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress"]
@@ -29,7 +29,8 @@ Progress = Callable[[str, int, int, str], None]
 class Checkpoint(Protocol):
     """Tensors by published name, read one at a time (octavo_engine.weights has the readers).
 
-    A reader that has to convert anyway may also have get_as(name, dtype).
+    A reader that has to convert anyway may also have get_as(name, dtype), one of a file that holds quantised tensors
+    get_quantized(name) -> QuantizedWeight | None.
     """
 
     def names(self) -> Iterable[str]: ...
@@ -61,6 +62,7 @@ class Loader:
         self.prefix = ""
         self._checkpoint, self._progress = checkpoint, progress
         self._get_as: Callable[[str, torch.dtype], Tensor] | None = getattr(checkpoint, "get_as", None)
+        self._get_quantized: Callable[[str], QuantizedWeight | None] | None = getattr(checkpoint, "get_quantized", None)
         self._unread = {name: checkpoint.nbytes(name) for name in checkpoint.names()}
         self._total = sum(self._unread.values())
         self._done = [0]
@@ -91,10 +93,28 @@ class Loader:
             value = self._checkpoint.get(full).to(dtype)
         if shape and tuple(value.shape) != shape:
             raise CheckpointMismatch(f"tensor {full} has shape {tuple(value.shape)}, the config says {shape}")
+        self._account(full)
+        return value
+
+    def quantized(self, name: str, out_features: int, in_features: int) -> QuantizedWeight | None:
+        """The tensor in the quantised form that the file holds it in; None, and still unread, where it holds floats."""
+        full = self.prefix + name
+        if self._get_quantized is None or full not in self._unread:
+            return None
+        value = self._get_quantized(full)
+        if value is None:
+            return None
+        if tuple(value.codes.shape) != (out_features, in_features):
+            raise CheckpointMismatch(
+                f"tensor {full} has shape {tuple(value.codes.shape)}, the config says {(out_features, in_features)}"
+            )
+        self._account(full)
+        return value
+
+    def _account(self, full: str) -> None:
         self._done[0] += self._unread.pop(full)
         if self._progress is not None:
             self._progress("load", self._done[0], self._total, full)
-        return value
 
     def vector(self, name: str, size: int) -> Tensor:
         """[size] float32: a bias or a norm's weight."""
@@ -154,7 +174,7 @@ class Loader:
         names = [names] if isinstance(names, str) else names
         sizes = [out_features] if isinstance(out_features, int) else list(out_features)
         read = [
-            self.scheme.read(self.tensor, name, size, in_features, transposed=transposed)
+            self.scheme.read(self, name, size, in_features, transposed=transposed)
             for name, size in zip(names, sizes, strict=True)
         ]
         weight = self.scheme.pack(self.ops, read, gated=gated)

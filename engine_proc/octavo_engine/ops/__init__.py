@@ -22,12 +22,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
 
-__all__ = ["Activation", "KVLayout", "Ops", "OpsUnavailable", "PackedLinear", "load_ops"]
+__all__ = [
+    "Activation",
+    "Activations",
+    "KVLayout",
+    "LinearWeight",
+    "Ops",
+    "OpsUnavailable",
+    "PackedLinear",
+    "QuantizedLinear",
+    "QuantizedWeight",
+    "load_ops",
+]
 
 
 class OpsUnavailable(Exception):
@@ -61,12 +72,74 @@ class PackedLinear:
     gated: bool = False
 
 
+class Activations(IntEnum):
+    """What a quantised weight is multiplied with.
+
+    FLOAT: the activations as they are (W4A16, W8A16). INT8: each row of x in int8 with one scale, absmax / 127, round
+    half to even (W4A8, W8A8). LLM_INT8: INT8, but elements of x with |x| >= threshold stay in float (arXiv 2208.07339;
+    the paper keeps a whole column of the batch, here each row decides for itself, as law 6 asks).
+    """
+
+    FLOAT = 0
+    INT8 = 1
+    LLM_INT8 = 2
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight [N, K] in 4 or 8 bits, as a scheme made it or a file holds it; not yet packed.
+
+    w[n, k] = scales[n, g] * (codes[n, k] - 2^(bits-1))        symmetric (offsets None)
+    w[n, k] = scales[n, g] * codes[n, k] + offsets[n, g]       asymmetric,     g = k // group_size
+
+    codes [N, K] uint8, 0..15 or 0..255. group_size: 32, 64 or 128 with scales and offsets [N, ceil(K / group_size)] float16
+    (the last group may be shorter), or 0, one group a row, with scales and offsets [N, 1] float32.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    offsets: Tensor | None
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A weight [N, K] of 4 or 8 bits in the layout that `Ops.linear` reads (one for every instruction set).
+
+    data [panels, bytes of a panel] uint8. A panel is 32 outputs, rows beyond N zero; of a gated weight 16 gate rows and
+    the 16 up rows of the same outputs. It is a sequence of groups of K, one after the other:
+
+        codes    for 4 bits, each next 8 k: two 64-byte lines, of outputs 0-15 and 16-31, 4 bytes an output; byte i holds
+                 code[k + i] in its low and code[k + 4 + i] in its high half. For 8 bits, each next 4 k: two such lines,
+                 byte i holds code[k + i]. K is filled up to a multiple of 8 or 4 with codes that stand for zero.
+        scales   32 float16 (group_size 0: float32), 64 or 128 bytes
+        offsets  likewise, of an asymmetric weight only
+    """
+
+    data: Tensor
+    out_features: int  # N, of the matrix as stored; a gated layer's output has half as many
+    in_features: int  # K
+    bits: int
+    group_size: int
+    symmetric: bool
+    activations: Activations
+    gated: bool = False
+    threshold: float = 6.0  # of LLM_INT8
+
+
+LinearWeight: TypeAlias = PackedLinear | QuantizedLinear
+
+
 @dataclass(frozen=True)
 class KVLayout:
     """The paged cache of all layers in one tensor each for keys and values.
 
     keys:   [layers, P, Hkv, D/p, B, p]
     values: [layers, P, Hkv, B/p, D, p]
+
+    int8 (p = 4): keys [layers, P, Hkv, D/4 + 2, B, 4], where line D/4 holds the B float32 scales of the page's keys, one a
+    token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code * scale.
 
     p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
     side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow. D and B are even; B is a multiple of 16.
@@ -97,8 +170,18 @@ class Ops(Protocol):
         """The exact inverse of pack_linear, [N, K]."""
         ...
 
+    def pack_quantized(
+        self, weight: QuantizedWeight, activations: Activations, *, gated: bool = False, threshold: float = 6.0
+    ) -> QuantizedLinear:
+        """With `gated`, weight is [gate; up] stacked, N even. LLM_INT8 takes 8 bits, group_size 0, symmetric."""
+        ...
+
+    def unpack_quantized(self, packed: QuantizedLinear) -> QuantizedWeight:
+        """The exact inverse of pack_quantized."""
+        ...
+
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
         """ids [T] int32, table [V, H] any float -> [T, H] float32 = table[ids] * scale.
 
         A tied embedding gives the head's packed weight (not gated), so that the table is stored once.
@@ -108,7 +191,7 @@ class Ops(Protocol):
     def linear(
         self,
         x: Tensor,
-        weight: PackedLinear,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         *,
         act: Activation = Activation.NONE,
@@ -116,12 +199,12 @@ class Ops(Protocol):
     ) -> Tensor:
         """x [T, K] (rows may be strided) -> act(x @ weight.T + bias) [T, N], accumulated in float32.
 
-        x is bfloat16 for bfloat16 weights, float32 otherwise. bias [N] float32 (for a gated weight: [gate; up] as
+        x is bfloat16 for bfloat16 weights, either for quantised ones, float32 otherwise. bias [N] float32 (for a gated weight: [gate; up] as
         stacked). Returns x.dtype, or out_dtype (float32). Gated: act(gate) * up, [T, N/2].
         """
         ...
 
-    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
         """residual [T, N] float32 += x @ weight.T + bias."""
         ...
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from octavo_engine.ops import Ops, PackedLinear
-    from octavo_engine.quant.scheme import ReadTensor
+    from octavo_engine.quant.scheme import Reader
 
 __all__ = ["FloatScheme"]
 
@@ -22,10 +22,10 @@ class FloatScheme:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def read(self, read: ReadTensor, name: str, out_features: int, in_features: int, *, transposed: bool) -> Tensor:
+    def read(self, reader: Reader, name: str, out_features: int, in_features: int, *, transposed: bool) -> Tensor:
         if transposed:
-            return read(f"{name}.weight", in_features, out_features, dtype=self.dtype).t()
-        return read(f"{name}.weight", out_features, in_features, dtype=self.dtype)
+            return reader.tensor(f"{name}.weight", in_features, out_features, dtype=self.dtype).t()
+        return reader.tensor(f"{name}.weight", out_features, in_features, dtype=self.dtype)
 
     def pack(self, ops: Ops, parts: list[Tensor], *, gated: bool) -> PackedLinear:
         stacked = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from octavo_engine.ops import Ops, PackedLinear
+    from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
 
-__all__ = ["ReadTensor", "Scheme"]
+__all__ = ["Reader", "Scheme"]
 
-ReadTensor = Callable[..., "Tensor"]
-"""read(name, *shape, dtype=None): one published tensor, its shape checked (no shape given: any), rounded to dtype."""
+
+class Reader(Protocol):
+    """A checkpoint's tensors by published name (layers.loading.Loader): each read is accounted for."""
+
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor, its shape checked (no shape given: any), rounded to dtype."""
+        ...
+
+    def quantized(self, name: str, out_features: int, in_features: int) -> QuantizedWeight | None:
+        """The tensor in the quantised form that the file holds it in; None where it holds floats."""
+        ...
 
 
 class Scheme(Protocol):
@@ -21,13 +30,13 @@ class Scheme(Protocol):
 
     name: str
 
-    def read(self, read: ReadTensor, name: str, out_features: int, in_features: int, *, transposed: bool) -> Any:
+    def read(self, reader: Reader, name: str, out_features: int, in_features: int, *, transposed: bool) -> Any:
         """The weight of the published layer `name`, in this scheme's own form, out of whichever tensors it has.
 
         transposed: a float weight is stored [in_features, out_features].
         """
         ...
 
-    def pack(self, ops: Ops, parts: list[Any], *, gated: bool) -> PackedLinear:
+    def pack(self, ops: Ops, parts: list[Any], *, gated: bool) -> LinearWeight:
         """Stack what `read` gave for layers that share their input, by output rows, and pack it for `ops`."""
         ...
