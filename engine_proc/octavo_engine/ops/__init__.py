@@ -92,8 +92,8 @@ class QuantizedWeight:
     w[n, k] = scales[n, g] * (codes[n, k] - 2^(bits-1))        symmetric (offsets None)
     w[n, k] = scales[n, g] * codes[n, k] + offsets[n, g]       asymmetric,     g = k // group_size
 
-    codes [N, K] uint8, 0..15 or 0..255. group_size: 32, 64 or 128 with scales and offsets [N, ceil(K / group_size)] float16
-    (the last group may be shorter), or 0, one group a row, with scales and offsets [N, 1] float32.
+    codes [N, K] uint8, 0..15 or 0..255. group_size: 32, 64 or 128 with scales and offsets [N, ceil(K / group_size)]
+    float16 (the last group may be shorter), or 0, one group a row, with scales and offsets [N, 1] float32.
     """
 
     codes: Tensor
@@ -107,8 +107,8 @@ class QuantizedWeight:
 class QuantizedLinear:
     """A weight [N, K] of 4 or 8 bits in the layout that `Ops.linear` reads (one for every instruction set).
 
-    data [panels, bytes of a panel] uint8. A panel is 32 outputs, rows beyond N zero; of a gated weight 16 gate rows and
-    the 16 up rows of the same outputs. It is a sequence of groups of K, one after the other:
+    data [panels, bytes of a panel] uint8. A panel is 32 outputs, rows beyond N zero; of a gated weight 16 gate rows
+    and the 16 up rows of the same outputs. It is a sequence of groups of K, one after the other:
 
         codes    for 4 bits, each next 8 k: two 64-byte lines, of outputs 0-15 and 16-31, 4 bytes an output; byte i holds
                  code[k + i] in its low and code[k + 4 + i] in its high half. For 8 bits, each next 4 k: two such lines,
@@ -138,8 +138,9 @@ class KVLayout:
     keys:   [layers, P, Hkv, D/p, B, p]
     values: [layers, P, Hkv, B/p, D, p]
 
-    int8 (p = 4): keys [layers, P, Hkv, D/4 + 2, B, 4], where line D/4 holds the B float32 scales of the page's keys, one a
-    token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code * scale.
+    int8 (p = 4): keys [layers, P, Hkv, D/4 + 2, B, 4], where line D/4 holds the B float32 scales of the page's keys,
+    one a token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code *
+    scale.
 
     p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
     side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow. D and B are even; B is a multiple of 16.
@@ -199,8 +200,8 @@ class Ops(Protocol):
     ) -> Tensor:
         """x [T, K] (rows may be strided) -> act(x @ weight.T + bias) [T, N], accumulated in float32.
 
-        x is bfloat16 for bfloat16 weights, either for quantised ones, float32 otherwise. bias [N] float32 (for a gated weight: [gate; up] as
-        stacked). Returns x.dtype, or out_dtype (float32). Gated: act(gate) * up, [T, N/2].
+        x is bfloat16 for bfloat16 weights, either for quantised ones, float32 otherwise. bias [N] float32 (for a gated
+        weight: [gate; up] as stacked). Returns x.dtype, or out_dtype (float32). Gated: act(gate) * up, [T, N/2].
         """
         ...
 
