@@ -110,9 +110,9 @@ class QuantizedLinear:
     data [panels, bytes of a panel] uint8. A panel is 32 outputs, rows beyond N zero; of a gated weight 16 gate rows
     and the 16 up rows of the same outputs. It is a sequence of groups of K, one after the other:
 
-        codes    for 4 bits, each next 8 k: two 64-byte lines, of outputs 0-15 and 16-31, 4 bytes an output; byte i holds
-                 code[k + i] in its low and code[k + 4 + i] in its high half. For 8 bits, each next 4 k: two such lines,
-                 byte i holds code[k + i]. K is filled up to a multiple of 8 or 4 with codes that stand for zero.
+        codes    for 4 bits, each next 8 k: two 64-byte lines, of outputs 0-15 and 16-31, 4 bytes an output; byte i
+                 holds code[k + i] in its low and code[k + 4 + i] in its high half. For 8 bits, each next 4 k: two such
+                 lines, byte i holds code[k + i]. K is filled up to a multiple of 8 or 4 with codes that stand for zero.
         scales   32 float16 (group_size 0: float32), 64 or 128 bytes
         offsets  likewise, of an asymmetric weight only
     """
