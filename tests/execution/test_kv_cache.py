@@ -26,7 +26,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.parametrize(("dtype", "pack"), [(torch.int8, 4), (torch.bfloat16, 2), (torch.float16, 1), (torch.float32, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "pack"), [(torch.int8, 4), (torch.bfloat16, 2), (torch.float16, 1), (torch.float32, 1)]
+)
 def test_layout(dtype: torch.dtype, pack: int) -> None:
     cache = KVCache(KVLayout(3, 5, 2, 24, 32, dtype))
     scale_lines = 2 if dtype == torch.int8 else 0
