@@ -55,7 +55,7 @@ struct Tile {
   int64_t rows;         // query heads of the group times tokens, token-major
   int64_t lines;        // of 16 keys: head_dim / C::kPack
   int64_t width;        // head_dim rounded up to 16
-  uint32_t* queries;    // pass by pass [lines][rows of the pass][C::kQueryWords]: one pointer serves the pass's loop
+  uint32_t* queries;    // pass by pass [lines][C::kQueryWords][rows of the pass]: one pointer serves the pass's loop
   float* scales;        // [rows] of the queries, as C::pack_query gave them
   float* accumulators;  // [rows][width]
   float* sums;          // [rows][16], lane by lane
@@ -115,14 +115,17 @@ __attribute__((noinline)) void score_lines(const uint32_t* queries, const float*
         __builtin_prefetch(block.next_values[j] + i * (64 / sizeof(typename C::T)), 0, 2);
       }
     }
-    typename C::KeyLine line[N];
+#pragma GCC unroll 2
+    for (int part = 0; part < C::kQueryWords; ++part) {
+      typename C::KeyLine line[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) line[j] = C::key_line(keys[j] + at);
+      for (int j = 0; j < N; ++j) line[j] = C::key_line(keys[j] + at, part);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      auto word = C::query_word(queries + (i * R + r) * C::kQueryWords);
+      for (int r = 0; r < R; ++r) {
+        auto word = C::query_word(queries + (i * C::kQueryWords + part) * R + r);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) acc[r][j] = C::dot_key(acc[r][j], line[j], word);
+        for (int j = 0; j < N; ++j) acc[r][j] = C::dot_key(acc[r][j], line[j], word);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -289,10 +292,8 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
       }
       alignas(64) uint32_t words[256];
       tile.scales[row] = C::pack_query(q, a.head_dim, words);
-      uint32_t* to = tile.queries + (pass * tile.lines + r) * C::kQueryWords;
-      for (int64_t i = 0; i < tile.lines; ++i, to += rows * C::kQueryWords) {
-        for (int w = 0; w < C::kQueryWords; ++w) to[w] = words[i * C::kQueryWords + w];
-      }
+      uint32_t* to = tile.queries + pass * tile.lines * C::kQueryWords + r;
+      for (int64_t i = 0; i < tile.lines * C::kQueryWords; ++i) to[i * rows] = words[i];
       tile.references[row] = tile.limits[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
