@@ -177,7 +177,10 @@ struct ByteWord {
 };
 OCTAVO_INLINE ByteWord byte_word(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
 // Signed bytes times bytes without sign.
-OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
+OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(x.v));
+  return sum;
+}
 // Sixteen floats in 0..255, rounded half to even, to 16 bytes.
 OCTAVO_INLINE void put_bytes(uint8_t* to, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
