@@ -64,6 +64,15 @@ def test_matches_the_reference(ops: CpuOps, kind: Kind, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_packs_as_the_reference_byte_for_byte(ops: CpuOps, kind: Kind) -> None:
+    for n, k in [(2, 1), (34, 33), (100, 131)]:
+        weight = random_weight(kind, n, k)
+        for gated in (False, True):
+            want = REFERENCE.pack_quantized(weight, FLOAT, gated=gated)
+            assert torch.equal(ops.pack_quantized(weight, FLOAT, gated=gated).data, want.data)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_never_depends_on_its_batch(ops: CpuOps, kind: Kind, dtype: torch.dtype) -> None:
     """Alone, in batches that end in every kind of block, on one and more threads."""
