@@ -86,7 +86,8 @@ def test_the_searched_scale_is_no_worse_than_the_plain_one(symmetric: bool) -> N
         scale, offset, low, high = (blocks.abs().amax(-1, keepdim=True) / 7).half().float(), 0.0, -8, 7
     else:
         base = blocks.amin(-1, keepdim=True)
-        scale, offset, low, high = ((blocks.amax(-1, keepdim=True) - base) / 15).half().float(), base.half().float(), 0, 15
+        scale = ((blocks.amax(-1, keepdim=True) - base) / 15).half().float()
+        offset, low, high = base.half().float(), 0, 15
     plain = ((blocks - offset) / scale.clamp_min(1e-30)).round().clamp(low, high) * scale + offset
     assert (error <= (plain - blocks).square().sum(-1) * 1.0001).all()
 

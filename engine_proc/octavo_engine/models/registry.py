@@ -68,8 +68,9 @@ def load_model(
 
     dtype: float32, bfloat16 or float16, of the weights that stay in floats. quantization: as EngineOptions has it: of
     linear layers, and by its flags of the head and the token embedding; norms, biases and position embeddings stay in
-    floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where the engine serves other lengths than
-    the checkpoint's own max_position; it sizes the rotation table and freezes the scalings that depend on a length.
+    floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
+    the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
+    scalings that depend on a length.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

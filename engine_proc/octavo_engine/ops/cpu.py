@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, OpsUnavailable, PackedLinear, QuantizedWeight
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops.cpu_quantized import QuantizedOps
+from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 __all__ = ["CpuOps", "load_library"]
 
 _LIBRARY = Path(__file__).parent / "_native" / "liboctavo_cpu.so"
 _PANEL = 32
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 64 << 20
 _HUGE_PAGE = 2 << 20
 
@@ -75,7 +74,7 @@ class _WeightMemory:
         return block[start : start + size].view(dtype).view(shape)
 
 
-class CpuOps:
+class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
@@ -99,7 +98,6 @@ class CpuOps:
         # Bound once: a module attribute costs a lookup by name in the library at every access.
         self._pack_linear = library.pack_linear
         self._unpack_linear = library.unpack_linear
-        self._quantize = library.quantize
         self._embedding = library.embedding
         self._embedding_packed = library.embedding_packed
         self._linear = library.linear
@@ -111,6 +109,8 @@ class CpuOps:
         self._copy_pages = library.copy_pages
         self._sample = library.sample
         self._logprobs = library.logprobs
+        self._bind_quantized(library)
+        self._bind_rounding(library)
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -125,31 +125,15 @@ class CpuOps:
         self._unpack_linear(weight, packed.data, packed.gated)
         return weight
 
-    def quantize(
-        self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool
-    ) -> QuantizedWeight:
-        if (bits, bool(group_size), symmetric) not in ((4, True, True), (4, True, False), (8, False, True)):
-            raise ValueError(f"rounding to {bits} bits, group_size {group_size}, symmetric {symmetric} is not known")
-        n, k = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
-        factors = (n, -(-k // group_size) if group_size else 1)
-        kind = torch.float16 if group_size else torch.float32
-        codes, scales = torch.empty(n, k, dtype=torch.uint8), torch.empty(factors, dtype=kind)
-        offsets = None if symmetric else torch.empty(factors, dtype=kind)
-        row = 0
-        for weight in weights:
-            rows = slice(row, row + weight.shape[0])
-            row = rows.stop
-            plain = weight if weight.dtype in _FLOATS else weight.float()
-            self._quantize(
-                codes[rows], scales[rows], None if offsets is None else offsets[rows], plain.contiguous(), group_size
-            )
-        return QuantizedWeight(codes, scales, offsets, bits, group_size)
-
     def weight_memory(self, nbytes: int) -> Tensor:
         return self._memory.empty((nbytes,), torch.uint8)
 
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
+        if isinstance(table, QuantizedLinear):
+            out = torch.empty(ids.shape[0], table.in_features)
+            self._lookup_quantized(out, ids, table, scale)
+            return out
         if isinstance(table, PackedLinear):
             rows, width = table.out_features, table.in_features
             out = torch.empty(ids.shape[0], width)
@@ -162,7 +146,7 @@ class CpuOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedLinear,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         *,
         act: Activation = Activation.NONE,
@@ -170,11 +154,17 @@ class CpuOps:
     ) -> Tensor:
         n = weight.out_features
         out = torch.empty(x.shape[0], n // 2 if weight.gated else n, dtype=out_dtype or x.dtype)
-        self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
+        if isinstance(weight, QuantizedLinear):
+            self._multiply_quantized(out, x, weight, bias, act)
+        else:
+            self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
         return out
 
-    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
-        self._linear_add(residual, x, weight.data, bias, weight.out_features)
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
+        if isinstance(weight, QuantizedLinear):
+            self._multiply_quantized_add(residual, x, weight, bias)
+        else:
+            self._linear_add(residual, x, weight.data, bias, weight.out_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
         out = torch.empty(x.shape, dtype=out_dtype)

@@ -102,9 +102,7 @@ class ReferenceOps:
     def unpack_quantized(self, packed: QuantizedLinear) -> QuantizedWeight:
         return reference_quantized.unpack_quantized(packed)
 
-    def quantize(
-        self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool
-    ) -> QuantizedWeight:
+    def quantize(self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
         return reference_rounding.quantize(weights, bits=bits, group_size=group_size, symmetric=symmetric)
 
     def weight_memory(self, nbytes: int) -> Tensor:

@@ -86,15 +86,13 @@ def _candidates(low: Tensor, high: Tensor, symmetric: bool) -> list[tuple[Tensor
     return result
 
 
-def _rounded(
-    blocks: Tensor, real: Tensor, scale: Tensor, offset: Tensor, symmetric: bool
-) -> tuple[Tensor, Tensor]:
+def _rounded(blocks: Tensor, real: Tensor, scale: Tensor, offset: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Codes [N, groups, size] uint8 and the squared error [N, groups]; infinite where the scale is zero."""
     inverse = torch.where(scale == 0, 0, 1 / scale)[..., None]
     exact = torch.where(real, (blocks - offset[..., None]) * inverse, 0)
     nearest = exact.round().clamp(-8, 7) if symmetric else exact.round().clamp(0, 15)
     difference = exact - nearest
-    runs = (difference * difference).unflatten(-1, (-1, 4))
+    runs = (difference * difference).view(*exact.shape[:-1], -1, 4)
     sums = runs[..., 0, :]
     for i in range(1, runs.shape[-2]):
         sums = sums + runs[..., i, :]

@@ -62,10 +62,6 @@ def choose_formats(quantization: Quantization | None, dtype: torch.dtype, *, sto
             activations=activations,
         )
     else:
-        linear = RoundedScheme(
-            quantization.scheme, bits=8, activations=activations, threshold=quantization.threshold
-        )
+        linear = RoundedScheme(quantization.scheme, bits=8, activations=activations, threshold=quantization.threshold)
     rows = RoundedScheme("int8", bits=8)
-    return Formats(
-        linear, linear if quantization.lm_head else floats, rows if quantization.embeddings else None
-    )
+    return Formats(linear, linear if quantization.lm_head else floats, rows if quantization.embeddings else None)

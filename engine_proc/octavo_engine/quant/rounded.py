@@ -70,7 +70,7 @@ class RoundedScheme:
         values = part.value[row].float()
         if not values.isfinite().all():
             count = int((~values.isfinite()).sum())
-            return f"tensor {part.name}: row {row} has {count} values that are infinite or NaN; {self.name} can't hold it"
+            return f"tensor {part.name}: row {row} has {count} infinite or NaN values; {self.name} can't hold it"
         return (
             f"tensor {part.name}: row {row} reaches {float(values.abs().max()):.3g}, more than {self.name}'s float16 "
             "scales can hold; use quantization='int8' or 'none'"
