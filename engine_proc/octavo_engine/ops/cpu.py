@@ -14,6 +14,7 @@ import torch
 
 from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
 from octavo_engine.ops.cpu_quantized import QuantizedOps
+from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ class _WeightMemory:
         return block[start : start + size].view(dtype).view(shape)
 
 
-class CpuOps(QuantizedOps):
+class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
@@ -109,6 +110,7 @@ class CpuOps(QuantizedOps):
         self._sample = library.sample
         self._logprobs = library.logprobs
         self._bind_quantized(library)
+        self._bind_rounding(library)
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -122,6 +124,9 @@ class CpuOps(QuantizedOps):
         weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.data.dtype)
         self._unpack_linear(weight, packed.data, packed.gated)
         return weight
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return self._memory.empty((nbytes,), torch.uint8)
 
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
