@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, OpsUnavailable, PackedLinear
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops.cpu_quantized import QuantizedOps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ class _WeightMemory:
         return block[start : start + size].view(dtype).view(shape)
 
 
-class CpuOps:
+class CpuOps(QuantizedOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
@@ -107,6 +108,7 @@ class CpuOps:
         self._copy_pages = library.copy_pages
         self._sample = library.sample
         self._logprobs = library.logprobs
+        self._bind_quantized(library)
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -122,7 +124,11 @@ class CpuOps:
         return weight
 
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
+        if isinstance(table, QuantizedLinear):
+            out = torch.empty(ids.shape[0], table.in_features)
+            self._lookup_quantized(out, ids, table, scale)
+            return out
         if isinstance(table, PackedLinear):
             rows, width = table.out_features, table.in_features
             out = torch.empty(ids.shape[0], width)
@@ -135,7 +141,7 @@ class CpuOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedLinear,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         *,
         act: Activation = Activation.NONE,
@@ -143,11 +149,17 @@ class CpuOps:
     ) -> Tensor:
         n = weight.out_features
         out = torch.empty(x.shape[0], n // 2 if weight.gated else n, dtype=out_dtype or x.dtype)
-        self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
+        if isinstance(weight, QuantizedLinear):
+            self._multiply_quantized(out, x, weight, bias, act)
+        else:
+            self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
         return out
 
-    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
-        self._linear_add(residual, x, weight.data, bias, weight.out_features)
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
+        if isinstance(weight, QuantizedLinear):
+            self._multiply_quantized_add(residual, x, weight, bias)
+        else:
+            self._linear_add(residual, x, weight.data, bias, weight.out_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
         out = torch.empty(x.shape, dtype=out_dtype)
