@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear, QuantizedWeight
 from octavo_engine.ops.cpu_quantized import QuantizedOps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 __all__ = ["CpuOps", "load_library"]
 
 _LIBRARY = Path(__file__).parent / "_native" / "liboctavo_cpu.so"
 _PANEL = 32
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 64 << 20
 _HUGE_PAGE = 2 << 20
 
@@ -97,6 +100,7 @@ class CpuOps(QuantizedOps):
         # Bound once: a module attribute costs a lookup by name in the library at every access.
         self._pack_linear = library.pack_linear
         self._unpack_linear = library.unpack_linear
+        self._quantize = library.quantize
         self._embedding = library.embedding
         self._embedding_packed = library.embedding_packed
         self._linear = library.linear
@@ -122,6 +126,29 @@ class CpuOps(QuantizedOps):
         weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.data.dtype)
         self._unpack_linear(weight, packed.data, packed.gated)
         return weight
+
+    def quantize(
+        self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool
+    ) -> QuantizedWeight:
+        if (bits, bool(group_size), symmetric) not in ((4, True, True), (4, True, False), (8, False, True)):
+            raise ValueError(f"rounding to {bits} bits, group_size {group_size}, symmetric {symmetric} is not known")
+        n, k = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+        factors = (n, -(-k // group_size) if group_size else 1)
+        kind = torch.float16 if group_size else torch.float32
+        codes, scales = torch.empty(n, k, dtype=torch.uint8), torch.empty(factors, dtype=kind)
+        offsets = None if symmetric else torch.empty(factors, dtype=kind)
+        row = 0
+        for weight in weights:
+            rows = slice(row, row + weight.shape[0])
+            row = rows.stop
+            plain = weight if weight.dtype in _FLOATS else weight.float()
+            self._quantize(
+                codes[rows], scales[rows], None if offsets is None else offsets[rows], plain.contiguous(), group_size
+            )
+        return QuantizedWeight(codes, scales, offsets, bits, group_size)
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return self._memory.empty((nbytes,), torch.uint8)
 
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:

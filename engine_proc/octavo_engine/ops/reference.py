@@ -6,6 +6,8 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ from octavo_engine.ops import (
     QuantizedLinear,
     QuantizedWeight,
     reference_quantized,
+    reference_rounding,
 )
 
 __all__ = ["ReferenceOps", "pack_width", "philox4x32"]
@@ -98,6 +101,14 @@ class ReferenceOps:
 
     def unpack_quantized(self, packed: QuantizedLinear) -> QuantizedWeight:
         return reference_quantized.unpack_quantized(packed)
+
+    def quantize(
+        self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool
+    ) -> QuantizedWeight:
+        return reference_rounding.quantize(weights, bits=bits, group_size=group_size, symmetric=symmetric)
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
 
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:

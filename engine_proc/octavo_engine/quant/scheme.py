@@ -19,7 +19,12 @@ class NotQuantizable(Exception):
 
 
 class Reader(Protocol):
-    """A checkpoint's tensors by published name (layers.loading.Loader): each read is accounted for."""
+    """A checkpoint's tensors by published name (layers.loading.Loader): each read is accounted for.
+
+    prefix: what stands before the names that are asked for.
+    """
+
+    prefix: str
 
     def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, its shape checked (no shape given: any), rounded to dtype."""
