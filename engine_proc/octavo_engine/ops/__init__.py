@@ -25,6 +25,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor, device, dtype
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "PackedLinear",
     "QuantizedLinear",
     "QuantizedWeight",
+    "TensorSpec",
     "load_ops",
 ]
 
@@ -155,12 +158,30 @@ class KVLayout:
     dtype: dtype
 
 
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a recorded function takes. shape: sizes, or names of those that vary from run to run; equal names, equal sizes."""
+
+    shape: tuple[int | str, ...]
+    dtype: dtype
+
+
 class Ops(Protocol):
     """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
 
     name: str
     isa: str  # the kernels' instruction set
     device: device
+
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+        """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
+
+        It is run once, with stand-ins for tensors of `inputs`' shapes that know their shape and dtype alone; its first dimension
+        apart, what it returns has a fixed shape. What comes back takes tensors of those shapes, contiguous, and
+        returns the same bits as `function` would, in a new tensor. Weights and caches that `function` uses are kept
+        by reference. A backend that has no programs returns `function`.
+        """
+        ...
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:

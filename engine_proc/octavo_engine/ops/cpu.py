@@ -1,7 +1,8 @@
 """The native CPU ops: csrc/cpu behind TVM FFI, one Python method an op.
 
-Each method allocates its outputs with `torch.empty` and calls one native function that checks shapes and types; nothing
-is copied on the way. All of them run on the engine's one thread pool, of which the calling thread is worker 0.
+Each method allocates its outputs with `self._empty` and calls one native function that checks shapes and types; nothing
+is copied on the way. Both are attributes of the instance, which `record` replaces for a while (ops/program.py): so no
+method looks into a tensor of activations. All run on the engine's one thread pool; the calling thread is its worker 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import torch
 from octavo_engine.ops import Activation, OpsUnavailable, PackedLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
+
+    from octavo_engine.ops import TensorSpec
+    from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
 
@@ -72,6 +78,10 @@ class _WeightMemory:
         return block[start : start + size].view(dtype).view(shape)
 
 
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
 class CpuOps:
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
@@ -93,6 +103,8 @@ class CpuOps:
         self.isa: str = str(library.isa())
         self.num_threads: int = int(library.num_threads())
         self._memory = _WeightMemory(library.advise_huge_pages)
+        self._make_program = library.make_program
+        self._empty: Callable[..., Tensor] = _empty
         # Bound once: a module attribute costs a lookup by name in the library at every access.
         self._pack_linear = library.pack_linear
         self._unpack_linear = library.unpack_linear
@@ -108,6 +120,11 @@ class CpuOps:
         self._sample = library.sample
         self._logprobs = library.logprobs
 
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
+        from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
+
+        return record(self, self._make_program, function, inputs)
+
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
         n, k = weight.shape
@@ -117,7 +134,7 @@ class CpuOps:
         return PackedLinear(data, n, k, gated)
 
     def unpack_linear(self, packed: PackedLinear) -> Tensor:
-        weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.data.dtype)
+        weight = self._empty((packed.out_features, packed.in_features), packed.data.dtype)
         self._unpack_linear(weight, packed.data, packed.gated)
         return weight
 
@@ -125,10 +142,10 @@ class CpuOps:
     def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
         if isinstance(table, PackedLinear):
             rows, width = table.out_features, table.in_features
-            out = torch.empty(ids.shape[0], width)
+            out = self._empty((ids.shape[0], width), torch.float32)
             self._embedding_packed(out, ids, table.data, rows, width, scale)
             return out
-        out = torch.empty(ids.shape[0], table.shape[1])
+        out = self._empty((ids.shape[0], table.shape[1]), torch.float32)
         self._embedding(out, ids, table, scale)
         return out
 
@@ -142,7 +159,7 @@ class CpuOps:
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         n = weight.out_features
-        out = torch.empty(x.shape[0], n // 2 if weight.gated else n, dtype=out_dtype or x.dtype)
+        out = self._empty((x.shape[0], n // 2 if weight.gated else n), out_dtype or x.dtype)
         self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
         return out
 
@@ -150,14 +167,14 @@ class CpuOps:
         self._linear_add(residual, x, weight.data, bias, weight.out_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
-        out = torch.empty(x.shape, dtype=out_dtype)
+        out = self._empty(x.shape, out_dtype)
         self._rms_norm(out, x, weight, eps)
         return out
 
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
     ) -> Tensor:
-        out = torch.empty(x.shape, dtype=out_dtype)
+        out = self._empty(x.shape, out_dtype)
         self._layer_norm(out, x, weight, bias, eps)
         return out
 
@@ -193,7 +210,7 @@ class CpuOps:
     ) -> Tensor:
         # keys: [P, Hkv, D/p, B, p]
         head_dim = keys.shape[2] * keys.shape[4]
-        out = torch.empty(qkv.shape[0], num_heads * head_dim, dtype=qkv.dtype)
+        out = self._empty((qkv.shape[0], num_heads * head_dim), qkv.dtype)
         self._paged_attention(
             out,
             qkv,
@@ -230,7 +247,7 @@ class CpuOps:
         mask: Tensor | None,
         mask_rows: Tensor | None,
     ) -> Tensor:
-        out = torch.empty(logits.shape[0], dtype=torch.int32)
+        out = self._empty((logits.shape[0],), torch.int32)
         self._sample(
             out,
             logits,
@@ -251,9 +268,9 @@ class CpuOps:
 
     def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = logits.shape[0]
-        chosen = torch.empty(rows)
-        rank = torch.empty(rows, dtype=torch.int32)
-        top_ids = torch.empty(rows, top, dtype=torch.int32)
-        top_logprobs = torch.empty(rows, top)
+        chosen = self._empty((rows,), torch.float32)
+        rank = self._empty((rows,), torch.int32)
+        top_ids = self._empty((rows, top), torch.int32)
+        top_logprobs = self._empty((rows, top), torch.float32)
         self._logprobs(chosen, rank, top_ids, top_logprobs, logits, tokens)
         return chosen, rank, top_ids, top_logprobs

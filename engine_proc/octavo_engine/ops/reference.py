@@ -6,11 +6,13 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from octavo_engine.ops import Activation, PackedLinear
+from octavo_engine.ops import Activation, PackedLinear, TensorSpec
 
 __all__ = ["ReferenceOps", "pack_width", "philox4x32"]
 
@@ -61,6 +63,9 @@ class ReferenceOps:
     name = "reference"
     isa = "torch"
     device = torch.device("cpu")
+
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+        return function
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
