@@ -99,7 +99,7 @@ class Runner:
         )
         kv = self.cache.layers
         rows = TensorSpec(("L", config.hidden_size), torch.float32)
-        self._forward = ops.record(lambda *tensors: model.forward(Batch(*tensors, kv)), BATCH_SPECS)
+        self._forward = ops.record(lambda *tensors: model.forward(Batch.of(tensors, kv)), BATCH_SPECS)
         self._logits = ops.record(model.logits, [rows])
         self._builder = BatchBuilder(
             self.cache.layers, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len

@@ -160,7 +160,10 @@ class KVLayout:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a recorded function takes. shape: sizes, or names of those that vary from run to run; equal names, equal sizes."""
+    """What a recorded function takes.
+
+    shape: sizes, or names of those that vary from run to run; equal names, equal sizes.
+    """
 
     shape: tuple[int | str, ...]
     dtype: dtype
@@ -176,10 +179,10 @@ class Ops(Protocol):
     def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
         """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
 
-        It is run once, with stand-ins for tensors of `inputs`' shapes that know their shape and dtype alone; its first dimension
-        apart, what it returns has a fixed shape. What comes back takes tensors of those shapes, contiguous, and
-        returns the same bits as `function` would, in a new tensor. Weights and caches that `function` uses are kept
-        by reference. A backend that has no programs returns `function`.
+        It is run once, with stand-ins for tensors of `inputs`' shapes that know shape and dtype alone. The number of
+        rows of what it returns is that of an input. What comes back takes tensors of those shapes, contiguous, and
+        returns the same bits as `function` would, in a new tensor; it keeps the weights and caches that `function`
+        uses alive. A backend that has no programs returns `function`.
         """
         ...
 
@@ -208,6 +211,14 @@ class Ops(Protocol):
 
         A tied embedding gives the head's packed weight (not gated), so that the table is stored once.
         """
+        ...
+
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        """residual [T, H] float32 += table[ids] * scale; ids [T] int32, table [V, H] any float."""
+        ...
+
+    def cast(self, x: Tensor, dtype: dtype) -> Tensor:
+        """x [T, H] float32 -> [T, H] bfloat16, rounded to nearest even; x itself where dtype is float32."""
         ...
 
     def linear(

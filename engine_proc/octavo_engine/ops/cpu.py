@@ -109,9 +109,11 @@ class CpuOps:
         self._pack_linear = library.pack_linear
         self._unpack_linear = library.unpack_linear
         self._embedding = library.embedding
+        self._embedding_add = library.embedding_add
         self._embedding_packed = library.embedding_packed
         self._linear = library.linear
         self._linear_add = library.linear_add
+        self._cast = library.cast
         self._rms_norm = library.rms_norm
         self._layer_norm = library.layer_norm
         self._rope_and_cache = library.rope_and_cache
@@ -147,6 +149,16 @@ class CpuOps:
             return out
         out = self._empty((ids.shape[0], table.shape[1]), torch.float32)
         self._embedding(out, ids, table, scale)
+        return out
+
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        self._embedding_add(residual, ids, table, scale)
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if x.dtype == dtype:
+            return x
+        out = self._empty(x.shape, dtype)
+        self._cast(out, x)
         return out
 
     def linear(

@@ -1,9 +1,9 @@
 """Recording: a forward is run once with symbolic tensors, and every native call it makes becomes an entry of a program.
 
-A program runs as one native call (csrc/cpu/program_binding.cpp): no Python, no allocation between its ops. What lies
-between two ops has one arena, in which a buffer's place is free again after its last reader. Nothing here knows an op: what is
-recorded is whatever a backend hands to its native functions. So it must hand them tensors as they came, and may ask
-a tensor for nothing but its shape and dtype; what depends on the number of rows belongs behind the native call.
+A program runs as one native call (csrc/cpu/program_binding.cpp): no Python and no allocation between its ops. What
+they hand each other lies in one arena, where a buffer's place is free again after its last reader. Nothing here knows
+an op: what is recorded is whatever a backend hands to its native functions. So it must hand them tensors as they came,
+and may ask a tensor for nothing but its shape and dtype; what depends on the number of rows belongs behind the call.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class Program:
         kept = [b for b in buffers if b.symbol is not result and b.first >= 0]
         number |= {b.symbol.index: len(inputs) + 1 + i for i, b in enumerate(kept)} | {-1: -1}
         region_inputs = sorted({recording.rows_input(b.symbol) for b in kept})
-        regions, places = [], {}
+        regions: list[list[int]] = []
+        places: dict[int, list[int]] = {}
         for region, rows in enumerate(region_inputs):
             of_region = [b for b in kept if recording.rows_input(b.symbol) == rows]
             offsets, size = arena_offsets([(b.row_bytes, b.first, b.last) for b in of_region])
@@ -174,7 +175,7 @@ class Program:
 
 
 def arena_offsets(buffers: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
-    """(size, first, last) of buffers, alive from step first to last, both included -> their offsets, and the whole size.
+    """(size, first, last) of buffers, alive from call first to last, both included -> their offsets, the whole size.
 
     In the order given each takes the lowest gap that holds it among those alive at the same time.
     """

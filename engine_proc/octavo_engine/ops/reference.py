@@ -94,6 +94,12 @@ class ReferenceOps:
             table = self.unpack_linear(table)
         return table[ids.long()].float() * scale
 
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        residual += self.embedding(ids, table, scale)
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
+
     def linear(
         self,
         x: Tensor,
