@@ -1,26 +1,9 @@
-// Ops.embedding.
+// Ops.embedding and Ops.embedding_add_.
 #include "octavo/binding.h"
 #include "octavo/kernels_embedding.h"
 
 namespace octavo::binding {
 namespace {
-
-// The ids, each a row of a table of `rows`; `out` takes one row of `width` an id.
-const int32_t* check_ids(const TensorView& out, const TensorView& ids, int64_t rows, int64_t width) {
-  check_shape(ids, "ids", {-1});
-  check_int32(ids, "ids");
-  check_contiguous(ids, "ids");
-  check_float32(out, "out");
-  check_shape(out, "out", {ids.size(0), width});
-  check_contiguous(out, "out");
-  const int32_t* id = data<const int32_t>(ids);
-  for (int64_t t = 0; t < ids.size(0); ++t) {
-    if (id[t] < 0 || id[t] >= rows) {
-      TVM_FFI_THROW(ValueError) << "ids[" << t << "] is " << id[t] << "; the table has " << rows << " rows";
-    }
-  }
-  return id;
-}
 
 void embedding(TensorView out, TensorView ids, TensorView table, double scale) {
   check_shape(table, "table", {-1, -1});
@@ -28,6 +11,14 @@ void embedding(TensorView out, TensorView ids, TensorView table, double scale) {
   const int32_t* id = check_ids(out, ids, table.size(0), table.size(1));
   pick_embedding_kernels().embedding(data<float>(out), id, data<const void>(table), float_type(table, "table"),
                                      ids.size(0), table.size(1), float(scale));
+}
+
+void embedding_add(TensorView residual, TensorView ids, TensorView table, double scale) {
+  check_shape(table, "table", {-1, -1});
+  check_contiguous(table, "table");
+  const int32_t* id = check_ids(residual, ids, table.size(0), table.size(1));
+  pick_embedding_kernels().embedding_add(data<float>(residual), id, data<const void>(table), float_type(table, "table"),
+                                         ids.size(0), table.size(1), float(scale));
 }
 
 // packed: a weight [rows, width] as pack_linear left it.
@@ -44,6 +35,7 @@ void embedding_packed(TensorView out, TensorView ids, TensorView packed, int64_t
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding, embedding);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding_add, embedding_add);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding_packed, embedding_packed);
 
 }  // namespace octavo::binding
