@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Iterable, Iterator
 from math import prod
@@ -99,6 +100,14 @@ class GGUFCheckpoint:
         return QuantizedWeight(
             out.view(info.shape), halves(0), halves(2) if codes.offset else None, codes.bits, kind.block
         )
+
+    def release(self, name: str) -> None:
+        """Give the pages of a tensor that was read back to the system; read again, they come from the file again."""
+        info = self._infos[name]
+        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = info.offset + self._size(info) - first
+        if length > 0:
+            self._file.data.madvise(mmap.MADV_DONTNEED, first, length)
 
     def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
         """[rows, bytes a row] uint8 in published order."""
