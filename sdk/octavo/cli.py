@@ -2,6 +2,7 @@
 
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
+octavo quantize MODEL OUT --scheme int4        a quantised checkpoint on disk
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["engine"]:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine", *arguments[1:]])
+    if arguments[:1] == ["quantize"]:
+        os.execv(sys.executable, [sys.executable, "-m", "octavo_engine.quantize", *arguments[1:]])
     options = _parser().parse_args(arguments)
     try:
         anyio.run(_chat, options)
@@ -57,8 +60,9 @@ def _fail(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | quantize")
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
+    commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
     chat = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
     chat.add_argument("model", help="a local folder, a GGUF file, or a hub id")
     chat.add_argument("--prompt", metavar="TEXT", help="answer this first; else standard input, if piped")

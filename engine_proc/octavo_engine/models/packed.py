@@ -65,7 +65,7 @@ def packed_contents(
     """Tensors and settings for `write_packed`, out of what a Loader made."""
     tensors, forms = unpack_made(made)
     return tensors, {
-        "quantization": msgspec.to_builtins(quantization),
+        "quantization": msgspec.structs.asdict(quantization),  # with its defaults, which may change
         "dtype": str(dtype).removeprefix("torch."),
         "weights": forms,
     }

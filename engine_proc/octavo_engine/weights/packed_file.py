@@ -24,12 +24,16 @@ from torch import Tensor
 from octavo_engine.weights.safetensors_file import SafetensorsHeader, encode_header, layout, raw_bytes
 from octavo_engine.weights.source import Progress, SourceError
 
-__all__ = ["LAYOUT_VERSION", "PACKED_NAME", "PackedFile", "write_packed"]
+__all__ = ["GGUF_TOKENIZER_NAME", "LAYOUT_VERSION", "PACKED_NAME", "PackedFile", "write_packed"]
 
 LAYOUT_VERSION = 1
 """Of ops.QuantizedLinear, ops.PackedLinear and this file's metadata: raise it when any of them changes."""
 
 PACKED_NAME = "octavo.safetensors"
+"""In a folder that `octavo quantize` wrote."""
+
+GGUF_TOKENIZER_NAME = "tokenizer.gguf"
+"""There: the metadata of a GGUF file, where the tokenizer is."""
 
 _CHUNK = 16 << 20
 _KEYS = ("layout", "octavo", "quantization", "dtype", "weights", "crc32")
