@@ -64,8 +64,8 @@ def test_eight_bits_byte_by_byte() -> None:
     data = OPS.pack_quantized(w, INT8).data
     assert data.shape == (1, 2 * 128 + 2 * 128)
     assert data[0, :12].tolist() == [200, 2, 3, 4, 9, 9, 9, 9, 0, 0, 0, 0]
-    # An asymmetric weight's padding is code 0.
-    assert data[0, 128:136].tolist() == [5, 0, 0, 0, 9, 0, 0, 0]
+    # Padding is the middle code here too: what it stands for is never read, since x is zero there.
+    assert data[0, 128:136].tolist() == [5, 128, 128, 128, 9, 128, 128, 128]
     assert data[0, 256:].view(torch.float32).tolist() == [0.5, 0.25] + [0.0] * 30 + [1.0, -1.0] + [0.0] * 30
 
 

@@ -6,7 +6,7 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from octavo_engine.ops import (
     PackedLinear,
     QuantizedLinear,
     QuantizedWeight,
+    TensorSpec,
     reference_quantized,
     reference_rounding,
 )
@@ -73,6 +74,9 @@ class ReferenceOps:
     isa = "torch"
     device = torch.device("cpu")
 
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+        return function
+
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
         n, k = weight.shape
@@ -117,6 +121,12 @@ class ReferenceOps:
         elif isinstance(table, QuantizedLinear):
             table = reference_quantized.dequantize(self.unpack_quantized(table))
         return table[ids.long()].float() * scale
+
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        residual += self.embedding(ids, table, scale)
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
 
     def linear(
         self,

@@ -23,10 +23,6 @@ def _step(bits: int) -> int:
     return 8 if bits == 4 else 4
 
 
-def _zero_code(bits: int, symmetric: bool) -> int:
-    return 1 << (bits - 1) if symmetric else 0
-
-
 def _widths(in_features: int, group_size: int) -> list[int]:
     """k of every group."""
     size = group_size or in_features
@@ -78,8 +74,8 @@ def pack_quantized(
     n, k = weight.codes.shape
     symmetric, step = weight.offsets is None, _step(weight.bits)
     rows = _panel_rows(n, gated)
-    # Padding: k with the code of zero, then one more row of zero bytes for the lanes beyond N.
-    codes = F.pad(weight.codes, (0, -k % step), value=_zero_code(weight.bits, symmetric))
+    # Padding: k with the code in the middle, then one more row of zero bytes for the lanes beyond N.
+    codes = F.pad(weight.codes, (0, -k % step), value=1 << (weight.bits - 1))
     lanes = F.pad(codes, (0, 0, 0, 1))[rows]  # [panels, 32, K]
     factors = [F.pad(t, (0, 0, 0, 1))[rows] for t in (weight.scales, weight.offsets) if t is not None]
     pieces: list[Tensor] = []
@@ -131,20 +127,21 @@ def dequantize(weight: QuantizedWeight) -> Tensor:
     def spread(factors: Tensor) -> Tensor:
         return factors.double().repeat_interleave(size, dim=1)[:, : weight.codes.shape[1]]
 
-    zero = _zero_code(weight.bits, weight.offsets is None)
-    w = spread(weight.scales) * (weight.codes.double() - zero)
-    return w if weight.offsets is None else w + spread(weight.offsets)
+    if weight.offsets is None:
+        return spread(weight.scales) * (weight.codes.double() - (1 << (weight.bits - 1)))
+    return spread(weight.scales) * weight.codes.double() + spread(weight.offsets)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, K] -> whole numbers -127..127 [T, K] float64 and scales [T, 1] float32; see Activations.INT8.
 
-    A row whose 127 / absmax is no finite float32 (absmax under about 4e-37) counts as zero.
+    A row whose absmax is under 1e-36, where 127 / absmax leaves float32, counts as zeros.
     """
     x = x.float()
-    absmax = x.abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
-    inverse = 127 / absmax
-    inverse = torch.where(inverse.isinf(), 0, inverse)
+    absmax = x.abs().amax(dim=1, keepdim=True)
+    # Not 127 / absmax: torch would round the reciprocal first.
+    inverse = torch.full_like(absmax, 127) / absmax
+    inverse = torch.where(absmax < 1e-36, 0, inverse)
     return (x * inverse).round().double(), absmax / 127
 
 
