@@ -4,11 +4,11 @@ The paper takes a column of x out of the int8 product for the whole batch when a
 row takes out its own outliers, so that a row's result does not depend on its batch (law 6). Where all rows have their
 outliers in the same columns the two are the same: within 4e-8 of the product's size of the published algorithm in
 float64, within 5e-5 to 1.1e-4 of bitsandbytes 0.50.2, whose 1 / 127^2 is 6.200124e-05, 1.8e-5 too large, and which
-rounds the reciprocal of absmax first, so that one code of 40,960 fell to the other side of a tie. (On the data below, in
-root mean square over root mean square.) Elsewhere the elements under the threshold in an outlier column are rounded to
-int8 like the rest of their row. With six outlier columns of 1024 and outliers there in three quarters of the rows, the
-error against the unquantised product is 0.846 % here, 0.845 % as published, 0.846 % in bitsandbytes and 2.96 % for
-int8 without outliers.
+rounds the reciprocal of absmax first, so that one code of 40,960 fell to the other side of a tie. (All on the data
+below, in root mean square.) Elsewhere the elements under the threshold in an outlier column are rounded to int8 like
+the rest of their row. With six outlier columns of 1024 and outliers there in three quarters of the rows, the error
+against the unquantised product is 0.846 % here, 0.845 % as published, 0.846 % in bitsandbytes and 2.96 % for int8
+without outliers.
 """
 
 from __future__ import annotations
