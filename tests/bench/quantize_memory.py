@@ -1,8 +1,9 @@
 """Quantising at load: peak memory, and the second start.    python -m tests.bench.quantize_memory [--model tinyllama]
 
 For each scheme an engine starts three times: without its cache, writing it, and reading it; the float start is beside
-them. Peak memory is the engine's VmHWM at Ready, which counts pages of mapped files too. The aim is a peak under the float
-checkpoint's size plus the quantised one's, and a second start of a 1.1B model at int4 within 2.5 s (warm page cache).
+them. Peak memory is the engine's VmHWM at Ready, which counts pages of mapped files too. The aim is a peak under the
+float checkpoint's size plus the quantised one's, and a second start of a 1.1B model at int4 within 2.5 s, page cache
+warm.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ async def measure(model: Path, scheme: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tinyllama", choices=["tinyllama", "smollm2"])
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     arguments = parser.parse_args()
-    for scheme in arguments.schemes.split(","):
+    for scheme in arguments.schemes:
         anyio.run(measure, hf_folder(arguments.model), scheme)
 
 
