@@ -1,6 +1,6 @@
 """Law 6 to the bit on the real model: the same tokens and the same logprobs, however a request is run.
 
-As its file stores it, in bfloat16, and with keys and values in 8 bits.
+As its file stores it, in bfloat16, with keys and values in 8 bits, and quantised at load.
 """
 
 from __future__ import annotations
@@ -53,8 +53,12 @@ async def run(client: AsyncClient, *, at_once: bool) -> list[Any]:
         {},
         {"quantization": "none"},
         {"kv_cache_dtype": "int8"},
+        {"quantization": "int4", "quantized_cache": None},
+        {"quantization": "int4:asymmetric,float", "quantized_cache": None},
+        {"quantization": "int8", "quantized_cache": None},
+        {"quantization": "llm_int8", "quantized_cache": None},
     ],
-    ids=["stored", "bfloat16", "int8-cache"],
+    ids=["stored", "bfloat16", "int8-cache", "int4", "int4-float", "int8", "llm_int8"],
 )
 def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What of EngineOptions all runs of a comparison share."""

@@ -102,12 +102,9 @@ class GGUFCheckpoint:
         )
 
     def release(self, name: str) -> None:
-        """Give the pages of a tensor that was read back to the system; read again, they come from the file again."""
+        """Give the pages of a tensor that was read back to the system."""
         info = self._infos[name]
-        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = info.offset + self._size(info) - first
-        if length > 0:
-            self._file.data.madvise(mmap.MADV_DONTNEED, first, length)
+        self._file.release(info.offset, self._size(info))
 
     def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
         """[rows, bytes a row] uint8 in published order."""
