@@ -63,10 +63,7 @@ struct Line {
 
 OCTAVO_INLINE Line load_line(const uint8_t* p) {
 #if defined(OCTAVO_ISA_AVX512)
-  // Opaque to the compiler, which would load the line again for every pair.
-  __m512i v = _mm512_loadu_si512(p);
-  asm("" : "+v"(v));
-  return {v};
+  return {_mm512_loadu_si512(p)};
 #elif defined(OCTAVO_ISA_AVX2)
   auto* line = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(line), _mm256_loadu_si256(line + 1)};
@@ -74,6 +71,16 @@ OCTAVO_INLINE Line load_line(const uint8_t* p) {
   Line r;
   __builtin_memcpy(&r, p, 64);
   return r;
+#endif
+}
+
+// The compiler would load a line again for every pair: right with many rows, when registers are short, but one or two
+// wait for memory.
+OCTAVO_INLINE void keep_in_register(Line& line) {
+#if defined(OCTAVO_ISA_AVX512)
+  asm("" : "+v"(line.v));
+#else
+  (void)line;
 #endif
 }
 
@@ -154,9 +161,7 @@ struct Inner<bf16, 4> : InnerPairs<4> {
     return {_mm512_load_si512(table)};
   }
   OCTAVO_INLINE Pairs unpack(const Unpacker& u, Line codes, int p) {
-    // Times 2^(16 - n), the upper half, is a shift by n of each word that leaves the shuffles' unit alone.
-    __m512i index = p ? _mm512_mulhi_epu16(codes.v, _mm512_set1_epi16(short(1 << (16 - 4 * p)))) : codes.v;
-    return {_mm512_permutexvar_epi16(index, u.table)};
+    return {_mm512_permutexvar_epi16(_mm512_srli_epi32(codes.v, unsigned(4 * p)), u.table)};
   }
 };
 
@@ -223,7 +228,10 @@ void block_kernel(const typename Inner<X, kBits>::A* OCTAVO_RESTRICT activations
       Line line[kLines];
       if constexpr (!kUnpacked) {
 #pragma GCC unroll 2
-        for (int l = 0; l < kLines; ++l) line[l] = load_line(codes + 64 * l);
+        for (int l = 0; l < kLines; ++l) {
+          line[l] = load_line(codes + 64 * l);
+          if constexpr (R <= 2) keep_in_register(line[l]);
+        }
       }
 #pragma GCC unroll 4
       for (int p = 0; p < kPairs; ++p) {
