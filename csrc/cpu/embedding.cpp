@@ -7,26 +7,34 @@
 namespace octavo::OCTAVO_ISA {
 namespace {
 
-template <class T>
+template <bool kAdd, class T>
 void lookup(float* out, const int32_t* ids, const T* table, int64_t rows, int64_t width, float scale) {
   parallel_for(rows, 1 + (16 << 10) / (width + 1), [&](int64_t begin, int64_t end) {
     Vec factor = broadcast(scale);
     for (int64_t row = begin; row < end; ++row) {
       const T* from = table + ids[row] * width;
       float* to = out + row * width;
-      int64_t i = 0;
-      for (; i + 16 <= width; i += 16) store(to + i, load(from + i) * factor);
-      if (i < width) store_n(to + i, load_n(from + i, int(width - i)) * factor, int(width - i));
+      for (int64_t i = 0; i < width; i += 16) {
+        const int n = width - i < 16 ? int(width - i) : 16;
+        Vec x = load_n(from + i, n) * factor;
+        if (kAdd) x = load_n(to + i, n) + x;
+        if (n == 16) {
+          store(to + i, x);
+        } else {
+          store_n(to + i, x, n);
+        }
+      }
     }
   });
 }
 
+template <bool kAdd>
 void embedding(float* out, const int32_t* ids, const void* table, DType type, int64_t rows, int64_t width,
                float scale) {
   switch (type) {
-    case DType::kFloat32: return lookup(out, ids, static_cast<const float*>(table), rows, width, scale);
-    case DType::kBFloat16: return lookup(out, ids, static_cast<const bf16*>(table), rows, width, scale);
-    case DType::kFloat16: return lookup(out, ids, static_cast<const f16*>(table), rows, width, scale);
+    case DType::kFloat32: return lookup<kAdd>(out, ids, static_cast<const float*>(table), rows, width, scale);
+    case DType::kBFloat16: return lookup<kAdd>(out, ids, static_cast<const bf16*>(table), rows, width, scale);
+    case DType::kFloat16: return lookup<kAdd>(out, ids, static_cast<const f16*>(table), rows, width, scale);
   }
 }
 
@@ -56,6 +64,6 @@ void embedding_packed(float* out, const int32_t* ids, const void* packed, DType 
 
 }  // namespace
 
-const EmbeddingKernels embedding_kernels = {embedding, embedding_packed};
+const EmbeddingKernels embedding_kernels = {embedding<false>, embedding<true>, embedding_packed};
 
 }  // namespace octavo::OCTAVO_ISA

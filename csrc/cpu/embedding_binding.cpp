@@ -1,4 +1,4 @@
-// Ops.embedding.
+// Ops.embedding and Ops.embedding_add_.
 #include "octavo/binding.h"
 #include "octavo/kernels_embedding.h"
 
@@ -11,6 +11,14 @@ void embedding(TensorView out, TensorView ids, TensorView table, double scale) {
   const int32_t* id = check_ids(out, ids, table.size(0), table.size(1));
   pick_embedding_kernels().embedding(data<float>(out), id, data<const void>(table), float_type(table, "table"),
                                      ids.size(0), table.size(1), float(scale));
+}
+
+void embedding_add(TensorView residual, TensorView ids, TensorView table, double scale) {
+  check_shape(table, "table", {-1, -1});
+  check_contiguous(table, "table");
+  const int32_t* id = check_ids(residual, ids, table.size(0), table.size(1));
+  pick_embedding_kernels().embedding_add(data<float>(residual), id, data<const void>(table), float_type(table, "table"),
+                                         ids.size(0), table.size(1), float(scale));
 }
 
 // packed: a weight [rows, width] as pack_linear left it.
@@ -27,6 +35,7 @@ void embedding_packed(TensorView out, TensorView ids, TensorView packed, int64_t
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding, embedding);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding_add, embedding_add);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding_packed, embedding_packed);
 
 }  // namespace octavo::binding

@@ -129,7 +129,7 @@ OCTAVO_INLINE Vec load_scale(const uint8_t* p) {
 
 // tile[r][0:32] = sum over groups of scale * int32 sum (+ offset * sum of activations), not yet times the row's scale.
 template <int kBits, bool kSymmetric, bool kRow, int R>
-void micro_kernel(const int32_t* OCTAVO_RESTRICT a, const int32_t* OCTAVO_RESTRICT start,
+__attribute__((noinline)) void micro_kernel(const int32_t* OCTAVO_RESTRICT a, const int32_t* OCTAVO_RESTRICT start,
                   const float* OCTAVO_RESTRICT sums, const uint8_t* OCTAVO_RESTRICT w, const Shape& shape,
                   float* OCTAVO_RESTRICT tile) {
   constexpr int64_t kScale = kRow ? 64 : 32;

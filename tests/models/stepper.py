@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from octavo_engine.layers.batch import Batch
+from octavo_engine.layers.batch import BATCH_SPECS, Batch
 from octavo_engine.models import CausalLM
-from octavo_engine.ops import Ops
+from octavo_engine.ops import Ops, TensorSpec
 
 PAGE_SIZE = 16
 
@@ -17,8 +18,9 @@ PAGE_SIZE = 16
 class Stepper:
     """`step` runs the next tokens of some sequences and returns each one's logits [tokens, V]."""
 
-    def __init__(self, model: CausalLM, ops: Ops, *, sequences: int = 4, max_len: int = 256) -> None:
-        self.model = model
+    def __init__(
+        self, model: CausalLM, ops: Ops, *, sequences: int = 4, max_len: int = 256, recorded: bool = False
+    ) -> None:
         config = model.config
         pages = -(-max_len // PAGE_SIZE)
         kind = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
@@ -35,6 +37,11 @@ class Stepper:
             for _ in range(config.num_layers)
         ]
         self.lengths = [0] * sequences
+        self.forward: Callable[..., Tensor] = lambda *tensors: model.forward(Batch.of(tensors, self.kv))
+        self.logits: Callable[..., Tensor] = model.logits
+        if recorded:
+            self.forward = ops.record(self.forward, BATCH_SPECS)
+            self.logits = ops.record(self.logits, [TensorSpec(("L", config.hidden_size), torch.float32)])
 
     def step(self, chunks: dict[int, list[int]]) -> dict[int, Tensor]:
         ids: list[int] = []
@@ -59,7 +66,7 @@ class Stepper:
             page_table=self.page_table[list(chunks)].contiguous(),
             kv=self.kv,
         )
-        logits = self.model.logits(self.model.forward(batch))
+        logits = self.logits(self.forward(*batch.tensors))
         assert logits.dtype == torch.float32
         return {s: logits[starts[i] : starts[i + 1]] for i, s in enumerate(chunks)}
 

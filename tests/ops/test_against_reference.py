@@ -171,6 +171,26 @@ def embedding(dtype: torch.dtype) -> Case:
     return lambda ops: [ops.embedding(ids, randn(9, 33).to(dtype), 1.5)]
 
 
+def embedding_add(dtype: torch.dtype, width: int) -> Case:
+    ids = torch.tensor([4, 0, 4, 8, 1, 2, 3], dtype=torch.int32)
+
+    def run(ops: Ops) -> list[Tensor]:
+        residual = randn(7, width)
+        ops.embedding_add_(residual, ids, randn(9, width).to(dtype), 0.5)
+        return [residual]
+
+    return run
+
+
+def cast(rows: int, width: int) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        x = randn(rows, width)
+        assert ops.cast(x, F32) is x
+        return [ops.cast(x, BF16)]
+
+    return run
+
+
 CASES = {
     **{f"attention-{name}": (case, tolerance) for name, case, tolerance in attention_cases()},
     **{f"rope-{name}": (case, tolerance) for name, case, tolerance in rope_cases()},
@@ -178,6 +198,11 @@ CASES = {
     **{f"pages-{cache}": (pages(cache), (0.0, 0.0)) for cache in (F32, BF16, F16)},
     **{f"linear-{name}": (case, tolerance) for name, case, tolerance in linear_cases()},
     **{f"embedding-{dtype}": (embedding(dtype), (0.0, 0.0)) for dtype in (F32, BF16, F16)},
+    **{
+        f"embedding-add-{width}-{dtype}": (embedding_add(dtype, width), (0.0, 0.0))
+        for width, dtype in product((1, 16, 33), (F32, BF16, F16))
+    },
+    **{f"cast-{rows}x{width}": (cast(rows, width), (0.0, 0.0)) for rows, width in ((1, 1), (7, 33), (64, 4096))},
 }
 
 

@@ -89,6 +89,26 @@ def test_idle_workers_sleep_in_the_kernel(pool: Any) -> None:
     assert visits.tolist() == [1, 1]
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nowhere to go")
+def test_a_worker_leaves_the_callers_core(pool: Any) -> None:
+    """Where the scheduler put both on one core, nothing would run in parallel."""
+    pool.set_num_threads(2)
+    (worker,), before = worker_ids(), os.sched_getaffinity(0)
+    visits = torch.zeros(64, dtype=torch.int32)
+    try:
+        for core in sorted(before)[:2]:
+            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(worker, {core})
+            deadline = time.monotonic() + 20
+            while core in os.sched_getaffinity(worker) and time.monotonic() < deadline:
+                time.sleep(0.001)  # the worker sleeps, so the next fork wakes it: it runs before this thread does
+                pool.count_visits(visits, 1)
+            assert os.sched_getaffinity(worker) == before - {core}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert visits.unique().numel() == 1
+
+
 def test_more_threads_than_cores_do_not_collapse(pool: Any) -> None:
     pool.set_num_threads(4 * len(os.sched_getaffinity(0)))
     visits = torch.zeros(1000, dtype=torch.int32)

@@ -15,28 +15,30 @@ namespace octavo::OCTAVO_ISA {
 #if defined(OCTAVO_ISA_AVX512)
 
 constexpr int kCodeBias = 0;
+// Of int32, as vpdpbusd's operands are: gcc 12 keeps an array of __m512i (of int64) in memory around its casts.
+typedef int32_t I16 __attribute__((vector_size(64)));
 struct IntVec {
-  __m512i v;
+  I16 v;
 };
 struct Codes {
-  __m512i v;
+  I16 v;
 };
 struct Nibbles {
-  __m512i low, high;
+  I16 low, high;
 };
-OCTAVO_INLINE IntVec broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
-OCTAVO_INLINE Vec to_float(IntVec x) { return {_mm512_cvtepi32_ps(x.v)}; }
-OCTAVO_INLINE Codes load_codes8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+OCTAVO_INLINE I16 spread(int32_t x) { return I16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+OCTAVO_INLINE IntVec broadcast_int(int32_t x) { return {spread(x)}; }
+OCTAVO_INLINE Vec to_float(IntVec x) { return {_mm512_cvtepi32_ps((__m512i)x.v)}; }
+OCTAVO_INLINE Codes load_codes8(const uint8_t* p) { return {(I16)_mm512_loadu_si512(p)}; }
 OCTAVO_INLINE Nibbles load_codes4(const uint8_t* p) {
-  __m512i line = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
-  return {_mm512_and_si512(line, mask), _mm512_and_si512(_mm512_srli_epi16(line, 4), mask)};
+  I16 line = load_codes8(p).v;
+  return {line & 0x0f0f0f0f, (line >> 4) & 0x0f0f0f0f};
 }
 OCTAVO_INLINE IntVec dot8(IntVec acc, Codes w, const int32_t* a) {
-  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(*a))};
+  return {(I16)_mm512_dpbusd_epi32((__m512i)acc.v, (__m512i)w.v, (__m512i)spread(*a))};
 }
 OCTAVO_INLINE IntVec dot4(IntVec acc, Nibbles w, const int32_t* a, const int32_t* b) {
-  acc.v = _mm512_dpbusd_epi32(acc.v, w.low, _mm512_set1_epi32(*a));
-  return {_mm512_dpbusd_epi32(acc.v, w.high, _mm512_set1_epi32(*b))};
+  return dot8(dot8(acc, {w.low}, a), {w.high}, b);
 }
 OCTAVO_INLINE void store_int8(int8_t* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v.v)));

@@ -1,4 +1,5 @@
-// One fork-join pool for the process: the calling thread is worker 0, the others wait for it.
+// One fork-join pool for the process: the calling thread is worker 0, the others wait for it, spinning for 50 us and then
+// asleep. A worker that finds itself on the caller's core leaves it; nothing else is bound to a core.
 #pragma once
 
 #include "octavo/types.h"

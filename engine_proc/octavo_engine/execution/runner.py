@@ -13,7 +13,8 @@ from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.kv_cache import KVCache
 from octavo_engine.execution.sampler import Sampler, token_logprobs
-from octavo_engine.ops import KVLayout, Ops
+from octavo_engine.layers.batch import BATCH_SPECS, Batch
+from octavo_engine.ops import KVLayout, Ops, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Runner:
         kv_dtype: torch.dtype,
     ) -> None:
         config = model.config
-        self._model, self._ops = model, ops
+        self._ops = ops
         self.cache = KVCache(
             KVLayout(
                 num_layers=config.num_layers,
@@ -96,6 +97,10 @@ class Runner:
                 dtype=kv_dtype,
             )
         )
+        kv = self.cache.layers
+        rows = TensorSpec(("L", config.hidden_size), torch.float32)
+        self._forward = ops.record(lambda *tensors: model.forward(Batch.of(tensors, kv)), BATCH_SPECS)
+        self._logits = ops.record(model.logits, [rows])
         self._builder = BatchBuilder(
             self.cache.layers, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len
         )
@@ -113,7 +118,7 @@ class Runner:
             if not plan.seqs:
                 return Step(plan.step, StepResult([], []))
             built = self._builder.build(plan.seqs)
-            hidden = self._model.forward(built.batch)
+            hidden = self._forward(*built.batch.tensors)
             tokens, logprobs = self._draw(hidden, built)
             result = StepResult(tokens, logprobs, self._prompt_logprobs(hidden, plan.seqs))
         if tokens:
@@ -138,13 +143,13 @@ class Runner:
     def _draw(self, hidden: torch.Tensor, built: BuiltBatch) -> tuple[list[int], list[TokenLogprob | None]]:
         slots, block = built.draw_slots, self._block
         if built.every_row and len(slots) <= block:
-            return self._sampler.draw(self._model.logits(hidden), slots)
+            return self._sampler.draw(self._logits(hidden), slots)
         tokens: list[int] = []
         logprobs: list[TokenLogprob | None] = []
         for begin in range(0, len(slots), block):
             end = begin + block
             rows = hidden[begin:end] if built.every_row else hidden.index_select(0, built.draw_rows[begin:end])
-            drawn, entries = self._sampler.draw(self._model.logits(rows), slots[begin:end])
+            drawn, entries = self._sampler.draw(self._logits(rows), slots[begin:end])
             tokens += drawn
             logprobs += entries
         return tokens, logprobs
@@ -158,7 +163,7 @@ class Runner:
                 entries = found[seq.slot] = []
                 for begin in range(0, len(targets), self._block):
                     chunk = torch.tensor(targets[begin : begin + self._block], dtype=torch.int32)
-                    logits = self._model.logits(hidden[row + begin : row + begin + len(chunk)])
+                    logits = self._logits(hidden[row + begin : row + begin + len(chunk)])
                     entries += token_logprobs(self._ops, logits, chunk, [seq.prompt_logprobs] * len(chunk))
             row += len(seq.tokens)
         return found

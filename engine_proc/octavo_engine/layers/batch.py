@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from octavo_engine.ops import TensorSpec
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["BATCH_SPECS", "Batch"]
 
 
 @dataclass
@@ -27,3 +33,19 @@ class Batch:
     seq_lens: Tensor
     page_table: Tensor
     kv: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], kv: list[tuple[Tensor, Tensor]]) -> Batch:
+        """The inverse of `tensors`."""
+        token_ids, positions, slots, query_start, seq_lens, page_table = tensors
+        return cls(token_ids, positions, slots, query_start, seq_lens, page_table, kv)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What changes from step to step, in the order of the fields and of BATCH_SPECS."""
+        return self.token_ids, self.positions, self.slots, self.query_start, self.seq_lens, self.page_table
+
+
+BATCH_SPECS = tuple(
+    TensorSpec(shape, torch.int32) for shape in (("T",), ("T",), ("T",), ("S + 1",), ("S",), ("S", "pages"))
+)

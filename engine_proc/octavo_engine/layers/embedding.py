@@ -23,3 +23,8 @@ class Embedding:
     def __call__(self, ids: Tensor) -> Tensor:
         """ids [T] int32 -> [T, H] float32."""
         return self.ops.embedding(ids, self.table)
+
+    def add_to(self, residual: Tensor, ids: Tensor) -> None:
+        """residual [T, H] float32 += rows of the table; of a plain one."""
+        assert isinstance(self.table, Tensor), "positions have no head that their table could be tied to"
+        self.ops.embedding_add_(residual, ids, self.table)

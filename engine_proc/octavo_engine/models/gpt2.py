@@ -58,7 +58,7 @@ class GPT2:
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, H] float32
-        x += self.embed_positions(batch.positions)
+        self.embed_positions.add_to(x, batch.positions)
         for layer, kv in zip(self.layers, batch.kv, strict=True):
             layer(x, batch, kv)
         return x

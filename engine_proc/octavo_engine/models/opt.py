@@ -49,7 +49,7 @@ class OPT:
         decoder = loader.at("model.decoder." if "model.decoder.embed_tokens.weight" in loader else "decoder.")
         rows = self.config.max_position + _POSITION_OFFSET
 
-        self.act_dtype = loader.act_dtype
+        self.ops, self.act_dtype = loader.ops, loader.act_dtype
         tied = config.flag("tie_word_embeddings", default=True)
         self.embed, self.head = decoder.embedding_and_head("embed_tokens", vocab_size, width, head="lm_head", tied=tied)
         self.embed_positions = decoder.embedding("embed_positions", rows, hidden, skip=_POSITION_OFFSET)
@@ -67,14 +67,14 @@ class OPT:
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, E] float32
         if self.project_in is not None:
-            x = self.project_in(x.to(self.act_dtype), torch.float32)  # [T, H]
-        x += self.embed_positions(batch.positions)
+            x = self.project_in(self.ops.cast(x, self.act_dtype), torch.float32)  # [T, H]
+        self.embed_positions.add_to(x, batch.positions)
         for layer, kv in zip(self.layers, batch.kv, strict=True):
             x = layer(x, batch, kv)
         return x
 
     def logits(self, rows: Tensor) -> Tensor:
-        h = rows.to(self.act_dtype) if self.final_norm is None else self.final_norm(rows)
+        h = self.ops.cast(rows, self.act_dtype) if self.final_norm is None else self.final_norm(rows)
         if self.project_out is not None:
             h = self.project_out(h)  # [L, E]
         return self.head(h, torch.float32)
@@ -83,14 +83,14 @@ class OPT:
 class PreNormLayer:
     """x += Attention(LN(x)); x += MLP(LN(x)). The checkpoint's `final_layer_norm` of a layer is the MLP's."""
 
-    __slots__ = ("act_dtype", "attention", "attention_norm", "mlp", "mlp_norm")
+    __slots__ = ("act_dtype", "attention", "attention_norm", "mlp", "mlp_norm", "ops")
 
     def __init__(self, config: ConfigReader, model: ModelConfig, loader: Loader, affine: bool) -> None:
         hidden, width = model.hidden_size, config.integer("ffn_dim")
         bias = config.flag("enable_bias", default=True)
         act = config.activation("activation_function", default="relu")
         attn = loader.at("self_attn.")
-        self.act_dtype = loader.act_dtype
+        self.ops, self.act_dtype = loader.ops, loader.act_dtype
         self.attention = Attention(
             loader.ops,
             attn.linear(("q_proj", "k_proj", "v_proj"), (hidden,) * 3, hidden, Parallel.COLUMN, bias=bias),
@@ -122,7 +122,7 @@ class PostNormLayer(PreNormLayer):
         self.attention_norm.out_dtype = self.mlp_norm.out_dtype = torch.float32
 
     def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
-        self.attention.add_to(x, x.to(self.act_dtype), batch, kv)
+        self.attention.add_to(x, self.ops.cast(x, self.act_dtype), batch, kv)
         x = self.attention_norm(x)
-        self.mlp.add_to(x, x.to(self.act_dtype))
+        self.mlp.add_to(x, self.ops.cast(x, self.act_dtype))
         return self.mlp_norm(x)

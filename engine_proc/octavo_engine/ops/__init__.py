@@ -25,6 +25,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor, device, dtype
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "PackedLinear",
     "QuantizedLinear",
     "QuantizedWeight",
+    "TensorSpec",
     "load_ops",
 ]
 
@@ -155,12 +158,33 @@ class KVLayout:
     dtype: dtype
 
 
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a recorded function takes.
+
+    shape: sizes, or names of those that vary from run to run; equal names, equal sizes.
+    """
+
+    shape: tuple[int | str, ...]
+    dtype: dtype
+
+
 class Ops(Protocol):
     """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
 
     name: str
     isa: str  # the kernels' instruction set
     device: device
+
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+        """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
+
+        It is run once, with stand-ins for tensors of `inputs`' shapes that know shape and dtype alone. The number of
+        rows of what it returns is that of an input. What comes back takes tensors of those shapes, contiguous, and
+        returns the same bits as `function` would, in a new tensor; it keeps the weights and caches that `function`
+        uses alive. A backend that has no programs returns `function`.
+        """
+        ...
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -181,12 +205,33 @@ class Ops(Protocol):
         """The exact inverse of pack_quantized."""
         ...
 
+    def quantize(self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
+        """Float weights [N_i, K], stacked by rows and rounded to the nearest code (ops.reference_rounding).
+
+        4 bits take group_size 32, 64 or 128; 8 bits group_size 0 and symmetric. Scales are rounded to their dtype
+        before codes are chosen. A group that no finite scale holds (infinities, NaN, beyond float16) gets a
+        scale or offset that is not finite: the caller must look.
+        """
+        ...
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        """[nbytes] uint8, uninitialised, where weights are read fastest; its address is a multiple of 64."""
+        ...
+
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
         """ids [T] int32, table [V, H] any float -> [T, H] float32 = table[ids] * scale.
 
         A tied embedding gives the head's packed weight (not gated), so that the table is stored once.
         """
+        ...
+
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        """residual [T, H] float32 += table[ids] * scale; ids [T] int32, table [V, H] any float."""
+        ...
+
+    def cast(self, x: Tensor, dtype: dtype) -> Tensor:
+        """x [T, H] float32 -> [T, H] bfloat16, rounded to nearest even; x itself where dtype is float32."""
         ...
 
     def linear(

@@ -1,7 +1,8 @@
 """The native CPU ops: csrc/cpu behind TVM FFI, one Python method an op.
 
-Each method allocates its outputs with `torch.empty` and calls one native function that checks shapes and types; nothing
-is copied on the way. All of them run on the engine's one thread pool, of which the calling thread is worker 0.
+Each method allocates its outputs with `self._empty` and calls one native function that checks shapes and types; nothing
+is copied on the way. Both are attributes of the instance, which `record` replaces for a while (ops/program.py): so no
+method looks into a tensor of activations. All run on the engine's one thread pool; the calling thread is its worker 0.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ import torch
 
 from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
 from octavo_engine.ops.cpu_quantized import QuantizedOps
+from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
+
+    from octavo_engine.ops import TensorSpec
+    from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
 
@@ -73,7 +80,11 @@ class _WeightMemory:
         return block[start : start + size].view(dtype).view(shape)
 
 
-class CpuOps(QuantizedOps):
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
@@ -94,13 +105,17 @@ class CpuOps(QuantizedOps):
         self.isa: str = str(library.isa())
         self.num_threads: int = int(library.num_threads())
         self._memory = _WeightMemory(library.advise_huge_pages)
+        self._make_program = library.make_program
+        self._empty: Callable[..., Tensor] = _empty
         # Bound once: a module attribute costs a lookup by name in the library at every access.
         self._pack_linear = library.pack_linear
         self._unpack_linear = library.unpack_linear
         self._embedding = library.embedding
+        self._embedding_add = library.embedding_add
         self._embedding_packed = library.embedding_packed
         self._linear = library.linear
         self._linear_add = library.linear_add
+        self._cast = library.cast
         self._rms_norm = library.rms_norm
         self._layer_norm = library.layer_norm
         self._rope_and_cache = library.rope_and_cache
@@ -109,6 +124,12 @@ class CpuOps(QuantizedOps):
         self._sample = library.sample
         self._logprobs = library.logprobs
         self._bind_quantized(library)
+        self._bind_rounding(library)
+
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
+        from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
+
+        return record(self, self._make_program, function, inputs)
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -119,23 +140,36 @@ class CpuOps(QuantizedOps):
         return PackedLinear(data, n, k, gated)
 
     def unpack_linear(self, packed: PackedLinear) -> Tensor:
-        weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.data.dtype)
+        weight = self._empty((packed.out_features, packed.in_features), packed.data.dtype)
         self._unpack_linear(weight, packed.data, packed.gated)
         return weight
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return self._memory.empty((nbytes,), torch.uint8)
 
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
         if isinstance(table, QuantizedLinear):
-            out = torch.empty(ids.shape[0], table.in_features)
+            out = self._empty((ids.shape[0], table.in_features), torch.float32)
             self._lookup_quantized(out, ids, table, scale)
             return out
         if isinstance(table, PackedLinear):
             rows, width = table.out_features, table.in_features
-            out = torch.empty(ids.shape[0], width)
+            out = self._empty((ids.shape[0], width), torch.float32)
             self._embedding_packed(out, ids, table.data, rows, width, scale)
             return out
-        out = torch.empty(ids.shape[0], table.shape[1])
+        out = self._empty((ids.shape[0], table.shape[1]), torch.float32)
         self._embedding(out, ids, table, scale)
+        return out
+
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        self._embedding_add(residual, ids, table, scale)
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if x.dtype == dtype:
+            return x
+        out = self._empty(x.shape, dtype)
+        self._cast(out, x)
         return out
 
     def linear(
@@ -148,7 +182,7 @@ class CpuOps(QuantizedOps):
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         n = weight.out_features
-        out = torch.empty(x.shape[0], n // 2 if weight.gated else n, dtype=out_dtype or x.dtype)
+        out = self._empty((x.shape[0], n // 2 if weight.gated else n), out_dtype or x.dtype)
         if isinstance(weight, QuantizedLinear):
             self._multiply_quantized(out, x, weight, bias, act)
         else:
@@ -162,14 +196,14 @@ class CpuOps(QuantizedOps):
             self._linear_add(residual, x, weight.data, bias, weight.out_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
-        out = torch.empty(x.shape, dtype=out_dtype)
+        out = self._empty(x.shape, out_dtype)
         self._rms_norm(out, x, weight, eps)
         return out
 
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
     ) -> Tensor:
-        out = torch.empty(x.shape, dtype=out_dtype)
+        out = self._empty(x.shape, out_dtype)
         self._layer_norm(out, x, weight, bias, eps)
         return out
 
@@ -205,7 +239,7 @@ class CpuOps(QuantizedOps):
     ) -> Tensor:
         # keys: [P, Hkv, D/p, B, p]
         head_dim = keys.shape[2] * keys.shape[4]
-        out = torch.empty(qkv.shape[0], num_heads * head_dim, dtype=qkv.dtype)
+        out = self._empty((qkv.shape[0], num_heads * head_dim), qkv.dtype)
         self._paged_attention(
             out,
             qkv,
@@ -242,7 +276,7 @@ class CpuOps(QuantizedOps):
         mask: Tensor | None,
         mask_rows: Tensor | None,
     ) -> Tensor:
-        out = torch.empty(logits.shape[0], dtype=torch.int32)
+        out = self._empty((logits.shape[0],), torch.int32)
         self._sample(
             out,
             logits,
@@ -263,9 +297,9 @@ class CpuOps(QuantizedOps):
 
     def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = logits.shape[0]
-        chosen = torch.empty(rows)
-        rank = torch.empty(rows, dtype=torch.int32)
-        top_ids = torch.empty(rows, top, dtype=torch.int32)
-        top_logprobs = torch.empty(rows, top)
+        chosen = self._empty((rows,), torch.float32)
+        rank = self._empty((rows,), torch.int32)
+        top_ids = self._empty((rows, top), torch.int32)
+        top_logprobs = self._empty((rows, top), torch.float32)
         self._logprobs(chosen, rank, top_ids, top_logprobs, logits, tokens)
         return chosen, rank, top_ids, top_logprobs

@@ -6,6 +6,8 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +19,9 @@ from octavo_engine.ops import (
     PackedLinear,
     QuantizedLinear,
     QuantizedWeight,
+    TensorSpec,
     reference_quantized,
+    reference_rounding,
 )
 
 __all__ = ["ReferenceOps", "pack_width", "philox4x32"]
@@ -70,6 +74,9 @@ class ReferenceOps:
     isa = "torch"
     device = torch.device("cpu")
 
+    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+        return function
+
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
         n, k = weight.shape
@@ -99,6 +106,12 @@ class ReferenceOps:
     def unpack_quantized(self, packed: QuantizedLinear) -> QuantizedWeight:
         return reference_quantized.unpack_quantized(packed)
 
+    def quantize(self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
+        return reference_rounding.quantize(weights, bits=bits, group_size=group_size, symmetric=symmetric)
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
         if not isinstance(table, Tensor) and table.gated:
@@ -108,6 +121,12 @@ class ReferenceOps:
         elif isinstance(table, QuantizedLinear):
             table = reference_quantized.dequantize(self.unpack_quantized(table))
         return table[ids.long()].float() * scale
+
+    def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
+        residual += self.embedding(ids, table, scale)
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
 
     def linear(
         self,
