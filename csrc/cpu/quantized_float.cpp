@@ -16,17 +16,17 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // most k of a block
 
-// Rows and lines of 16 outputs that a micro-kernel takes: two chains each, two weights and an activation must fit the
-// registers. An ymm Vec is two of them.
+// Rows that a micro-kernel takes. Two chains each for a line of 16 outputs (of up to kTwoLines rows: for both lines of a
+// panel at a time), the weights and an activation must fit the registers; an ymm Vec is two of them.
 #if defined(OCTAVO_ISA_AVX512)
-constexpr int kRows = 6, kLines = 2;
+constexpr int kRows = 12, kTwoLines = 6;
 #elif defined(OCTAVO_ISA_AVX2)
-constexpr int kRows = 3, kLines = 1;
+constexpr int kRows = 3, kTwoLines = 1;
 #else
-constexpr int kRows = 2, kLines = 1;
+constexpr int kRows = 2, kTwoLines = 1;
 #endif
-// Row blocks that share an unpacked block of weights: their sums (9 KiB), the weights and their activations fit L1.
-constexpr int kSharing = 12;
+// Rows blocks that share an unpacked block of weights: their sums (9 KiB), the weights and their activations fit L1.
+constexpr int kSharing = 6;
 
 // ---- weights ---------------------------------------------------------------------------------------------------
 
@@ -106,7 +106,8 @@ struct Inner {
     Vec zero;
   };
   OCTAVO_INLINE Unpacker unpacker(bool symmetric) { return {broadcast(symmetric ? float(1 << (kBits - 1)) : 0.0f)}; }
-  OCTAVO_INLINE Pair unpack(const Unpacker& u, Line codes, int p) {
+  OCTAVO_INLINE Pair unpack(const Unpacker& u, const uint8_t* p_codes, int p) {
+    Line codes = load_line(p_codes);
     return {codes_at<kBits>(codes, bit_of<kBits>(S::kEven[p]), u.zero),
             codes_at<kBits>(codes, bit_of<kBits>(S::kOdd[p]), u.zero)};
   }
@@ -145,29 +146,31 @@ struct Inner<bf16, 4> : InnerPairs<4> {
     for (int i = 0; i < 32; ++i) table[i] = to_bf16(float(i % 16 - (symmetric ? 8 : 0))).bits;
     return {_mm512_load_si512(table)};
   }
-  OCTAVO_INLINE Pairs unpack(const Unpacker& u, Line codes, int p) {
-    return {_mm512_permutexvar_epi16(_mm512_srli_epi32(codes.v, unsigned(4 * p)), u.table)};
+  OCTAVO_INLINE Pairs unpack(const Unpacker& u, const uint8_t* codes, int p) {
+    // A load from the next byte is a shift by 8.
+    __m512i line = _mm512_loadu_si512(codes + p / 2);
+    if (p % 2) line = _mm512_srli_epi32(line, 4);
+    return {_mm512_permutexvar_epi16(line, u.table)};
   }
 };
 
 template <>
 struct Inner<bf16, 8> : InnerPairs<8> {
-  // A code put into the last bits of 2^23 makes 2^23 + code; less 2^23 + zero that is the code as a float, whose upper
-  // half is the bfloat16.
+  // The codes of k and k + 1 put into the last bits of 2^23, and 8 bits higher into 2^15, make 2^23 + code and 2^15 +
+  // code; less that power and zero they are floats, whose upper halves are the bfloat16. All of it but the last
+  // step runs beside the multiply-adds (shifts and shuffles would share a unit with them on Zen 4).
   struct Unpacker {
-    __m512i power;
-    Vec bias;
+    Vec even, odd;
   };
   OCTAVO_INLINE Unpacker unpacker(bool symmetric) {
-    return {_mm512_set1_epi32(0x4b000000), broadcast(symmetric ? 8388608.0f + 128.0f : 8388608.0f)};
+    float zero = symmetric ? 128.0f : 0.0f;
+    return {broadcast(8388608.0f + zero), broadcast(32768.0f + zero)};
   }
-  template <int kByte>
-  OCTAVO_INLINE Vec code(const Unpacker& u, Line codes) {
-    __m512i from = _mm512_set4_epi32(12 + kByte, 8 + kByte, 4 + kByte, kByte);
-    return Vec{_mm512_castsi512_ps(_mm512_mask_shuffle_epi8(u.power, 0x1111111111111111, codes.v, from))} - u.bias;
-  }
-  OCTAVO_INLINE Pairs unpack(const Unpacker& u, Line codes, int p) {
-    Vec even = p == 0 ? code<0>(u, codes) : code<2>(u, codes), odd = p == 0 ? code<1>(u, codes) : code<3>(u, codes);
+  OCTAVO_INLINE Pairs unpack(const Unpacker& u, const uint8_t* codes, int p) {
+    constexpr int insert = 0xea;  // (a & b) | c
+    __m512i line = _mm512_loadu_si512(codes + 2 * p);
+    Vec even = Vec{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b000000), insert))} - u.even;
+    Vec odd = Vec{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0xff00), _mm512_set1_epi32(0x47000000), insert))} - u.odd;
     __m512i upper = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
     return {_mm512_mask_shuffle_epi8(_mm512_castps_si512(odd.v), 0x3333333333333333, _mm512_castps_si512(even.v), upper)};
   }
@@ -189,30 +192,25 @@ OCTAVO_INLINE Vec load_factor(const uint8_t* p, bool wide, int line) {
   return wide ? load(reinterpret_cast<const float*>(p) + 16 * line) : load(reinterpret_cast<const f16*>(p) + 16 * line);
 }
 
-// tile[r][0:32] += one block of R rows. a is [steps][pairs][R]; w the block's codes, or with kUnpacked its pairs,
-// [steps][pairs][32].
+// tile[r][0:32] += one block of R rows. a is [steps][pairs][R]; weights the block's codes, or with kUnpacked its pairs,
+// [steps][pairs][2].
 template <class X, int kBits, int R, bool kUnpacked>
 void block_kernel(const typename Inner<X, kBits>::A* OCTAVO_RESTRICT activations, const void* OCTAVO_RESTRICT weights,
-                  int64_t steps, const typename Inner<X, kBits>::Unpacker unpacker, const Factors& f,
+                  int64_t steps, const typename Inner<X, kBits>::Unpacker& unpacker, const Factors& f,
                   float* OCTAVO_RESTRICT tile) {
   using I = Inner<X, kBits>;
-  constexpr int kPairs = I::S::kPairs;
+  constexpr int kPairs = I::S::kPairs, kLines = R <= kTwoLines ? 2 : 1;
   for (int first = 0; first < 2; first += kLines) {
-    Vec part[R][kLines][2];
+    Vec chains[R][kLines][2];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-      for (int l = 0; l < kLines; ++l) part[r][l][0] = part[r][l][1] = zero();
+      for (int l = 0; l < kLines; ++l) chains[r][l][0] = chains[r][l][1] = zero();
     }
     auto* a = activations;
     auto* codes = static_cast<const uint8_t*>(weights) + 64 * first;
     auto* pairs = static_cast<const typename I::Pair*>(weights) + first;
     for (int64_t s = 0; s < steps; ++s) {
-      Line line[kLines];
-      if constexpr (!kUnpacked) {
-#pragma GCC unroll 2
-        for (int l = 0; l < kLines; ++l) line[l] = load_line(codes + 64 * l);
-      }
 #pragma GCC unroll 4
       for (int p = 0; p < kPairs; ++p) {
         typename I::Pair w[kLines];
@@ -221,26 +219,30 @@ void block_kernel(const typename Inner<X, kBits>::A* OCTAVO_RESTRICT activations
           if constexpr (kUnpacked) {
             w[l] = pairs[2 * p + l];
           } else {
-            w[l] = I::unpack(unpacker, line[l], p);
+            w[l] = I::unpack(unpacker, codes + 64 * l, p);
           }
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           auto x = I::activation(a + p * R + r);
 #pragma GCC unroll 2
-          for (int l = 0; l < kLines; ++l) part[r][l][2 * p / kPairs] = I::step(part[r][l][2 * p / kPairs], w[l], x);
+          for (int l = 0; l < kLines; ++l) {
+            Vec& chain = chains[r][l][2 * p / kPairs];
+            chain = I::step(chain, w[l], x);
+          }
         }
       }
       a += kPairs * R;
       codes += 128;
       pairs += 2 * kPairs;
     }
+#pragma GCC unroll 2
     for (int l = 0; l < kLines; ++l) {
       Vec scale = load_factor(f.scales, f.wide, first + l);
       float* to = tile + 16 * (first + l);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        store(to + kPanel * r, fma(scale, part[r][l][0] + part[r][l][1], load(to + kPanel * r)));
+        store(to + kPanel * r, fma(scale, chains[r][l][0] + chains[r][l][1], load(to + kPanel * r)));
       }
       if (!f.offsets) continue;
       Vec offset = load_factor(f.offsets, f.wide, first + l);
@@ -277,10 +279,42 @@ void pack_rows(const QuantizedArgs& g, int64_t begin, int64_t end, int64_t steps
   using I = Inner<X, kBits>;
   using S = typename I::S;
   const int64_t rows = end - begin;
+  int64_t done = 0;
+  auto* first = static_cast<const X*>(g.x) + begin * g.x_stride;
+#if defined(OCTAVO_ISA_AVX512)
+  if constexpr (sizeof(X) == 2) {
+    // 16 pairs at a time through registers.
+    constexpr int kAtOnce = 16 / S::kPairs;
+    alignas(64) uint16_t order[32];
+    for (int i = 0; i < 16; ++i) {
+      int step = i / S::kPairs * S::kWidth, p = i % S::kPairs;
+      order[2 * i] = uint16_t(step + S::kEven[p]);
+      order[2 * i + 1] = uint16_t(step + S::kOdd[p]);
+    }
+    const __m512i from = _mm512_load_si512(order);
+    auto pairs = [&](int64_t r) {
+      __m512i x = _mm512_loadu_si512(first + r * g.x_stride + done * S::kWidth);
+      return Vec{_mm512_castsi512_ps(_mm512_permutexvar_epi16(from, x))};
+    };
+    for (; (done + kAtOnce) * S::kWidth <= g.layout.k; done += kAtOnce) {
+      auto* to = reinterpret_cast<float*>(packed + done * S::kPairs * rows);
+      if (rows == 1) {
+        store(to, pairs(0));
+        continue;
+      }
+      Vec block[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) block[r] = r < rows ? pairs(r) : zero();
+      transpose(block);
+#pragma GCC unroll 16
+      for (int p = 0; p < 16; ++p) store_n(to + p * rows, block[p], int(rows));
+    }
+  }
+#endif
   for (int64_t r = 0; r < rows; ++r) {
-    auto* x = static_cast<const X*>(g.x) + (begin + r) * g.x_stride;
-    auto* to = packed + r;
-    for (int64_t s = 0; s < steps; ++s) {
+    auto* x = first + r * g.x_stride;
+    auto* to = packed + done * S::kPairs * rows + r;
+    for (int64_t s = done; s < steps; ++s) {
 #pragma GCC unroll 4
       for (int p = 0; p < S::kPairs; ++p, to += rows) {
         *to = I::pack(x + s * S::kWidth, S::kEven[p], S::kOdd[p], g.layout.k - s * S::kWidth);
@@ -352,12 +386,11 @@ void linear_typed(const QuantizedArgs& g) {
           run_block_kernel<X, kBits, false>(int(rows), a + here * S::kPairs * rows, codes, count, unpacker, f, tile);
         } else {
           for (int64_t s = 0; s < count; ++s) {
-            Line line0 = load_line(codes + s * 128), line1 = load_line(codes + s * 128 + 64);
 #pragma GCC unroll 4
             for (int p = 0; p < S::kPairs; ++p) {
               auto* to = unpacked + (s * S::kPairs + p) * 2;
-              to[0] = I::unpack(unpacker, line0, p);
-              to[1] = I::unpack(unpacker, line1, p);
+              to[0] = I::unpack(unpacker, codes + s * 128, p);
+              to[1] = I::unpack(unpacker, codes + s * 128 + 64, p);
             }
           }
           float* part = tile;
