@@ -27,7 +27,7 @@ def chat(text: str) -> list[dict[str, str]]:
 
 
 async def test_greedy_tokens_equal_transformers(smollm2: str) -> None:
-    """100 greedy tokens of each prompt in float32.
+    """100 greedy tokens of each prompt, weights in float32.
 
     Checked by one forward of transformers over prompt and output: if at every position its argmax is the next token,
     its own greedy decoding gives the same tokens, by induction.
@@ -38,7 +38,8 @@ async def test_greedy_tokens_equal_transformers(smollm2: str) -> None:
     async def one(client: AsyncClient, i: int) -> None:
         done[i] = await client.generate(chat(QUESTIONS[i]), params)
 
-    async with AsyncClient(smollm2, EngineOptions(dtype="float32")) as client, anyio.create_task_group() as group:
+    options = EngineOptions(dtype="float32", quantization="none")
+    async with AsyncClient(smollm2, options) as client, anyio.create_task_group() as group:
         for i in range(len(QUESTIONS)):
             group.start_soon(one, client, i)
     model = transformers_smollm2()
@@ -51,12 +52,13 @@ async def test_greedy_tokens_equal_transformers(smollm2: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def bf16_options() -> EngineOptions:
+def options() -> EngineOptions:
+    """As stored: 4 bits, the head 8."""
     return EngineOptions(seed=1)
 
 
-async def test_it_answers(smollm2: str, bf16_options: EngineOptions) -> None:
-    async with AsyncClient(smollm2, bf16_options) as client:
+async def test_it_answers(smollm2: str, options: EngineOptions) -> None:
+    async with AsyncClient(smollm2, options) as client:
         params = SamplingParams(temperature=0, max_tokens=40)
         done = await client.generate(chat(QUESTIONS[0]), params)
         assert "Paris" in done.text
@@ -90,8 +92,8 @@ async def test_it_answers(smollm2: str, bf16_options: EngineOptions) -> None:
         assert len(wide.prompt_logprobs) == len(wide.prompt_token_ids)
 
 
-async def test_sampling_parameters(smollm2: str, bf16_options: EngineOptions) -> None:
-    async with AsyncClient(smollm2, bf16_options) as client:
+async def test_sampling_parameters(smollm2: str, options: EngineOptions) -> None:
+    async with AsyncClient(smollm2, options) as client:
         base = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
         plain = await client.generate("Once upon a time", SamplingParams(**base))
         first = plain.token_ids[0]
@@ -108,8 +110,8 @@ async def test_sampling_parameters(smollm2: str, bf16_options: EngineOptions) ->
         assert len(set(apart.token_ids)) == len(apart.token_ids)
 
 
-async def test_bad_requests_fail_alone(smollm2: str, bf16_options: EngineOptions) -> None:
-    async with AsyncClient(smollm2, bf16_options) as client:
+async def test_bad_requests_fail_alone(smollm2: str, options: EngineOptions) -> None:
+    async with AsyncClient(smollm2, options) as client:
         with pytest.raises(octavo.PromptTooLong, match="max_model_len"):
             await client.generate([5] * 9000)
         with pytest.raises(octavo.InvalidRequest, match="vocabulary"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import CheckpointMismatch, Loader
 from octavo_engine.ops import Activations, PackedLinear, QuantizedWeight
+from octavo_engine.quant.scheme import Formats
 from octavo_engine.quant.stored import StoredScheme
 from octavo_engine.weights import open_source
 from tests.models.test_gguf import WIDE, random_tensors
@@ -28,6 +29,11 @@ class Recorder:
         return weight, activations, gated
 
 
+def stored(dtype: torch.dtype) -> Formats:
+    scheme = StoredScheme(dtype, Activations.FLOAT)
+    return Formats(scheme, scheme, scheme)
+
+
 QKV = (("q_proj", "k_proj", "v_proj"), (64, 32, 32))
 GATE_UP = (("gate_proj", "up_proj"), (96, 96))
 
@@ -38,7 +44,7 @@ def packed(
     """The merged layer of layer 0 as the scheme packs it, out of a file of Q8_0 but for `quants`."""
     source = open_source(write_gguf(path, WIDE, random_tensors(), "Q8_0", quants=quants))
     ops: Any = Recorder()
-    loader = Loader(ops, source.checkpoint, dtype, StoredScheme(dtype, Activations.FLOAT))
+    loader = Loader(ops, source.checkpoint, dtype, stored(dtype))
     names, sizes = QKV if group == "self_attn" else GATE_UP
     layer = loader.at(f"model.layers.0.{group}.").linear(names, sizes, 64, Parallel.COLUMN, bias=False, gated=gated)
     return layer.weight, loader
@@ -86,6 +92,6 @@ def test_one_layer_of_its_own_format(tmp_path: Path) -> None:
 def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
     source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(), "Q4_0"))
     ops: Any = Recorder()
-    loader = Loader(ops, source.checkpoint, torch.float32, StoredScheme(torch.float32))
+    loader = Loader(ops, source.checkpoint, torch.float32, stored(torch.float32))
     with pytest.raises(CheckpointMismatch, match=r"q_proj\.weight has shape \(64, 64\), the config says \(64, 96\)"):
         loader.at("model.layers.0.self_attn.").linear("q_proj", 64, 96, Parallel.COLUMN, bias=False)

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["STORED_ACTIVATIONS", "StoredScheme"]
 
 STORED_ACTIVATIONS = Activations.INT8
-"""What a weight that its file holds in 4 or 8 bits is multiplied with, unless told otherwise."""
+"""What a weight that its file holds in 4 or 8 bits is multiplied with, unless told otherwise.
+
+Measured on SmolLM2's file (Q4_1, the head Q8_0), perplexity of English text against the same weights in float32:
+FLOAT +0.03 % (bfloat16 weights: +0.04 %); INT8 with one scale a row +2.0 %, with one for each 32 of a row +0.3 %.
+"""
 
 
 class StoredScheme:
