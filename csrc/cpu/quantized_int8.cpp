@@ -10,9 +10,10 @@
 namespace octavo::OCTAVO_ISA {
 namespace {
 
-// Rows of a tile: R by 32 int32 sums and as many floats, beside the weights, must fit the registers.
+// Rows of a tile: R by 32 int32 sums, the weights and a broadcast must fit the registers (a spill in the inner loop halves
+// the speed). As many float sums don't fit beside 12 rows: the compiler keeps them in L1 between groups.
 #if defined(OCTAVO_ISA_AVX512)
-constexpr int kRows = 6;
+constexpr int kRows = 12;
 #elif defined(OCTAVO_ISA_AVX2)
 constexpr int kRows = 2;
 #else
@@ -20,6 +21,12 @@ constexpr int kRows = 1;
 #endif
 // Below this largest magnitude 127 / amax would leave float32's range: such a row counts as zeros.
 constexpr float kTiny = 1e-36f;
+// Packed activations of one row chunk stay in L2 (1 MiB on Zen 4) beside a weight panel.
+constexpr int64_t kChunkBytes = 384 << 10;
+// One row leaves memory to the hardware's prefetcher, which does best alone. With more, the arithmetic fills the reorder
+// window and memory would fall idle: lines are fetched into L2 this far ahead.
+constexpr int kPrefetchRows = 3;
+constexpr int64_t kPrefetchBytes = 16 << 10;
 
 // The rows of x in int8, as the kernels read them. A block of R rows lies as [step of 4 k][R], likewise the sums.
 struct Rows {
@@ -50,44 +57,90 @@ OCTAVO_INLINE Shape shape_of(const QuantizedLayout& layout) {
   return s;
 }
 
-// One row to int8: its codes (padded with zeros), scale and the mask of what stays in float.
-template <class X, bool kOutliers>
-void quantize_row(const X* x, int64_t k, int64_t words, float threshold, int8_t* codes, float* scale, uint64_t* mask,
-                  bool* any) {
-  Vec limit = broadcast(threshold);
-  // Zero for finite elements, NaN otherwise: a broken row must not come out as numbers.
-  Vec amax = zero(), broken = zero();
-  uint64_t found = 0;
-  for (int64_t i = 0; i < k; i += 16) {
-    Vec v = i + 16 <= k ? load(x + i) : load_n(x + i, int(k - i));
-    broken = fma(v, zero(), broken);
-    v = abs(v);
-    if constexpr (kOutliers) {
+// body(first, lanes) over [0, k) in vectors; the last may have less than 16 lanes.
+template <class Body>
+OCTAVO_INLINE void for_vectors(int64_t k, const Body& body) {
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) body(i, 16);
+  if (i < k) body(i, int(k - i));
+}
+
+template <class X>
+OCTAVO_INLINE Vec load_some(const X* x, int lanes) {
+  return lanes == 16 ? load(x) : load_n(x, lanes);
+}
+
+// The largest magnitude of a row, NaN if it holds one. With kOutliers without them, whose bits go to mask.
+template <bool kOutliers, class X>
+OCTAVO_INLINE float row_amax(const X* x, int64_t k, float threshold, uint64_t* mask, bool* any) {
+  if constexpr (kOutliers) {
+    IntVec most = broadcast_int(0);
+    Vec limit = broadcast(threshold);
+    uint64_t found = 0;
+    for_vectors(k, [&](int64_t i, int lanes) {
+      Vec v = abs(load_some(x + i, lanes));
       uint64_t out = bits(limit <= v);
       if (i % 64 == 0) mask[i / 64] = 0;
       mask[i / 64] |= out << (i % 64);
       found |= out;
-      v = select(v < limit, v, zero());
-    }
-    amax = max(v, amax);
+      most = max_magnitude(most, select(limit <= v, zero(), v));
+    });
+    *any = found != 0;
+    return from_bits(uint32_t(reduce_max(most)));
   }
-  float most = reduce_max(amax);
-  *scale = most / 127.0f + reduce_add(broken);
-  Vec factor = broadcast(most >= kTiny ? 127.0f / most : 0.0f), high = broadcast(127.0f);
-  for (int64_t i = 0; i < words * 4; i += 16) {
-    int left = i >= k ? 0 : k - i < 16 ? int(k - i) : 16;
-    Vec v = left == 16 ? load(x + i) : load_n(x + i, left);
-    if constexpr (kOutliers) v = select(abs(v) < limit, v, zero());
-    v = max(zero() - high, min(high, round(v * factor)));
+  // Four chains hide the latency of max.
+  IntVec most[4] = {broadcast_int(0), broadcast_int(0), broadcast_int(0), broadcast_int(0)};
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) most[j] = max_magnitude(most[j], load(x + i + 16 * j));
+  }
+  for_vectors(k - i, [&](int64_t j, int lanes) { most[0] = max_magnitude(most[0], load_some(x + i + j, lanes)); });
+  int32_t bits = 0;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) bits = reduce_max(most[j]) > bits ? reduce_max(most[j]) : bits;
+  return from_bits(uint32_t(bits));
+}
+
+// One row to int8, padded with zeros; returns its scale, which is NaN if the row holds one.
+template <bool kOutliers, class X>
+float quantize_row(const X* x, int64_t k, int64_t words, float threshold, int8_t* codes, uint64_t* mask, bool* any) {
+  const float amax = row_amax<kOutliers>(x, k, threshold, mask, any);
+  const Vec factor = broadcast(amax >= kTiny ? 127.0f / amax : 0.0f), limit = broadcast(threshold);
+  for_vectors(k, [&](int64_t i, int lanes) {
+    Vec v = load_some(x + i, lanes);
+    if constexpr (kOutliers) v = select(limit <= abs(v), zero(), v);
+    v = v * factor;
     if (i + 16 <= words * 4) {
       store_int8(codes + i, v);
     } else {
       int8_t tail[16];
       store_int8(tail, v);
-      for (int64_t j = 0; j < words * 4 - i; ++j) codes[i + j] = tail[j];
+      for (int64_t j = i; j < words * 4; ++j) codes[j] = tail[j - i];
     }
+  });
+  for (int64_t i = (k + 15) / 16 * 16; i < words * 4; ++i) codes[i] = 0;
+  return amax / 127.0f;
+}
+
+// Rows of `words` dwords each to [word][row].
+OCTAVO_INLINE void interleave(const int32_t* rows, int64_t count, int64_t words, int32_t* to) {
+  int64_t done = 0;
+#if defined(OCTAVO_ISA_AVX512)
+  for (; done + 16 <= words; done += 16) {
+    Vec block[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      block[r] = r < count ? load(reinterpret_cast<const float*>(rows + r * words + done)) : zero();
+    }
+    transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) store_n(reinterpret_cast<float*>(to + (done + i) * count), block[i], int(count));
   }
-  if constexpr (kOutliers) *any = found != 0;
+#endif
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t i = done; i < words; ++i) to[i * count + r] = rows[r * words + i];
+  }
 }
 
 template <class X, bool kOutliers>
@@ -98,24 +151,18 @@ void quantize_rows(const QuantizedArgs& g, const Shape& shape, const Rows& to, i
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = begin + r;
     auto* codes = reinterpret_cast<int8_t*>(to.plain + row * to.words);
-    quantize_row<X, kOutliers>(static_cast<const X*>(g.x) + row * g.x_stride, g.layout.k, to.words, g.threshold, codes,
-                               to.scales + row, to.masks + row * to.mask_words, to.outliers + row);
-    for (int64_t group = 0; group < shape.groups; ++group) {
+    to.scales[row] = quantize_row<kOutliers>(static_cast<const X*>(g.x) + row * g.x_stride, g.layout.k, to.words,
+                                             g.threshold, codes, to.masks + row * to.mask_words, to.outliers + row);
+    int64_t at = begin * shape.groups + r;
+    for (int64_t group = 0; group < shape.groups; ++group, at += rows) {
       int64_t width = 4 * (group + 1 < shape.groups ? shape.group_words : shape.last_words);
-      int32_t sum = 0;
-      for (int64_t i = 0; i < width; ++i) sum += codes[i];
+      int32_t sum = sum_int8(codes, width);
       codes += width;
-      int64_t at = begin * shape.groups + group * rows + r;
       to.start[at] = weigh * sum;
       if (!g.layout.symmetric) to.sums[at] = float(sum);
     }
   }
-  int32_t* packed = to.codes + begin * to.words;
-  const int32_t* plain = to.plain + begin * to.words;
-  if (packed == plain) return;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < to.words; ++i) packed[i * rows + r] = plain[r * to.words + i];
-  }
+  if (to.codes != to.plain) interleave(to.plain + begin * to.words, rows, to.words, to.codes + begin * to.words);
 }
 
 template <bool kRow>
@@ -127,11 +174,17 @@ OCTAVO_INLINE Vec load_scale(const uint8_t* p) {
   }
 }
 
+// What the weight stream will want next, touched at `pace` bytes a step so that memory works while the registers do.
+struct Ahead {
+  const char* at;
+  int64_t pace;
+};
+
 // tile[r][0:32] = sum over groups of scale * int32 sum (+ offset * sum of activations), not yet times the row's scale.
 template <int kBits, bool kSymmetric, bool kRow, int R>
 __attribute__((noinline)) void micro_kernel(const int32_t* OCTAVO_RESTRICT a, const int32_t* OCTAVO_RESTRICT start,
-                  const float* OCTAVO_RESTRICT sums, const uint8_t* OCTAVO_RESTRICT w, const Shape& shape,
-                  float* OCTAVO_RESTRICT tile) {
+                                            const float* OCTAVO_RESTRICT sums, const uint8_t* OCTAVO_RESTRICT w,
+                                            const Shape& shape, float* OCTAVO_RESTRICT tile, Ahead ahead) {
   constexpr int64_t kScale = kRow ? 64 : 32;
   Vec total[R][2];
 #pragma GCC unroll 16
@@ -143,20 +196,38 @@ __attribute__((noinline)) void micro_kernel(const int32_t* OCTAVO_RESTRICT a, co
     const int64_t words = group + 1 < shape.groups ? shape.group_words : shape.last_words;
     const int32_t* end = a + words * R;
     while (a != end) {
+      if constexpr (R >= (kBits == 4 ? kPrefetchRows : 2 * kPrefetchRows)) {
+        __builtin_prefetch(ahead.at, 0, 2);
+        __builtin_prefetch(ahead.at + 64, 0, 2);
+        ahead.at += ahead.pace;
+      }
       if constexpr (kBits == 4) {
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-          Nibbles codes = load_codes4(w + 64 * j);
+        Nibbles left = load_codes4(w), right = load_codes4(w + 64);
+#if defined(OCTAVO_ISA_AVX512)
+        // One activation's broadcast is used twice and then dead: 24 sums leave no register to keep it in.
 #pragma GCC unroll 16
-          for (int r = 0; r < R; ++r) acc[r][j] = dot4(acc[r][j], codes, a + r, a + R + r);
+        for (int r = 0; r < R; ++r) {
+          acc[r][0] = dot8(acc[r][0], {left.low}, a + r);
+          acc[r][1] = dot8(acc[r][1], {right.low}, a + r);
         }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          acc[r][0] = dot8(acc[r][0], {left.high}, a + R + r);
+          acc[r][1] = dot8(acc[r][1], {right.high}, a + R + r);
+        }
+#else
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) acc[r][0] = dot4(acc[r][0], left, a + r, a + R + r);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) acc[r][1] = dot4(acc[r][1], right, a + r, a + R + r);
+#endif
         a += 2 * R;
       } else {
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-          Codes codes = load_codes8(w + 64 * j);
+        Codes left = load_codes8(w), right = load_codes8(w + 64);
 #pragma GCC unroll 16
-          for (int r = 0; r < R; ++r) acc[r][j] = dot8(acc[r][j], codes, a + r);
+        for (int r = 0; r < R; ++r) {
+          acc[r][0] = dot8(acc[r][0], left, a + r);
+          acc[r][1] = dot8(acc[r][1], right, a + r);
         }
         a += R;
       }
@@ -190,9 +261,9 @@ __attribute__((noinline)) void micro_kernel(const int32_t* OCTAVO_RESTRICT a, co
 
 template <int kBits, bool kSymmetric, bool kRow, int R = kRows>
 void run_micro_kernel(int rows, const int32_t* a, const int32_t* start, const float* sums, const uint8_t* w,
-                      const Shape& shape, float* tile) {
-  if (rows == R) return micro_kernel<kBits, kSymmetric, kRow, R>(a, start, sums, w, shape, tile);
-  if constexpr (R > 1) run_micro_kernel<kBits, kSymmetric, kRow, R - 1>(rows, a, start, sums, w, shape, tile);
+                      const Shape& shape, float* tile, Ahead ahead) {
+  if (rows == R) return micro_kernel<kBits, kSymmetric, kRow, R>(a, start, sums, w, shape, tile, ahead);
+  if constexpr (R > 1) run_micro_kernel<kBits, kSymmetric, kRow, R - 1>(rows, a, start, sums, w, shape, tile, ahead);
 }
 
 // tile += s * sum over the row's elements in float, in order, of x * (code - 128). 8 bits, one group, symmetric.
@@ -213,18 +284,41 @@ void add_outliers(const QuantizedArgs& g, const uint64_t* mask, int64_t mask_wor
   for (int n = 0; n < kPanel; ++n) tile[n] += scale[n] * chain[n];
 }
 
+// With this many rows times words of K an item takes some microseconds and is claimed by itself: a thread that wakes late
+// or is disturbed then does fewer.
+constexpr int64_t kOwnClaim = 4 << 10;
+
+template <class Body>
+void fork_each(int64_t items, const Body& body) {
+  auto task = [](void* opaque, int item, int) { (*static_cast<const Body*>(opaque))(item); };
+  fork_join(int(items), task, const_cast<Body*>(&body));
+}
+
 template <int kBits, bool kSymmetric, bool kRow>
 void compute(const QuantizedArgs& g, const Shape& shape, const Rows& x) {
   const int64_t panels = g.layout.panels(), blocks = (g.m + kRows - 1) / kRows, bytes = g.layout.panel_bytes();
-  parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
+  const int threads = num_threads();
+  auto first_row = [&](int64_t block) { return g.m * block / blocks; };
+  int64_t chunks = (g.m * x.words * 4 + kChunkBytes - 1) / kChunkBytes;
+  if (panels % threads != 0 && chunks * panels < 16 * threads) chunks = 16 * threads / panels + 1;
+  if (chunks > blocks) chunks = blocks;
+  const int64_t items = chunks * panels;
+  auto run = [&](int64_t begin, int64_t end, int64_t stride) {
     alignas(64) float tile[kRows * kPanel];
-    for (int64_t panel = begin; panel < end; ++panel) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t chunk = item / panels, panel = item % panels;
+      const int64_t first = blocks * chunk / chunks, count = blocks * (chunk + 1) / chunks - first;
       const uint8_t* w = g.weight + panel * bytes;
-      for (int64_t block = 0; block < blocks; ++block) {
-        int64_t row = g.m * block / blocks;
-        int rows = int(g.m * (block + 1) / blocks - row);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = first_row(first + i);
+        const int rows = int(first_row(first + i + 1) - row);
+        // One block streams its own panel. Several share one that is in L2 after the first, and fetch the next between
+        // them.
+        auto* at = reinterpret_cast<const char*>(w);
+        Ahead ahead = count == 1 ? Ahead{at + kPrefetchBytes, 128}
+                                 : Ahead{at + stride * bytes + bytes * i / count, 128 / count + 1};
         run_micro_kernel<kBits, kSymmetric, kRow>(rows, x.codes + row * x.words, x.start + row * x.groups,
-                                                  x.sums + row * x.groups, w, shape, tile);
+                                                  x.sums + row * x.groups, w, shape, tile, ahead);
         for (int r = 0; r < rows; ++r) {
           Vec scale = broadcast(x.scales[row + r]);
           store(tile + r * kPanel, load(tile + r * kPanel) * scale);
@@ -240,7 +334,12 @@ void compute(const QuantizedArgs& g, const Shape& shape, const Rows& x) {
         write_tile(g.y, tile, row, rows, panel);
       }
     }
-  });
+  };
+  if (threads > 1 && g.m * x.words >= kOwnClaim && items <= 65535) {
+    fork_each(items, [&](int64_t item) { run(item, item + 1, threads); });
+  } else {
+    parallel_for(items, 1, [&](int64_t begin, int64_t end) { run(begin, end, 1); });
+  }
 }
 
 void linear(const QuantizedArgs& g) {

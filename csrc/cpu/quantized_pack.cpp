@@ -23,21 +23,40 @@ OCTAVO_INLINE Byte* lane_bytes(Byte* codes, int64_t step, int lane) {
   return codes + step * 128 + lane * 4;
 }
 
-OCTAVO_INLINE void pack_row4(uint8_t* codes, int lane, const uint8_t* from, int64_t width) {
-  constexpr uint8_t zero = 8;
-  for (int64_t s = 0; s * 8 < width; ++s) {
-    uint8_t eight[8];
-    for (int i = 0; i < 8; ++i) eight[i] = s * 8 + i < width ? from[s * 8 + i] : zero;
-    uint8_t* to = lane_bytes(codes, s, lane);
-    for (int i = 0; i < 4; ++i) to[i] = uint8_t((eight[i] & 15) | eight[4 + i] << 4);
+// A step's codes of one row, in the bytes of its lane and back.
+OCTAVO_INLINE uint32_t join_nibbles(const uint8_t* eight) {
+  return (load_u32(eight) & 0x0f0f0f0fu) | (load_u32(eight + 4) & 0x0f0f0f0fu) << 4;
+}
+OCTAVO_INLINE void split_nibbles(uint8_t* eight, uint32_t lane) {
+  uint32_t low = lane & 0x0f0f0f0fu, high = lane >> 4 & 0x0f0f0f0fu;
+  __builtin_memcpy(eight, &low, 4);
+  __builtin_memcpy(eight + 4, &high, 4);
+}
+
+OCTAVO_INLINE void pack_row(uint8_t* codes, int bits, int lane, const uint8_t* from, int64_t width) {
+  const int64_t step = bits == 4 ? 8 : 4;
+  for (int64_t s = 0; s * step < width; ++s, from += step) {
+    uint8_t padded[8];
+    const uint8_t* whole = from;
+    if (width - s * step < step) {
+      __builtin_memset(padded, 1 << (bits - 1), 8);
+      for (int64_t i = 0; i < width - s * step; ++i) padded[i] = from[i];
+      whole = padded;
+    }
+    uint32_t bytes = bits == 4 ? join_nibbles(whole) : load_u32(whole);
+    __builtin_memcpy(lane_bytes(codes, s, lane), &bytes, 4);
   }
 }
 
-OCTAVO_INLINE void pack_row8(uint8_t* codes, int lane, const uint8_t* from, int64_t width) {
-  constexpr uint8_t zero = 128;
-  for (int64_t s = 0; s * 4 < width; ++s) {
-    uint8_t* to = lane_bytes(codes, s, lane);
-    for (int i = 0; i < 4; ++i) to[i] = s * 4 + i < width ? from[s * 4 + i] : zero;
+OCTAVO_INLINE void unpack_row(const uint8_t* codes, int bits, int lane, uint8_t* to, int64_t width) {
+  const int64_t step = bits == 4 ? 8 : 4;
+  for (int64_t s = 0; s * step < width; ++s, to += step) {
+    uint8_t whole[8];
+    uint32_t bytes = load_u32(lane_bytes(codes, s, lane));
+    split_nibbles(whole, bytes);
+    if (bits == 8) __builtin_memcpy(whole, &bytes, 4);
+    int64_t left = width - s * step < step ? width - s * step : step;
+    for (int64_t i = 0; i < left; ++i) to[i] = whole[i];
   }
 }
 
@@ -77,11 +96,7 @@ void pack_typed(const QuantizedPackArgs& g) {
             continue;
           }
           const uint8_t* from = g.codes + row * layout.k + first;
-          if (layout.bits == 4) {
-            pack_row4(codes, lane, from, width);
-          } else {
-            pack_row8(codes, lane, from, width);
-          }
+          pack_row(codes, layout.bits, lane, from, width);
           scales[lane] = static_cast<const E*>(g.scales)[row * groups + group];
           if (!layout.symmetric) offsets[lane] = static_cast<const E*>(g.offsets)[row * groups + group];
         }
@@ -102,8 +117,7 @@ void unpack_typed(const QuantizedPackArgs& g) {
         for (int lane = 0; lane < kPanel; ++lane) {
           int64_t row = source_row(g, panel, lane);
           if (row < 0) continue;
-          uint8_t* to = g.codes + row * layout.k + first;
-          for (int64_t k = 0; k < width; ++k) to[k] = code_at(codes, layout.bits, lane, k);
+          unpack_row(codes, layout.bits, lane, g.codes + row * layout.k + first, width);
           static_cast<E*>(g.scales)[row * groups + group] = scales[lane];
           if (!layout.symmetric) static_cast<E*>(g.offsets)[row * groups + group] = scales[kPanel + lane];
         }

@@ -5,7 +5,10 @@
 //   kCodeBias        what load_codes8 took off every code (AVX2 multiplies signed bytes only)
 //   dot8(acc, codes, a)         acc + sum of the lane's four codes * the four int8 of *a, exact modulo 2^32
 //   dot4(acc, codes, a, b)      likewise low nibbles * a + high nibbles * b
-//   store_int8(p, v)            16 whole floats in [-127, 127]
+//   max_magnitude(m, v)         max of m and the bits of |v|, as which floats order too, NaN above all
+//   reduce_max(m)               the largest lane
+//   store_int8(p, v)            16 floats in [-127.5, 127.5], halves to even
+//   sum_int8(p, n)              of n int8, n a multiple of 4
 #pragma once
 
 #include "octavo/simd.h"
@@ -40,8 +43,15 @@ OCTAVO_INLINE IntVec dot8(IntVec acc, Codes w, const int32_t* a) {
 OCTAVO_INLINE IntVec dot4(IntVec acc, Nibbles w, const int32_t* a, const int32_t* b) {
   return dot8(dot8(acc, {w.low}, a), {w.high}, b);
 }
+OCTAVO_INLINE IntVec max_magnitude(IntVec m, Vec v) {
+  return {(I16)_mm512_max_epi32((__m512i)m.v, (__m512i)((I16)v.v & 0x7fffffff))};
+}
+OCTAVO_INLINE int32_t reduce_max(IntVec m) { return _mm512_reduce_max_epi32((__m512i)m.v); }
 OCTAVO_INLINE void store_int8(int8_t* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v.v)));
+}
+OCTAVO_INLINE __m256i add_quads(__m256i acc, __m256i bytes) {
+  return _mm256_dpbusd_epi32(acc, _mm256_set1_epi8(1), bytes);
 }
 
 #elif defined(OCTAVO_ISA_AVX2)
@@ -83,6 +93,21 @@ OCTAVO_INLINE IntVec dot4(IntVec acc, Nibbles w, const int32_t* a, const int32_t
     return _mm256_add_epi16(_mm256_maddubs_epi16(w.low[i], x), _mm256_maddubs_epi16(w.high[i], y));
   };
   return {add_pairs(acc.lo, pairs(0)), add_pairs(acc.hi, pairs(1))};
+}
+OCTAVO_INLINE __m256i magnitude_bits(__m256 v) {
+  return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
+}
+OCTAVO_INLINE IntVec max_magnitude(IntVec m, Vec v) {
+  return {_mm256_max_epi32(m.lo, magnitude_bits(v.lo)), _mm256_max_epi32(m.hi, magnitude_bits(v.hi))};
+}
+OCTAVO_INLINE int32_t reduce_max(IntVec m) {
+  __m256i both = _mm256_max_epi32(m.lo, m.hi);
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+OCTAVO_INLINE __m256i add_quads(__m256i acc, __m256i bytes) {
+  return add_pairs(acc, _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes));
 }
 OCTAVO_INLINE void store_int8(int8_t* p, Vec v) {
   __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.lo), _mm256_cvtps_epi32(v.hi));
@@ -156,13 +181,43 @@ OCTAVO_INLINE IntVec dot4(IntVec acc, Nibbles w, const int32_t* a, const int32_t
   }
   return acc;
 }
+OCTAVO_INLINE IntVec max_magnitude(IntVec m, Vec v) {
+  OCTAVO_PARTS {
+    I4 bits = (I4)v.part[i] & 0x7fffffff, larger = m.part[i] < bits;
+    m.part[i] = (bits & larger) | (m.part[i] & ~larger);
+  }
+  return m;
+}
 #undef OCTAVO_PARTS
+OCTAVO_INLINE int32_t reduce_max(IntVec m) {
+  int32_t most = 0;
+  for (int i = 0; i < 16; ++i) most = m.part[i / 4][i % 4] > most ? m.part[i / 4][i % 4] : most;
+  return most;
+}
 OCTAVO_INLINE void store_int8(int8_t* p, Vec v) {
   float lanes[16];
-  store(lanes, v);
+  store(lanes, round(v));
   for (int i = 0; i < 16; ++i) p[i] = int8_t(int32_t(lanes[i]));
 }
+OCTAVO_INLINE int32_t sum_int8(const int8_t* p, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += p[i];
+  return sum;
+}
 
+#endif
+
+#if defined(OCTAVO_ISA_AVX512) || defined(OCTAVO_ISA_AVX2)
+OCTAVO_INLINE int32_t sum_int8(const int8_t* p, int64_t n) {
+  __m256i acc = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) acc = add_quads(acc, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i)));
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(acc), _mm256_extracti128_si256(acc, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+  for (; i < n; ++i) sum += p[i];
+  return sum;
+}
 #endif
 
 }  // namespace octavo::OCTAVO_ISA
