@@ -1,6 +1,6 @@
 """Draws a result of `make bench-peers` as a PNG: picture.py RESULT.json OUT.png.
 
-One panel a case, one bar an engine with its value written at the end; octavo in its own colour, quantised weights paler.
+One panel a case, one bar an engine with its value written at the end; octavo in its own colour, rounded weights paler.
 Run by an environment that has matplotlib: standard library and that alone.
 """
 
