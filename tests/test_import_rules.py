@@ -15,6 +15,7 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 # room -> the rooms it may import, besides itself
 ROOMS = {
     "__main__": {"serve"},
+    "quantize": {"config", "models", "ops", "weights"},
     "serve": {"core", "config", "mailbox", "execution", "models", "ops", "scheduling", "text", "weights"},
     "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery"},
     "intake": {"scheduling", "text"},

@@ -12,7 +12,17 @@ from typing import Any
 
 from octavo.options import EngineOptions, replace
 
-__all__ = ["available_memory", "checkpoint_dtype", "resolve_dtype", "resolve_threads", "with_limits"]
+__all__ = [
+    "VERSION",
+    "available_memory",
+    "checkpoint_dtype",
+    "quantized_folder",
+    "resolve_dtype",
+    "resolve_threads",
+    "with_limits",
+]
+
+VERSION = "0.1.0"
 
 # One step's tokens on a CPU: large enough that weights read once serve many rows, small enough that a running
 # stream waits at most a few hundred milliseconds for a neighbour's prompt.
@@ -56,6 +66,20 @@ def resolve_dtype(asked: str, config: Mapping[str, Any], isa: str) -> str:
     if checkpoint_dtype(config) == "float32" or isa == "portable":
         return "float32"
     return "bfloat16"
+
+
+def quantized_folder(asked: str) -> Path | None:
+    """EngineOptions.quantized_cache; "auto": octavo/quantized in the user's cache folder (XDG base directories), None
+    where there is no home."""
+    if asked != "auto":
+        return Path(asked).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the specification has relative ones ignored
+        return Path(base) / "octavo" / "quantized"
+    try:
+        return Path.home() / ".cache" / "octavo" / "quantized"
+    except RuntimeError:
+        return None
 
 
 def with_limits(options: EngineOptions, *, max_position: int, cache_tokens: int, **resolved: Any) -> EngineOptions:

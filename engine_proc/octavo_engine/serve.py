@@ -18,12 +18,13 @@ from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
 if TYPE_CHECKING:
     from octavo_engine.core import Core
+    from octavo_engine.weights import QuantizedCache
 
 __all__ = ["serve"]
 
 log = logging.getLogger("octavo.engine")
 
-VERSION = "0.1.0"
+VERSION = config.VERSION
 
 
 class StartFailed(Exception):
@@ -115,7 +116,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.core import Core
     from octavo_engine.execution import kv_cache
     from octavo_engine.execution.runner import Runner
-    from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model
+    from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
     from octavo_engine.ops import OpsUnavailable, load_ops
     from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
     from octavo_engine.text import TextError, load_text
@@ -130,8 +131,15 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
         dtype = getattr(torch, dtype_name)
+        quantization = quantization_of(source.checkpoint, options.quantization)
         network = load_model(
-            source, ops, dtype, greeter, quantization=options.quantization, max_model_len=options.max_model_len
+            source,
+            ops,
+            dtype,
+            greeter,
+            quantization=quantization,
+            max_model_len=options.max_model_len,
+            cache=_cache(options),
         )
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
@@ -166,6 +174,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         max_position=shape.max_position,
         cache_tokens=num_pages * options.page_size,
         dtype=dtype_name,
+        quantization=quantization,
         device="cpu",
         kv_cache_memory=memory,
         kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
@@ -200,10 +209,18 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     gc.freeze()
     greeter.hear(0)
     log.info(
-        "%s ready: %s, %d pages of %d tokens, %d threads, %s",
-        ready.architecture, dtype_name, num_pages, options.page_size, threads, ops.isa,
+        "%s ready: %s, %s, %d pages of %d tokens, %d threads, %s",
+        ready.architecture, dtype_name, quantization.describe() if quantization else "weights as stored",
+        num_pages, options.page_size, threads, ops.isa,
     )  # fmt: skip
     return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients)
+
+
+def _cache(options: EngineOptions) -> QuantizedCache | None:
+    from octavo_engine.weights import QuantizedCache
+
+    folder = config.quantized_folder(options.quantized_cache) if options.quantized_cache is not None else None
+    return None if folder is None else QuantizedCache(folder, VERSION)
 
 
 def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages: int) -> wire.Ready:

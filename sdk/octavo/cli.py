@@ -2,6 +2,7 @@
 
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
+octavo quantize MODEL OUT --scheme int4        a quantised checkpoint on disk
 octavo eval perplexity MODEL --text FILE       how well a model, quantised or not, predicts a text
 """
 
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["engine"]:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine", *arguments[1:]])
+    if arguments[:1] == ["quantize"]:
+        os.execv(sys.executable, [sys.executable, "-m", "octavo_engine.quantize", *arguments[1:]])
     options = _parser().parse_args(arguments)
     try:
         anyio.run(options.run, options)
@@ -64,8 +67,9 @@ def _fail(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval | quantize")
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
+    commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
     chat = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
     chat.set_defaults(run=_chat)
     chat.add_argument("model", help=_MODEL)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
     from octavo_engine.quant.scheme import Formats, Scheme
 
-__all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress"]
+__all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress", "packed_name"]
 
 Progress = Callable[[str, int, int, str], None]
 """progress(stage, done, total, text)."""
@@ -46,6 +46,11 @@ class CheckpointMismatch(Exception):
     """The checkpoint's tensors are not the ones that its config calls for."""
 
 
+def packed_name(names: tuple[str, ...]) -> str:
+    """The packed weight of published layers that were stacked; that of a single one keeps its name."""
+    return "+".join(names) + ".weight"
+
+
 class Loader:
     """Builds layers out of the tensors under `prefix`, and knows at the end what was not used."""
 
@@ -56,11 +61,14 @@ class Loader:
         dtype: torch.dtype,
         formats: Formats,
         progress: Progress | None = None,
+        *,
+        made: dict[str, LinearWeight | Tensor] | None = None,
     ) -> None:
-        """dtype: of weights that stay in floats, and with it of activations."""
+        """dtype: of weights that stay in floats, and with it of activations. made: takes all that layers hold."""
         self.ops, self.dtype, self.formats = ops, dtype, formats
         self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         self.prefix = ""
+        self._made = made
         self._checkpoint, self._progress = checkpoint, progress
         self._get_as: Callable[[str, torch.dtype], Tensor] | None = getattr(checkpoint, "get_as", None)
         self._get_quantized: Callable[[str], QuantizedWeight | None] | None = getattr(checkpoint, "get_quantized", None)
@@ -187,11 +195,14 @@ class Loader:
 
     def vector(self, name: str, size: int) -> Tensor:
         """[size] float32: a bias or a norm's weight."""
-        return self.tensor(name, size).to(torch.float32, copy=True)
+        value = self.tensor(name, size).to(torch.float32, copy=True)
+        self._keep(name, value)
+        return value
 
     def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
         table = self.tensor(name, rows, width, dtype=self.dtype)[skip:].clone(memory_format=torch.contiguous_format)
         self._release(self.prefix + name)
+        self._keep(name, table)
         return table
 
     def _weight(
@@ -212,7 +223,12 @@ class Loader:
         weight = scheme.pack(self.ops, read, gated=gated)
         for name in names:
             self._release(f"{self.prefix}{name}.weight")
+        self._keep(packed_name(names), weight)
         return weight
+
+    def _keep(self, name: str, value: LinearWeight | Tensor) -> None:
+        if self._made is not None:
+            self._made[self.prefix + name] = value
 
     def ignore(self, pattern: str) -> None:
         """Account for tensors that carry nothing: buffers that the equations give, duplicates of tied weights."""

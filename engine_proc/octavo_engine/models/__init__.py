@@ -3,6 +3,7 @@
 from octavo_engine.layers.config import UnsupportedModel
 from octavo_engine.layers.loading import CheckpointMismatch
 from octavo_engine.models.base import CausalLM, ModelConfig
+from octavo_engine.models.packed import packed_contents, quantization_of
 from octavo_engine.models.registry import ARCHITECTURES, load_model
 from octavo_engine.quant.scheme import NotQuantizable
 
@@ -14,4 +15,6 @@ __all__ = [
     "NotQuantizable",
     "UnsupportedModel",
     "load_model",
+    "packed_contents",
+    "quantization_of",
 ]

@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
-from octavo_engine.layers.loading import Checkpoint, Loader, Progress
+from octavo_engine.layers.loading import Checkpoint, CheckpointMismatch, Loader, Progress
 from octavo_engine.models.base import CausalLM, ModelBuilder
 from octavo_engine.models.gpt2 import GPT2
 from octavo_engine.models.llama import Llama
 from octavo_engine.models.mistral import Mistral
 from octavo_engine.models.opt import OPT
-from octavo_engine.quant.formats import choose_formats, resolve
+from octavo_engine.models.packed import packed_contents, packed_loader, quantization_of
+from octavo_engine.quant.formats import choose_formats, storage
+from octavo_engine.weights.packed_file import PackedFile
+from octavo_engine.weights.source import Source, SourceError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from octavo.options import Quantization
-    from octavo_engine.ops import Ops
+    from octavo_engine.ops import LinearWeight, Ops
+    from octavo_engine.weights.quantized_cache import QuantizedCache
 
 __all__ = ["ARCHITECTURES", "load_model"]
 
@@ -63,6 +69,8 @@ def load_model(
     *,
     quantization: str | Quantization | None = None,
     max_model_len: int | None = None,
+    cache: QuantizedCache | None = None,
+    made: dict[str, LinearWeight | Tensor] | None = None,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
@@ -70,8 +78,9 @@ def load_model(
     linear layers, and by its flags of the head and the token embedding; norms, biases and position embeddings stay in
     floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
     the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
-    scalings that depend on a length.
-    Raises UnsupportedModel, CheckpointMismatch, NotQuantizable.
+    scalings that depend on a length. cache: where what is quantised here is kept, and looked for first. made: takes
+    what layers hold, by name.
+    Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UnsupportedModel("dtype", dtype, "float32, bfloat16, float16")
@@ -79,12 +88,32 @@ def load_model(
     if config.get("quantization_config", default=None) is not None:
         raise UnsupportedModel("quantization_config", config.get("quantization_config"), "float checkpoints")
     builder = find_model(source.config)
+    scheme = quantization_of(source.checkpoint, quantization)
+
+    def build(loader: Loader) -> CausalLM:
+        with _one_torch_thread():
+            model = builder(config, loader, max_model_len)
+        loader.finish()
+        return model
+
+    if isinstance(source.checkpoint, PackedFile):
+        assert scheme is not None
+        return build(packed_loader(source.checkpoint, ops, dtype, scheme, progress))
+    entry = None
+    if cache is not None and isinstance(source, Source) and scheme is not None and scheme.scheme != "none":
+        entry = cache.entry(source, storage(scheme), str(dtype))
+        file = entry.open() if entry is not None else None
+        if entry is not None and file is not None:
+            try:
+                return build(packed_loader(file, ops, dtype, scheme, progress))
+            except (SourceError, CheckpointMismatch) as error:
+                entry.damaged(error)
+    made = {} if made is None and entry is not None else made
     stored = hasattr(source.checkpoint, "get_quantized")
-    formats = choose_formats(resolve(quantization), dtype, stored=stored)
-    loader = Loader(ops, source.checkpoint, dtype, formats, progress)
-    with _one_torch_thread():
-        model = builder(config, loader, max_model_len)
-    loader.finish()
+    formats = choose_formats(scheme, dtype, stored=stored)
+    model = build(Loader(ops, source.checkpoint, dtype, formats, progress, made=made))
+    if entry is not None and scheme is not None and made is not None:
+        entry.write(*packed_contents(made, scheme, dtype), progress)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.options import Quantization
 from octavo_engine.ops import Activations
@@ -14,7 +14,7 @@ from octavo_engine.quant.stored import StoredScheme
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_formats", "resolve"]
+__all__ = ["activations_of", "choose_formats", "resolve", "storage"]
 
 
 def resolve(quantization: str | Quantization | None) -> Quantization | None:
@@ -41,6 +41,18 @@ def activations_of(quantization: Quantization) -> Activations:
     if quantization.scheme == "llm_int8":
         return Activations.LLM_INT8
     return Activations.FLOAT if quantization.activations == "float" else Activations.INT8
+
+
+def storage(quantization: Quantization) -> dict[str, Any]:
+    """What of a resolved Quantization decides how weights lie in memory, and so in a file."""
+    grouped = quantization.scheme == "int4"
+    return {
+        "bits": {"int4": 4, "int8": 8, "llm_int8": 8}[quantization.scheme],
+        "group_size": quantization.group_size if grouped else 0,
+        "symmetric": quantization.symmetric if grouped else True,
+        "lm_head": quantization.lm_head,
+        "embeddings": quantization.embeddings,
+    }
 
 
 def choose_formats(quantization: Quantization | None, dtype: torch.dtype, *, stored: bool = False) -> Formats:

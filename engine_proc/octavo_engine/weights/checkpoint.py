@@ -6,53 +6,48 @@ import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from octavo_engine.weights.safetensors_file import MappedSafetensors
 from octavo_engine.weights.source import Checkpoint, SourceError
 
 __all__ = ["BinCheckpoint", "SafetensorsCheckpoint", "find_checkpoint"]
 
-_DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-
 
 class SafetensorsCheckpoint:
-    """One or several .safetensors files, memory-mapped; a tensor is copied out when it is read."""
+    """One or several .safetensors files, memory-mapped."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._files: dict[str, Any] = {}
-        for path in files:
-            try:
-                handle = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
-            names: list[str] = handle.keys()  # type: ignore[no-untyped-call]
-            self._files.update(dict.fromkeys(names, handle))
+        self.files = tuple(files)
+        self._by_name: dict[str, MappedSafetensors] = {}
+        for path in self.files:
+            file = MappedSafetensors(path)
+            self._by_name.update(dict.fromkeys(file.header.tensors, file))
 
     def names(self) -> Iterable[str]:
-        return self._files.keys()
+        return self._by_name.keys()
 
     def get(self, name: str) -> Tensor:
-        value: Tensor = self._files[name].get_tensor(name)
-        return value
+        return self._by_name[name].get(name)
 
     def nbytes(self, name: str) -> int:
-        view = self._files[name].get_slice(name)
-        count = 1
-        for size in view.get_shape():
-            count *= size
-        return count * _DTYPE_BYTES.get(view.get_dtype(), 1)
+        place = self._by_name[name].header.tensors[name]
+        return place.stop - place.start
+
+    def release(self, name: str) -> None:
+        """Give the pages of a tensor that was read back to the system."""
+        self._by_name[name].release(name)
 
 
 class BinCheckpoint:
     """One or several pytorch_model*.bin files, through torch's loader of plain tensors; nothing else is unpickled."""
 
     def __init__(self, files: Iterable[Path]) -> None:
+        self.files = tuple(files)
         self._tensors: dict[str, Tensor] = {}
-        for path in files:
+        for path in self.files:
             try:
                 # Files from before torch 1.6 are not zip archives and can't be mapped.
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -57,6 +57,7 @@ class GGUFFile:
             key, at = self._string(at)
             (kind,) = struct.unpack_from("<I", self.data, at)
             self.metadata[key], at = self._value(kind, at + 4)
+        self._keys_end = at
         for _ in range(num_tensors):
             name, at = self._string(at)
             (dims,) = struct.unpack_from("<I", self.data, at)
@@ -69,6 +70,11 @@ class GGUFFile:
         start = -(-at // align) * align
         for name, info in self.tensors.items():
             self.tensors[name] = TensorInfo(name, info.shape, info.kind, start + info.offset)
+
+    def without_tensors(self) -> bytes:
+        """A GGUF file of the same metadata, and so the same tokenizer, that holds no tensor."""
+        magic, version, _, num_keys = struct.unpack_from("<4sIQQ", self.data, 0)
+        return struct.pack("<4sIQQ", magic, version, 0, num_keys) + self.data[24 : self._keys_end]
 
     def _string(self, at: int) -> tuple[str, int]:
         (length,) = struct.unpack_from("<Q", self.data, at)

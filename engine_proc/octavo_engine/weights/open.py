@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from octavo_engine.weights.checkpoint import find_checkpoint
 from octavo_engine.weights.gguf_file import GGUFFile
 from octavo_engine.weights.gguf_llama import GGUFCheckpoint, gguf_config
 from octavo_engine.weights.hub import fetch
+from octavo_engine.weights.packed_file import GGUF_TOKENIZER_NAME, PACKED_NAME, PackedFile
 from octavo_engine.weights.source import Progress, Source, SourceError
 
 __all__ = ["open_source"]
 
 
 def open_source(model: str | os.PathLike[str], revision: str | None = None, progress: Progress | None = None) -> Source:
-    """A local folder, a .gguf file, a hub id "owner/name", or "owner/name/file.gguf" on the hub.
+    """A local folder, also one that `octavo quantize` wrote, a .gguf file, a hub id "owner/name", or
+    "owner/name/file.gguf" on the hub.
 
     Opening reads names and metadata; tensors are read when asked for. Raises SourceError.
     """
@@ -47,7 +50,17 @@ def _open_folder(path: Path) -> Source:
         raise SourceError(f"{config} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise SourceError(f"{config} is not a JSON object")
+    if (path / PACKED_NAME).is_file():
+        return _open_packed(path, values)
     return Source("folder", path, values, find_checkpoint(path))
+
+
+def _open_packed(path: Path, config: dict[str, Any]) -> Source:
+    """A folder that `octavo quantize` wrote; its config's quantization_config only tells people what is in it."""
+    values = {key: value for key, value in config.items() if key != "quantization_config"}
+    tokenizer = path / GGUF_TOKENIZER_NAME
+    metadata = GGUFFile(tokenizer).metadata if tokenizer.is_file() else {}
+    return Source("packed", path, values, PackedFile(path / PACKED_NAME), metadata)
 
 
 def _magic(path: Path) -> bytes:

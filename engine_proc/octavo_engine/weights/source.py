@@ -35,7 +35,8 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """kind: "folder" or "gguf". path: the folder, or the .gguf file. config: config.json's keys, also for GGUF."""
+    """kind: "folder", "gguf", or "packed", a folder that `octavo quantize` wrote. path: the folder, or the .gguf file.
+    config: config.json's keys, also for GGUF."""
 
     kind: str
     path: Path
