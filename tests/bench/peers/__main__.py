@@ -93,7 +93,7 @@ def _load(stack: ExitStack, options: argparse.Namespace, todo: list[Case]) -> li
         "gguf_q4_1": str(model_path(options.model)) if options.model == "smollm2" else None,
         "int4_group": INT4_GROUP[options.model],
         "threads": options.threads,
-        "max_model_len": max(case.prompt + case.output for case in todo),
+        "max_model_len": max(64, *(case.prompt + case.output for case in todo)),  # 64: the warm-up
         "max_num_seqs": max(case.streams for case in todo),
         "cache_bytes": cache,
     }
