@@ -1,4 +1,7 @@
-"""Law 6 to the bit on the real model in bfloat16: the same tokens and the same logprobs, however a request is run."""
+"""Law 6 to the bit on the real model: the same tokens and the same logprobs, however a request is run.
+
+As its file stores it, in bfloat16, with keys and values in 8 bits, and quantised at load.
+"""
 
 from __future__ import annotations
 
@@ -44,19 +47,37 @@ async def run(client: AsyncClient, *, at_once: bool) -> list[Any]:
     return results
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        {},
+        {"quantization": "none"},
+        {"kv_cache_dtype": "int8"},
+        {"quantization": "int4", "quantized_cache": None},
+        {"quantization": "int4:asymmetric,float", "quantized_cache": None},
+        {"quantization": "int8", "quantized_cache": None},
+        {"quantization": "llm_int8", "quantized_cache": None},
+    ],
+    ids=["stored", "bfloat16", "int8-cache", "int4", "int4-float", "int8", "llm_int8"],
+)
+def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What of EngineOptions all runs of a comparison share."""
+    return dict(request.param)
+
+
 @pytest.fixture(scope="module")
-def alone(smollm2: str) -> list[Any]:
+def alone(smollm2: str, kind: dict[str, Any]) -> list[Any]:
     """The reference: one request at a time, no prefix cache."""
 
     async def main() -> list[Any]:
-        async with AsyncClient(smollm2, EngineOptions(enable_prefix_caching=False)) as client:
+        async with AsyncClient(smollm2, EngineOptions(enable_prefix_caching=False, **kind)) as client:
             return await run(client, at_once=False)
 
     return anyio.run(main)
 
 
-async def test_in_a_batch_of_64(smollm2: str, alone: list[Any]) -> None:
-    async with AsyncClient(smollm2, EngineOptions(enable_prefix_caching=False)) as client:
+async def test_in_a_batch_of_64(smollm2: str, alone: list[Any], kind: dict[str, Any]) -> None:
+    async with AsyncClient(smollm2, EngineOptions(enable_prefix_caching=False, **kind)) as client:
         filler = SamplingParams(temperature=1.0, max_tokens=60, ignore_eos=True)
         async with anyio.create_task_group() as group:
             for i in range(48):
@@ -65,30 +86,33 @@ async def test_in_a_batch_of_64(smollm2: str, alone: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-async def test_chunked(smollm2: str, alone: list[Any], chunk: int) -> None:
-    options = EngineOptions(max_num_batched_tokens=chunk, max_num_seqs=min(chunk, 16), enable_prefix_caching=False)
+async def test_chunked(smollm2: str, alone: list[Any], kind: dict[str, Any], chunk: int) -> None:
+    options = EngineOptions(
+        max_num_batched_tokens=chunk, max_num_seqs=min(chunk, 16), enable_prefix_caching=False, **kind
+    )
     async with AsyncClient(smollm2, options) as client:
         assert await run(client, at_once=chunk > 1) == alone
 
 
-async def test_after_a_prefix_cache_hit(smollm2: str, alone: list[Any]) -> None:
-    async with AsyncClient(smollm2, EngineOptions()) as client:
+async def test_after_a_prefix_cache_hit(smollm2: str, alone: list[Any], kind: dict[str, Any]) -> None:
+    async with AsyncClient(smollm2, EngineOptions(**kind)) as client:
         await run(client, at_once=True)
         again = await run(client, at_once=False)
         assert (await client.stats())["prefix_cache_hits"] > 0
         assert again == alone
 
 
-async def test_after_preemption(smollm2: str, alone: list[Any]) -> None:
+async def test_after_preemption(smollm2: str, alone: list[Any], kind: dict[str, Any]) -> None:
     """A cache of 40 pages for 16 requests of four to six pages each: some must be thrown out and come back."""
-    page = 30 * 2 * 3 * 64 * 16 * 2
-    options = EngineOptions(kv_cache_memory=40 * page, enable_prefix_caching=False, max_num_seqs=16)
+    head = 2 * 64 * 2 if "kv_cache_dtype" not in kind else 2 * 64 + 8  # bytes of a token's key and value, scales too
+    page = 30 * 3 * head * 16
+    options = EngineOptions(kv_cache_memory=40 * page, enable_prefix_caching=False, max_num_seqs=16, **kind)
     async with AsyncClient(smollm2, options) as client:
         together = await run(client, at_once=True)
         assert (await client.stats())["num_preemptions"] > 0
         assert together == alone
 
 
-async def test_with_one_thread(smollm2: str, alone: list[Any]) -> None:
-    async with AsyncClient(smollm2, EngineOptions(num_threads=1)) as client:
+async def test_with_one_thread(smollm2: str, alone: list[Any], kind: dict[str, Any]) -> None:
+    async with AsyncClient(smollm2, EngineOptions(num_threads=1, **kind)) as client:
         assert await run(client, at_once=True) == alone

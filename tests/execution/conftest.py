@@ -17,8 +17,8 @@ def loaded_ops(name: str) -> Ops:
 
 
 @cache
-def loaded_model(name: str, dtype: torch.dtype) -> CausalLM:
-    return tiny_llama(loaded_ops(name), dtype)
+def loaded_model(name: str, dtype: torch.dtype, quantization: str | None = None) -> CausalLM:
+    return tiny_llama(loaded_ops(name), dtype, quantization)
 
 
 @pytest.fixture(autouse=True)

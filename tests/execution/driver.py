@@ -65,8 +65,8 @@ class RandomSource:
         return self._tensors[name].nbytes
 
 
-def tiny_llama(ops: Ops, dtype: torch.dtype) -> CausalLM:
-    return load_model(RandomSource(), ops, dtype, None)
+def tiny_llama(ops: Ops, dtype: torch.dtype, quantization: str | None = None) -> CausalLM:
+    return load_model(RandomSource(), ops, dtype, None, quantization=quantization)
 
 
 @dataclass(eq=False)

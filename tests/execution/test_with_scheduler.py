@@ -18,6 +18,9 @@ from tests.execution.driver import VOCAB
 Key = tuple[int, int]
 Outputs = dict[Key, tuple[list[int], list[TokenLogprob | None]]]
 PromptLogprobs = dict[int, list[TokenLogprob]]
+Setup = tuple[str, torch.dtype, torch.dtype, str | None]
+"""Ops, the dtypes of weights and cache, EngineOptions.quantization."""
+SCHEMES = ["int4", "int4:float", "int4:g128,asymmetric", "int8", "int8:float,no_lm_head", "llm_int8:threshold=1.5"]
 
 
 def requests(count: int) -> list[Request]:
@@ -45,12 +48,10 @@ def requests(count: int) -> list[Request]:
 class Engine:
     """What core does, without text and messages."""
 
-    def __init__(
-        self, setup: tuple[str, torch.dtype, torch.dtype], num_pages: int, budget: int, *, caching: bool
-    ) -> None:
-        name, dtype, kv_dtype = setup
+    def __init__(self, setup: Setup, num_pages: int, budget: int, *, caching: bool) -> None:
+        name, dtype, kv_dtype, quantization = setup
         sizes = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
-        self.runner = Runner(loaded_model(name, dtype), loaded_ops(name), **sizes, kv_dtype=kv_dtype)
+        self.runner = Runner(loaded_model(name, dtype, quantization), loaded_ops(name), **sizes, kv_dtype=kv_dtype)
         self.scheduler = Scheduler(
             SchedulerConfig(**sizes, max_num_batched_tokens=budget, enable_prefix_caching=caching)
         )
@@ -79,14 +80,15 @@ class Engine:
 @pytest.mark.parametrize(
     "setup",
     [
-        ("reference", torch.float32, torch.float32),
-        ("cpu", torch.float32, torch.float32),
-        ("cpu", torch.bfloat16, torch.bfloat16),
-        ("cpu", torch.bfloat16, torch.int8),
+        ("reference", torch.float32, torch.float32, None),
+        ("cpu", torch.float32, torch.float32, None),
+        ("cpu", torch.bfloat16, torch.bfloat16, None),
+        ("cpu", torch.bfloat16, torch.int8, None),
+        *[("cpu", torch.bfloat16, torch.bfloat16, scheme) for scheme in SCHEMES],
     ],
-    ids=["reference", "cpu-float32", "cpu-bfloat16", "cpu-int8-cache"],
+    ids=["reference", "cpu-float32", "cpu-bfloat16", "cpu-int8-cache", *SCHEMES],
 )
-def test_under_memory_pressure(setup: tuple[str, torch.dtype, torch.dtype]) -> None:
+def test_under_memory_pressure(setup: Setup) -> None:
     count = 20 if setup[0] == "cpu" else 12
     alone = Engine(setup, num_pages=200, budget=160, caching=False)
     for request in requests(count):

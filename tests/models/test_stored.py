@@ -1,4 +1,4 @@
-"""The scheme of quantization=None: what is packed as stored, and what becomes floats."""
+"""The scheme of quantization=None: what is packed as stored, what becomes floats, and that it means the same."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import CheckpointMismatch, Loader
-from octavo_engine.ops import Activations, PackedLinear, QuantizedWeight
+from octavo_engine.models import CausalLM, load_model
+from octavo_engine.models.registry import find_model
+from octavo_engine.ops import Activations, Ops, PackedLinear, QuantizedWeight, load_ops
 from octavo_engine.quant.scheme import Formats
 from octavo_engine.quant.stored import StoredScheme
 from octavo_engine.weights import open_source
+from tests.models.stepper import Stepper
 from tests.models.test_gguf import WIDE, random_tensors
 from tests.support.gguf_files import dequantized, write_gguf
 
@@ -95,3 +99,40 @@ def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
     loader = Loader(ops, source.checkpoint, torch.float32, stored(torch.float32))
     with pytest.raises(CheckpointMismatch, match=r"q_proj\.weight has shape \(64, 64\), the config says \(64, 96\)"):
         loader.at("model.layers.0.self_attn.").linear("q_proj", 64, 96, Parallel.COLUMN, bias=False)
+
+
+def loaded(source: Any, ops: Ops, dtype: torch.dtype, activations: Activations) -> CausalLM:
+    scheme = StoredScheme(dtype, activations)
+    loader = Loader(ops, source.checkpoint, dtype, Formats(scheme, scheme, scheme))
+    return find_model(source.config)(ConfigReader(source.config), loader, None)
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q4_1"])
+def test_it_answers_as_its_floats_do(quant: str, ops: Ops, tmp_path: Path) -> None:
+    """A wrong row, scale or half byte anywhere would show: embedding, merged, gated and plain layers, tied head."""
+    source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(bias=True), quant))
+    floats = load_model(source, ops, torch.float32, quantization="none")
+    asked = [[3], [5, 17, 80, 2, 2, 41, 95], list(range(40))]
+    expected = Stepper(floats, ops).prefill(asked)
+    for dtype, activations, bound in (
+        (torch.float32, Activations.FLOAT, 1e-4),
+        (torch.bfloat16, Activations.FLOAT, 0.03),
+        (torch.float32, Activations.INT8, 0.03),
+    ):
+        answers = Stepper(loaded(source, ops, dtype, activations), ops).prefill(asked)
+        for ours, theirs in zip(answers, expected, strict=True):
+            assert (ours - theirs).square().mean().sqrt() < bound * theirs.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("activations", [Activations.FLOAT, Activations.INT8])
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q4_1"])
+def test_law_6(quant: str, activations: Activations, tmp_path: Path) -> None:
+    """A prompt's logits to the bit, alone and whole, in a batch, and in chunks (tests/e2e has the real model)."""
+    ops = load_ops("cpu")
+    source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(bias=True), quant))
+    model = loaded(source, ops, torch.bfloat16, activations)
+    asked = [[3], list(range(7)), list(range(90, 20, -1)), [8, 1] * 30]
+    alone = [Stepper(model, ops).prefill([prompt])[0] for prompt in asked]
+    for chunk in (1, 7, 64, 1000):
+        for ours, theirs in zip(Stepper(model, ops).prefill(asked, chunk), alone, strict=True):
+            assert torch.equal(ours, theirs)

@@ -102,17 +102,16 @@ def load_model(
     entry = None
     if cache is not None and isinstance(source, Source) and scheme is not None and scheme.scheme != "none":
         entry = cache.entry(source, storage(scheme), str(dtype))
-        file = entry.open() if entry is not None else None
-        if entry is not None and file is not None:
-            try:
-                return build(packed_loader(file, ops, dtype, scheme, progress))
-            except (SourceError, CheckpointMismatch) as error:
-                entry.damaged(error)
-    made = {} if made is None and entry is not None else made
-    stored = hasattr(source.checkpoint, "get_quantized")
-    formats = choose_formats(scheme, dtype, stored=stored)
+    file = entry.open() if entry is not None else None
+    if entry is not None and file is not None and scheme is not None:
+        try:
+            return build(packed_loader(file, ops, dtype, scheme, progress))
+        except (SourceError, CheckpointMismatch) as error:
+            entry.damaged(error)
+    made = {} if made is None else made
+    formats = choose_formats(scheme, dtype, stored=hasattr(source.checkpoint, "get_quantized"))
     model = build(Loader(ops, source.checkpoint, dtype, formats, progress, made=made))
-    if entry is not None and scheme is not None and made is not None:
+    if entry is not None and scheme is not None:
         entry.write(*packed_contents(made, scheme, dtype), progress)
     return model
 

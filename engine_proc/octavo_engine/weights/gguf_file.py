@@ -76,6 +76,12 @@ class GGUFFile:
         magic, version, _, num_keys = struct.unpack_from("<4sIQQ", self.data, 0)
         return struct.pack("<4sIQQ", magic, version, 0, num_keys) + self.data[24 : self._keys_end]
 
+    def release(self, offset: int, size: int) -> None:
+        """Give the file's pages behind these bytes back to the system; reading them again brings them back."""
+        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if size > 0:
+            self.data.madvise(mmap.MADV_DONTNEED, first, offset + size - first)
+
     def _string(self, at: int) -> tuple[str, int]:
         (length,) = struct.unpack_from("<Q", self.data, at)
         end = at + 8 + length

@@ -100,6 +100,11 @@ class GGUFCheckpoint:
             out.view(info.shape), halves(0), halves(2) if codes.offset else None, codes.bits, kind.block
         )
 
+    def release(self, name: str) -> None:
+        """Give the pages of a tensor that was read back to the system."""
+        info = self._infos[name]
+        self._file.release(info.offset, self._size(info))
+
     def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
         """[rows, bytes a row] uint8 in published order."""
         info = self._infos[name]
