@@ -27,7 +27,7 @@ ROOMS = {
     "models": {"layers", "ops", "weights", "quant"},
     "layers": {"ops", "quant"},
     "quant": {"ops"},
-    "weights": set(),
+    "weights": {"ops"},
     "ops": set(),
 }
 # third-party packages that only some rooms may spell

@@ -5,23 +5,6 @@
 namespace octavo::binding {
 namespace {
 
-// The ids, each a row of a table of `rows`; `out` takes one row of `width` an id.
-const int32_t* check_ids(const TensorView& out, const TensorView& ids, int64_t rows, int64_t width) {
-  check_shape(ids, "ids", {-1});
-  check_int32(ids, "ids");
-  check_contiguous(ids, "ids");
-  check_float32(out, "out");
-  check_shape(out, "out", {ids.size(0), width});
-  check_contiguous(out, "out");
-  const int32_t* id = data<const int32_t>(ids);
-  for (int64_t t = 0; t < ids.size(0); ++t) {
-    if (id[t] < 0 || id[t] >= rows) {
-      TVM_FFI_THROW(ValueError) << "ids[" << t << "] is " << id[t] << "; the table has " << rows << " rows";
-    }
-  }
-  return id;
-}
-
 void embedding(TensorView out, TensorView ids, TensorView table, double scale) {
   check_shape(table, "table", {-1, -1});
   check_contiguous(table, "table");

@@ -74,6 +74,16 @@ double probe_arithmetic(bool bfloat16, int64_t rounds) {
   return done / elapsed;
 }
 
+// The same of int8 products that are added in int32: operations a second.
+double probe_arithmetic_int8(int64_t rounds) {
+  float sink[1] = {};
+  double start = seconds();
+  double done = pick_probe_kernels().multiply_add_int8(rounds, sink);
+  double elapsed = seconds() - start;
+  sink_of_probes = sink[0];
+  return done / elapsed;
+}
+
 // The cost of one empty fork and join, in seconds, for tests and benchmarks.
 double probe_fork_join(int64_t rounds) {
   double start = seconds();
@@ -106,6 +116,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(tune_malloc, tune_malloc);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(advise_huge_pages, advise_huge_pages);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(probe_bandwidth, probe_bandwidth);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(probe_arithmetic, probe_arithmetic);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(probe_arithmetic_int8, probe_arithmetic_int8);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(probe_fork_join, probe_fork_join);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(count_visits, count_visits);
 

@@ -192,6 +192,8 @@ class Core:
                     self._abort((client, request_id))
             case wire.StatsRequest():
                 self._outbox[client].append(wire.Stats(message.token, self.stats()))
+            case wire.Tokenize():
+                self._tokenize(client, message)
             case wire.Hello():
                 if message.protocol != wire.PROTOCOL_VERSION:
                     self._outbox[client].append(wrong_protocol(message.protocol))
@@ -241,6 +243,17 @@ class Core:
         if request is not None:
             self._admit(live, request)
 
+    def _tokenize(self, client: Client, message: wire.Tokenize) -> None:
+        limit = self.ready.options.max_queued_requests
+        answer: wire.Tokens | None
+        if self.intake.num_pending >= limit:
+            waiting = f"{self.intake.num_pending} texts are waiting to be tokenised"
+            answer = wire.Tokens(message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}")
+        else:
+            answer = self.intake.tokenize(client, message)
+        if answer is not None:
+            self._outbox[client].append(answer)
+
     def _admit(self, live: Live, request: Any) -> None:
         try:
             self.scheduler.add(request)
@@ -255,6 +268,8 @@ class Core:
     def _admit_tokenised(self) -> None:
         if not self.intake.num_pending:
             return
+        for client, answer in self.intake.answers():
+            self._outbox[client].append(answer)
         for key, result in self.intake.ready():
             live = self._live.get(key)
             if live is None:

@@ -1,6 +1,6 @@
-"""From a Generate message to a scheduling.Request: checks against the model, tokenising, seeds.
+"""From a Generate message to a scheduling.Request: checks against the model, tokenising, seeds. And Tokenize's answers.
 
-Short prompts are tokenised on the engine thread. Long ones go to a worker thread (the tokenizers library releases the
+Short texts are tokenised on the engine thread. Long ones go to a worker thread (the tokenizers library releases the
 GIL), so that a 5 MB prompt does not hold up the steps of everybody else.
 """
 
@@ -41,6 +41,7 @@ class Intake:
         self._wake = wake
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="octavo-tokenise")
         self._tokenised: deque[tuple[Any, list[int] | Exception]] = deque()
+        self._answers: deque[tuple[Any, wire.Tokens]] = deque()
         self.num_pending = 0
 
     def begin(self, key: Any, message: wire.Generate, arrival: float) -> Request | None:
@@ -58,6 +59,22 @@ class Intake:
         done = []
         while self._tokenised:
             done.append(self._tokenised.popleft())
+        self.num_pending -= len(done)
+        return done
+
+    def tokenize(self, client: Any, message: wire.Tokenize) -> wire.Tokens | None:
+        """The answer, or None where the text went to the worker thread (see `answers`)."""
+        if len(message.text) <= _INLINE_CHARACTERS:
+            return self._answer(message)
+        self.num_pending += 1
+        self._worker.submit(self._answer_later, client, message)
+        return None
+
+    def answers(self) -> list[tuple[Any, wire.Tokens]]:
+        """(client, answer) of the long texts that have been tokenised since the last call."""
+        done = []
+        while self._answers:
+            done.append(self._answers.popleft())
         self.num_pending -= len(done)
         return done
 
@@ -89,6 +106,16 @@ class Intake:
             result = error
         self._tokenised.append((key, result))
         self._wake()
+
+    def _answer_later(self, client: Any, message: wire.Tokenize) -> None:
+        self._answers.append((client, self._answer(message)))
+        self._wake()
+
+    def _answer(self, message: wire.Tokenize) -> wire.Tokens:
+        try:
+            return wire.Tokens(message.request_id, tuple(self._text.encode(message.text, message.special)))
+        except Exception as error:  # whatever it is ends this request, not the engine
+            return wire.Tokens(message.request_id, (), str(error) or type(error).__name__)
 
     def _tokenise(self, message: wire.Generate) -> list[int]:
         try:

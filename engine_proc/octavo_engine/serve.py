@@ -115,7 +115,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.core import Core
     from octavo_engine.execution import kv_cache
     from octavo_engine.execution.runner import Runner
-    from octavo_engine.models import CheckpointMismatch, UnsupportedModel, load_model
+    from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model
     from octavo_engine.ops import OpsUnavailable, load_ops
     from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
     from octavo_engine.text import TextError, load_text
@@ -130,10 +130,12 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
         dtype = getattr(torch, dtype_name)
-        network = load_model(source, ops, dtype, greeter, max_model_len=options.max_model_len)
+        network = load_model(
+            source, ops, dtype, greeter, quantization=options.quantization, max_model_len=options.max_model_len
+        )
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
-    except (SourceError, UnsupportedModel, CheckpointMismatch, TextError) as error:
+    except (SourceError, UnsupportedModel, CheckpointMismatch, NotQuantizable, TextError) as error:
         raise StartFailed("model", str(error)) from error
 
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else getattr(torch, options.kv_cache_dtype)

@@ -2,6 +2,7 @@
 
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
+octavo eval perplexity MODEL --text FILE       how well a model, quantised or not, predicts a text
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from anyio.abc import TaskStatus
 
 from octavo.client import AsyncClient, Prompt
 from octavo.errors import InvalidOption, OctavoError
+from octavo.evaluate import add_arguments, evaluate
 from octavo.options import EngineOptions, SamplingParams
 from octavo.wire import Message, Progress
 
 __all__ = ["main"]
 
+_MODEL = "a local folder, a GGUF file, or a hub id"
+_PERPLEXITY = (
+    "Perplexity of a text: windows of --context tokens, every --stride tokens, each token scored once by the first "
+    "window that holds it. Compare only figures of the same text, model, context and stride."
+)
 _SAMPLING = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
 
 
@@ -35,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine", *arguments[1:]])
     options = _parser().parse_args(arguments)
     try:
-        anyio.run(_chat, options)
+        anyio.run(options.run, options)
     except OctavoError as error:
         return _fail(error)
     except BrokenPipeError:
@@ -57,16 +64,30 @@ def _fail(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval")
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
     chat = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
-    chat.add_argument("model", help="a local folder, a GGUF file, or a hub id")
+    chat.set_defaults(run=_chat)
+    chat.add_argument("model", help=_MODEL)
     chat.add_argument("--prompt", metavar="TEXT", help="answer this first; else standard input, if piped")
     chat.add_argument("--system", metavar="TEXT", help="a system message before the chat")
     sampling = chat.add_argument_group("sampling (octavo.SamplingParams)")
     for name, default in _SAMPLING.items():
         sampling.add_argument(_flag(name), type=_number, default=default, metavar="X", help=f"default {default}")
-    engine = chat.add_argument_group("engine (octavo.EngineOptions)")
+    _add_engine_options(chat)
+    measures = commands.add_parser("eval", help="measure a model's quality").add_subparsers(
+        required=True, metavar="perplexity"
+    )
+    measure = measures.add_parser("perplexity", help="how well a model predicts a text", description=_PERPLEXITY)
+    measure.set_defaults(run=_eval)
+    measure.add_argument("model", help=_MODEL)
+    add_arguments(measure)
+    _add_engine_options(measure)
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group("engine (octavo.EngineOptions)")
     for field in msgspec.structs.fields(EngineOptions):
         if field.name in ("model", *_SAMPLING):
             continue
@@ -78,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
             engine.add_argument(
                 _flag(field.name), type=convert, default=field.default, metavar="X", help=f"default {shown}"
             )
-    return parser
 
 
 def _flag(name: str) -> str:
@@ -96,6 +116,20 @@ def _number(text: str) -> int | float:
 def _engine_options(options: argparse.Namespace) -> EngineOptions:
     names = {field.name for field in msgspec.structs.fields(EngineOptions)} - set(_SAMPLING)
     return EngineOptions(**{name: getattr(options, name) for name in names})
+
+
+# ---- eval ------------------------------------------------------------------------------------------------------
+
+
+async def _eval(options: argparse.Namespace) -> None:
+    @asynccontextmanager
+    async def opened(engine: EngineOptions) -> AsyncIterator[AsyncClient]:
+        bar = _LoadBar()
+        async with AsyncClient(engine.model, engine, on_progress=bar.update) as client:
+            bar.close()
+            yield client
+
+    await evaluate(options, _engine_options(options), opened)
 
 
 # ---- the chat --------------------------------------------------------------------------------------------------

@@ -199,6 +199,16 @@ class AsyncClient:
         else:
             router.abort_all()
 
+    async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """The token ids of a text of any length, by the model's tokenizer.
+
+        special: with the tokens that the tokenizer puts around a prompt, so that the result is what `generate(text)`
+        would run. Raises InvalidRequest where the checkpoint has no tokenizer.
+        """
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text: a string is needed, not {type(text).__name__}")
+        return await self._session.router.tokenize(text, special)
+
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""
         with anyio.move_on_after(timeout):

@@ -144,6 +144,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 _SCHEMES = {"int4": "int4", "weight_int4": "int4", "int8": "int8", "llm_int8": "llm_int8", "none": "none"}
 QUANTIZATIONS = tuple(_SCHEMES)
+# What may follow a scheme's name in a short form, besides threshold=X.
+_WORDS: dict[str, tuple[str, Any]] = {
+    "g32": ("group_size", 32),
+    "g64": ("group_size", 64),
+    "g128": ("group_size", 128),
+    "symmetric": ("symmetric", True),
+    "asymmetric": ("symmetric", False),
+    "auto": ("activations", "auto"),
+    "int8": ("activations", "int8"),
+    "float": ("activations", "float"),
+    "lm_head": ("lm_head", True),
+    "no_lm_head": ("lm_head", False),
+    "embeddings": ("embeddings", True),
+    "no_embeddings": ("embeddings", False),
+}
 
 
 class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -152,10 +167,13 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
     scheme: "int4" (also "weight_int4"), group-wise round to nearest; "int8", a scale an output channel; "llm_int8"
     (arXiv 2208.07339); "none", floats, also where the file holds less.
     group_size: of int4, weights a scale: 32, 64 or 128. symmetric: of int4, a scale a group, or a scale and an offset.
-    activations: "int8" (W4A8, W8A8), "float" (W4A16, W8A16), or "auto", the scheme's default.
+    activations: "int8" (W4A8, W8A8), "float" (W4A16, W8A16), or "auto", the scheme's default, which is "int8".
     lm_head: also the projection to the vocabulary, and with it an embedding that is tied to it. embeddings: also an
-    embedding of its own.
+    embedding of its own, in int8, a scale a row.
     threshold: of llm_int8: activations at least this large stay in float.
+
+    Never quantised: norms, biases, position embeddings. A linear layer is, whatever it is called (OPT's project_in and
+    project_out too).
     """
 
     scheme: str
@@ -178,6 +196,43 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
             _flag(f"quantization.{name}", getattr(self, name))
         _number("quantization.threshold", self.threshold, 0.0, above=True)
 
+    @classmethod
+    def parse(cls, text: str) -> Quantization:
+        """A scheme's name, or its short form: "int4:g64,asymmetric,float", "llm_int8:threshold=5,no_lm_head"."""
+        scheme, _, rest = text.partition(":")
+        _choice("quantization", scheme, QUANTIZATIONS)
+        values: dict[str, Any] = {}
+        for word in filter(None, rest.replace("-", "_").split(",")):
+            if word in _WORDS:
+                name, value = _WORDS[word]
+            elif word.startswith("threshold="):
+                name, value = "threshold", _threshold(text, word)
+            else:
+                allowed = ", ".join([*_WORDS, "threshold=X"])
+                raise InvalidOption("quantization", text, f"a scheme's name, then after a colon any of {allowed}")
+            values[name] = value
+        return cls(scheme, **values)
+
+    def describe(self) -> str:
+        """For logs: "int4 g32 W4A8", "int8 W8A16, lm_head float"."""
+        if self.scheme == "none":
+            return "float weights"
+        bits = 4 if self.scheme == "int4" else 8
+        words = [self.scheme]
+        if bits == 4:
+            words += [f"g{self.group_size}"] + ([] if self.symmetric else ["asymmetric"])
+        words.append(f"W{bits}A{16 if self.activations == 'float' else 8}")
+        if self.scheme == "llm_int8":
+            words.append(f"threshold {self.threshold:g}")
+        return " ".join(words) + ("" if self.lm_head else ", lm_head float")
+
+
+def _threshold(text: str, word: str) -> float:
+    try:
+        return float(word.partition("=")[2])
+    except ValueError:
+        raise InvalidOption("quantization", text, "a number after threshold=") from None
+
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the engine process runs. None means: decided by the engine from the model and the machine, told in Ready.
@@ -186,7 +241,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     dtype: of weights and cache; "auto" is bfloat16 where the machine has it in hardware and the checkpoint is not
     float32 on purpose, else float32. device: "auto", "cpu".
     quantization: None runs a checkpoint as it is stored (a GGUF file's Q8_0, Q4_0 and Q4_1 included); a scheme's name
-    ("int4", "int8", "llm_int8", "none") or a `Quantization` quantises float weights at load.
+    ("int4", "int8", "llm_int8", "none"), its short form ("int4:g64,asymmetric") or a `Quantization` quantises float
+    weights at load.
     quantized_cache: folder where what was quantised at load is kept for the next start; "auto" is octavo/quantized in
     the user's cache folder, None keeps nothing.
     max_model_len: longest prompt plus output, tokens. max_num_seqs: sequences in one step.
@@ -233,7 +289,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _choice("dtype", self.dtype, ("auto", "bfloat16", "float32", "float16"))
         _choice("device", self.device, ("auto", "cpu"))
         if isinstance(self.quantization, str):
-            _choice("quantization", self.quantization, QUANTIZATIONS)
+            Quantization.parse(self.quantization)
         elif self.quantization is not None and not isinstance(self.quantization, Quantization):
             raise InvalidOption("quantization", self.quantization, "None, a scheme's name or a Quantization")
         if self.quantized_cache is not None and (not isinstance(self.quantized_cache, str) or not self.quantized_cache):

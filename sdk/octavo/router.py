@@ -105,7 +105,7 @@ class Router:
         self._transport = transport
         self._requests: dict[int, Request] = {}
         self._left: deque[int] = deque()  # their readers were collected; the next send tells the engine
-        self._stats: dict[int, tuple[Waiter, list[dict[str, float] | OctavoError]]] = {}
+        self._asked: dict[int, tuple[Waiter, list[wire.Stats | wire.Tokens | OctavoError]]] = {}
         self._next_id = 0
         self._failure: Callable[[], OctavoError] | None = None
         self.heartbeat = Heartbeat(
@@ -155,7 +155,7 @@ class Router:
         return request
 
     def _rest_if_idle(self) -> None:
-        if not self._requests and not self._stats:
+        if not self._requests and not self._asked:
             self.heartbeat.stop()
 
     def abort(self, ids: list[int]) -> None:
@@ -194,18 +194,34 @@ class Router:
 
     async def stats(self) -> dict[str, float]:
         """The engine's figures, from its step loop. The caller sets the deadline."""
+        answer = await self._ask(wire.StatsRequest)
+        assert isinstance(answer, wire.Stats)
+        return answer.values
+
+    async def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids of a text. Raises InvalidRequest where the engine can't tell."""
+        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special))
+        assert isinstance(answer, wire.Tokens)
+        if answer.error is not None:
+            raise InvalidRequest(answer.error)
+        return list(answer.token_ids)
+
+    async def _ask(self, make: Callable[[int], Any]) -> wire.Stats | wire.Tokens:
+        """Send a question and wait for its one answer; the heartbeat sees to it that this ends."""
         if self._failure is not None:
             raise self._failure()
         self._next_id += 1
-        token, waiter = self._next_id, self.loop.waiter()
-        answer: list[dict[str, float] | OctavoError] = []
-        self._stats[token] = (waiter, answer)
+        number, waiter = self._next_id, self.loop.waiter()
+        answer: list[wire.Stats | wire.Tokens | OctavoError] = []
+        self._asked[number] = (waiter, answer)
         self.heartbeat.start()
         try:
-            self.send(wire.StatsRequest(token))
+            self.send(make(number))
             await waiter
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the text is not valid Unicode: {error}") from None
         finally:
-            self._stats.pop(token, None)
+            self._asked.pop(number, None)
             self._rest_if_idle()
         if isinstance(answer[0], OctavoError):
             raise answer[0]
@@ -255,11 +271,11 @@ class Router:
                 request = self._drop(request_id)
                 if request is not None:
                     request.end(message)
-            case wire.Stats(token, values):
-                if token == _HEARTBEAT:
-                    self.heartbeat.asked = False
-                elif token in self._stats:
-                    self._answer(token, values)
+            case wire.Stats(number) if number == _HEARTBEAT:
+                self.heartbeat.asked = False
+            case wire.Stats(number) | wire.Tokens(number):
+                if number in self._asked:
+                    self._answer(number, message)
             case wire.Progress():
                 self.on_progress(message)
             case wire.Ready():
@@ -270,8 +286,8 @@ class Router:
                 self.dying = message
                 self.on_dying()
 
-    def _answer(self, token: int, answer: dict[str, float] | OctavoError) -> None:
-        waiter, box = self._stats.pop(token)
+    def _answer(self, number: int, answer: wire.Stats | wire.Tokens | OctavoError) -> None:
+        waiter, box = self._asked.pop(number)
         self._rest_if_idle()
         box.append(answer)
         if not waiter.done():
@@ -288,7 +304,7 @@ class Router:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.end(make())
-        for token in list(self._stats):
-            self._answer(token, make())
+        for number in list(self._asked):
+            self._answer(number, make())
         self.heartbeat.stop()
         return list(requests)

@@ -32,6 +32,7 @@ class Reply:
     before each delta. finish_reason: of all choices ("length" is set by itself at max_tokens).
     fail: end in this code of wire.Failed (overloaded, invalid_request, prompt_too_long, timeout, failed) after the
     text, saying message. die: the whole engine dies after the text. hang: nothing comes after the text.
+    prompt_logprobs: of each prompt token but the first, given where the request asks for them.
     """
 
     text: str | Sequence[str] = ""
@@ -41,6 +42,7 @@ class Reply:
     message: str = "scripted"
     die: bool = False
     hang: bool = False
+    prompt_logprobs: Sequence[float] | None = None
 
     def pieces(self) -> list[str]:
         return re.findall(r"\s*\S+\s*$|\s*\S+", self.text) if isinstance(self.text, str) else list(self.text)
@@ -53,10 +55,14 @@ class ScriptedEngine:
     """Answers prompts from a script: a mapping from prompt text (of a chat: the last message) to the answer, or a
     function of the request. What the mapping lacks gets `default`; None refuses it as an invalid request.
 
+    A text's tokens are numbers, one a word, from 0. options: what Ready says.
     requests: every request that came, in order. aborted: the ids of those whose reader left or aborted them.
     """
 
-    def __init__(self, script: Script | None = None, *, default: Reply | str | None = None) -> None:
+    def __init__(
+        self, script: Script | None = None, *, default: Reply | str | None = None, options: EngineOptions | None = None
+    ) -> None:
+        self._options = options or EngineOptions(model="scripted")
         self._script = script if script is not None else {}
         self._default = default
         self.requests: list[wire.Generate] = []
@@ -98,6 +104,8 @@ class ScriptedEngine:
                         self._abort(request_id)
                 case wire.StatsRequest(token):
                     self._emit(wire.Stats(token, {"num_requests_running": float(len(self._running))}))
+                case wire.Tokenize(request_id, text):
+                    self._emit(wire.Tokens(request_id, tuple(range(len(text.split())))))
                 case wire.Goodbye() | wire.Drain():
                     self._running.clear()
 
@@ -116,10 +124,11 @@ class ScriptedEngine:
             self._outbox.append(wire.encode(list(messages)))
             self._loop.soon(self._on_readable)
 
-    @staticmethod
-    def _ready() -> wire.Ready:
-        options = EngineOptions(model="scripted")
-        return wire.Ready(wire.PROTOCOL_VERSION, 0, "scripted", options, "Scripted", True, True, 1 << 31, 1, ())
+    def _ready(self) -> wire.Ready:
+        vocabulary = 1 << 31
+        return wire.Ready(
+            wire.PROTOCOL_VERSION, 0, "scripted", self._options, "Scripted", True, True, vocabulary, 1, ()
+        )
 
     def _reply(self, message: wire.Generate) -> Reply | str | None:
         if callable(self._script):
@@ -176,7 +185,11 @@ class ScriptedEngine:
             which = "total" if reply.fail == "timeout" else None
             return wire.Failed(message.request_id, reply.fail or "failed", reply.message, which, prompt, usage)
         choices = tuple(wire.Choice(i, reason, None, None) for i in range(message.params.n))
-        return wire.Finished(message.request_id, choices, prompt, usage)
+        logprobs: tuple[wire.TokenLogprob | None, ...] | None = None
+        if message.params.prompt_logprobs is not None and reply.prompt_logprobs is not None:
+            scored = zip(prompt[1:], reply.prompt_logprobs, strict=True)
+            logprobs = (None, *(wire.TokenLogprob(token, logprob, 1) for token, logprob in scored))
+        return wire.Finished(message.request_id, choices, prompt, usage, logprobs)
 
     def _abort(self, request_id: int) -> None:
         if request_id not in self._running:

@@ -33,13 +33,15 @@ __all__ = [
     "Stats",
     "StatsRequest",
     "TokenLogprob",
+    "Tokenize",
+    "Tokens",
     "Usage",
     "decode_to_client",
     "decode_to_engine",
     "encode",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -97,6 +99,14 @@ class Drain(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """A client of a shared engine leaves: its requests are aborted, nothing is answered."""
+
+
+class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt."""
+
+    request_id: int
+    text: str
+    special: bool = True
 
 
 # ---- to the client ---------------------------------------------------------------------------------------------
@@ -195,6 +205,14 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=25):
     values: dict[str, float]
 
 
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """Answer to Tokenize. error: why there are none, as where the checkpoint has no tokenizer."""
+
+    request_id: int
+    token_ids: tuple[int, ...]
+    error: str | None = None
+
+
 class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     """The engine is about to exit. code: start_failed, model, invalid_option, protocol, drained, internal."""
 
@@ -202,8 +220,8 @@ class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     message: str
 
 
-ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye
-ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying
+ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye | Tokenize
+ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])

@@ -2,7 +2,8 @@
 
 A cell is floor / time, where floor = max(bytes / read bandwidth, operations / multiply-add peak) and both probes run
 between the kernels, on the same thread pool. Best of several rounds on both sides. Weights cycle through 128 MB so that
-they come from memory, as they do in a model. With one thread all times are CPU times, which hold on a busy machine too.
+they come from memory, as they do in a model. Products with int8 activations are held to the peak of int8 multiply-adds
+(vpdpbusd), all others to that of bfloat16. With one thread all times are CPU times, which hold on a busy machine too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo_engine.ops import PackedLinear
+from octavo_engine.ops import Activations, PackedLinear, QuantizedLinear
 from octavo_engine.ops.cpu import CpuOps, load_library
 
 ROWS = [1, 4, 16, 64, 512]
@@ -34,6 +35,19 @@ LINEAR = {
     "7B gate_up": (22016, 4096),
     "7B down": (4096, 11008),
 }
+GATED = ("gate_up",)
+# name: bits, group size, symmetric, activations.
+QUANTIZED = {
+    "int4 g32": (4, 32, True, Activations.INT8),
+    "int4 g32 asym": (4, 32, False, Activations.INT8),
+    "int4 g128": (4, 128, True, Activations.INT8),
+    "int4 g128 asym": (4, 128, False, Activations.INT8),
+    "int8": (8, 0, True, Activations.INT8),
+    "W4A16 g32": (4, 32, True, Activations.FLOAT),
+    "W4A16 g128": (4, 128, True, Activations.FLOAT),
+    "W8A16": (8, 0, True, Activations.FLOAT),
+}
+FORMATS = ["bf16", "attention", *QUANTIZED]
 # name: (Hq, Hkv, D)
 ATTENTION = {"135M": (9, 3, 64), "1.1B": (32, 4, 64), "7B": (32, 32, 128)}
 WORKING_SET = 128 << 20
@@ -49,6 +63,7 @@ class Case:
     repeats: int
     run: Callable[[], None]
     clock: Callable[[], float]
+    int8: bool = False
     best: float = float("inf")
 
     def measure(self) -> None:
@@ -59,19 +74,22 @@ class Case:
 
 @dataclass
 class Probe:
-    """The best bandwidth [bytes/s] and bfloat16 peak [FLOP/s] seen so far."""
+    """The best bandwidth [bytes/s] and peaks of bfloat16 and int8 [operations/s] seen so far."""
 
     memory: torch.Tensor
     bandwidth: float = 0.0
     peak: float = 0.0
+    int8_peak: float = 0.0
 
     def measure(self) -> None:
         library = load_library()
         self.bandwidth = max(self.bandwidth, library.probe_bandwidth(self.memory))
         self.peak = max(self.peak, library.probe_arithmetic(True, 300_000))
+        self.int8_peak = max(self.int8_peak, library.probe_arithmetic_int8(300_000))
 
     def share(self, case: Case) -> float:
-        return max(case.bytes / self.bandwidth, case.flops / self.peak) / case.best
+        peak = self.int8_peak if case.int8 else self.peak
+        return max(case.bytes / self.bandwidth, case.flops / peak) / case.best
 
 
 def clock(ops: CpuOps) -> Callable[[], float]:
@@ -94,6 +112,30 @@ def linear_case(ops: CpuOps, n: int, k: int, rows: int, memory: torch.Tensor) ->
             ops.linear(x, weights[i])
 
     return Case(size, flops, repeats, run, clock(ops))
+
+
+def quantized_case(ops: CpuOps, name: str, shape: str, rows: int, memory: torch.Tensor) -> Case:
+    bits, group_size, symmetric, activations = QUANTIZED[name]
+    n, k = LINEAR[shape]
+    gated = shape.endswith(GATED)
+    panels, panel = n // 32, int(load_library().quantized_panel_bytes(n, k, bits, group_size, symmetric))
+    size = panels * panel
+    copies = max(1, memory.numel() // size)
+    weights = [
+        QuantizedLinear(
+            memory[i * size : (i + 1) * size].view(panels, panel), n, k, bits, group_size, symmetric, activations, gated
+        )
+        for i in range(copies)
+    ]
+    x = torch.randn(rows, k).bfloat16()
+    flops = 2.0 * rows * n * k
+    repeats = copies if rows == 1 else max(1, min(copies, int(8e9 / flops)))
+
+    def run() -> None:
+        for i in range(repeats):
+            ops.linear(x, weights[i])
+
+    return Case(size, flops, repeats, run, clock(ops), int8=activations is not Activations.FLOAT)
 
 
 def attention_case(ops: CpuOps, heads: tuple[int, int, int], sequences: int, context: int, queries: int) -> Case:
@@ -140,38 +182,51 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--isa", default=None)
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--formats", default=",".join(FORMATS), help=f"some of {','.join(FORMATS)}")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of the products")
     options = parser.parse_args()
+    formats, row_counts = options.formats.split(","), [int(m) for m in options.rows.split(",")]
+    if unknown := set(formats) - set(FORMATS):
+        parser.error(f"--formats has {', '.join(sorted(unknown))}; known: {', '.join(FORMATS)}")
     ops = CpuOps(isa=options.isa, num_threads=options.threads)
     memory = torch.empty(WORKING_SET + (256 << 20), dtype=torch.uint8)
     load_library().advise_huge_pages(memory)
     memory.view(torch.bfloat16).normal_()
     probe = Probe(memory)
     weights = memory[-memory.data_ptr() % (2 << 20) :][:WORKING_SET]
+    shapes = {name: shape for name, shape in LINEAR.items() if options.only in name}
 
-    linear = {
-        name: [linear_case(ops, n, k, m, weights if n * k * 2 <= WORKING_SET else memory) for m in ROWS]
-        for name, (n, k) in LINEAR.items()
-        if options.only in name
-    }
-    attention = {
-        name: [
-            attention_case(ops, heads, 64, 256, 1),
-            attention_case(ops, heads, 8, 2048, 1),
-            attention_case(ops, heads, 1, 512, 512),
-            attention_case(ops, heads, 1, 2048, 512),
-        ]
-        for name, heads in ATTENTION.items()
-        if options.only in name
-    }
-    measure(probe, [case for row in (*linear.values(), *attention.values()) for case in row], options.rounds)
+    tables: dict[str, dict[str, list[Case]]] = {}
+    for kind in formats:
+        if kind == "bf16":
+            tables["linear, bf16"] = {
+                name: [linear_case(ops, n, k, m, weights if n * k * 2 <= WORKING_SET else memory) for m in row_counts]
+                for name, (n, k) in shapes.items()
+            }
+        elif kind == "attention":
+            tables["attention, bf16"] = {
+                name: [
+                    attention_case(ops, heads, 64, 256, 1),
+                    attention_case(ops, heads, 8, 2048, 1),
+                    attention_case(ops, heads, 1, 512, 512),
+                    attention_case(ops, heads, 1, 2048, 512),
+                ]
+                for name, heads in ATTENTION.items()
+                if options.only in name
+            }
+        else:
+            tables[kind] = {name: [quantized_case(ops, kind, name, m, weights) for m in row_counts] for name in shapes}
+    measure(probe, [case for table in tables.values() for row in table.values() for case in row], options.rounds)
     print(
         f"{platform.processor() or platform.machine()}, {ops.isa}, {ops.num_threads} threads: "
-        f"{probe.bandwidth / 1e9:.1f} GB/s read, {probe.peak / 1e9:.0f} GFLOP/s bfloat16"
+        f"{probe.bandwidth / 1e9:.1f} GB/s read, {probe.peak / 1e9:.0f} GFLOP/s bfloat16, "
+        f"{probe.int8_peak / 1e9:.0f} GOP/s int8"
     )
-    print_table("linear, bf16", [f"{m} rows" for m in ROWS], linear, probe)
-    columns = ["64 x 256 decode", "8 x 2048 decode", "prefill 512", "512 after 1536"]
-    print_table("attention, bf16", columns, attention, probe)
+    for title, table in tables.items():
+        attention = ["64 x 256 decode", "8 x 2048 decode", "prefill 512", "512 after 1536"]
+        columns = attention if title.startswith("attention") else [f"{m} rows" for m in row_counts]
+        print_table(title, columns, table, probe)
 
 
 if __name__ == "__main__":

@@ -21,51 +21,12 @@ from octavo_engine.weights.gguf_file import GGUFFile
 from tests.models.stepper import Stepper
 from tests.models.tiny import LLAMA3, answers, oracle, prompts, reference_logits
 from tests.support.checkpoints import real_model
-from tests.support.oracle import GGUF_NAMES, transformers_smollm2
+from tests.support.gguf_files import as_stored, dequantized, permuted, write_gguf
+from tests.support.oracle import transformers_smollm2
 
 Folder = Callable[[str], Path]
-QUANTS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
-
-
-def gguf_name(name: str) -> str:
-    for ours, theirs in GGUF_NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def permuted(value: Tensor, heads: int) -> Tensor:
-    """Rows of each head from (first half; second half) to alternating, as llama.cpp's converter writes q and k."""
-    return value.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(value.shape)
-
-
-def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], quant: str, **more: Any) -> Path:
-    """A llama GGUF; matrices in `quant`, vectors in F32. `more`: metadata to add, by key with `__` for dots."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_token_list([f"<{i}>" for i in range(config["vocab_size"])])
-    writer.add_token_types([1] * config["vocab_size"])
-    writer.add_add_bos_token(True)
-    for key, value in more.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(key.replace("__", "."), value)
-    for name, value in tensors.items():
-        if "q_proj" in name or "k_proj" in name:
-            value = permuted(value, config[f"num_{'attention' if 'q_proj' in name else 'key_value'}_heads"])
-        kind = gguf.GGMLQuantizationType[quant if value.ndim == 2 else "F32"]
-        writer.add_tensor(gguf_name(name), gguf.quantize(value.numpy(), kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+QUANTS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 
 WIDE = {
@@ -78,44 +39,78 @@ WIDE = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-5,
 }
+WIDER = WIDE | {"hidden_size": 256, "intermediate_size": 512}  # rows of whole blocks of 256
 
 
-def random_tensors(*, bias: bool = False) -> dict[str, Tensor]:
+def random_tensors(config: dict[str, Any] = WIDE, *, bias: bool = False) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (96, 64), "model.norm.weight": (64,)}
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (96, hidden), "model.norm.weight": (hidden,)}
     for i in range(2):
         layer = f"model.layers.{i}."
         for name, rows, columns in (
-            ("self_attn.q_proj", 64, 64),
-            ("self_attn.k_proj", 32, 64),
-            ("self_attn.v_proj", 32, 64),
-            ("self_attn.o_proj", 64, 64),
-            ("mlp.gate_proj", 96, 64),
-            ("mlp.up_proj", 96, 64),
-            ("mlp.down_proj", 64, 96),
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", hidden // 2, hidden),
+            ("self_attn.v_proj", hidden // 2, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", width, hidden),
+            ("mlp.up_proj", width, hidden),
+            ("mlp.down_proj", hidden, width),
         ):
             shapes[f"{layer}{name}.weight"] = (rows, columns)
             if bias and "attn" in name:
                 shapes[f"{layer}{name}.bias"] = (rows,)
-        shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (64,)
+        shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
     return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("quant", QUANTS)
+def published(name: str, value: Tensor, quant: str, config: dict[str, Any] = WIDE) -> Tensor:
+    """What the gguf package makes of the tensor in a file of this type, in published row order."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    moved = next((count for part, count in heads.items() if part in name), None)
+    data, kind = as_stored(permuted(value, moved) if moved else value, quant if value.ndim == 2 else "F32")
+    out = torch.from_numpy(np.array(gguf.dequantize(data, kind)))
+    return out.unflatten(0, (moved, -1, 2)).transpose(1, 2).reshape(value.shape) if moved else out
+
+
+@pytest.mark.parametrize("quant", QUANTS + K_QUANTS)
 def test_tensors_equal_the_gguf_packages_own(quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = random_tensors(bias=True)
+    config = WIDER if quant in K_QUANTS else WIDE
+    tensors = random_tensors(config, bias=True)
     monkeypatch.setattr(gguf_llama, "_PIECE", 1000)
-    source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, tensors, quant))
+    source = open_source(write_gguf(tmp_path / "m.gguf", config, tensors, quant))
     assert isinstance(source.checkpoint, gguf_llama.GGUFCheckpoint)
     assert source.kind == "gguf"
     assert set(source.checkpoint.names()) == set(tensors)
     for name, value in tensors.items():
-        kind = gguf.GGMLQuantizationType[quant if value.ndim == 2 else "F32"]
-        expected = gguf.dequantize(gguf.quantize(value.numpy(), kind), kind)
-        assert torch.equal(source.checkpoint.get(name).float(), torch.from_numpy(np.array(expected))), name
+        read = source.checkpoint.get(name)
+        assert torch.equal(read.float(), published(name, value, quant, config)), name
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert torch.equal(source.checkpoint.get_as(name, dtype), source.checkpoint.get(name).to(dtype)), name
+            assert torch.equal(source.checkpoint.get_as(name, dtype), read.to(dtype)), name
     assert sum(map(source.checkpoint.nbytes, source.checkpoint.names())) <= source.path.stat().st_size
+
+
+@pytest.mark.parametrize("quant", QUANTS + K_QUANTS)
+def test_codes_as_stored(quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q8_0, Q4_0 and Q4_1 come as codes and scales that mean the same to the bit; the others don't come."""
+    config = WIDER if quant in K_QUANTS else WIDE
+    tensors = random_tensors(config, bias=True)
+    monkeypatch.setattr(gguf_llama, "_PIECE", 1000)
+    checkpoint = open_source(write_gguf(tmp_path / "m.gguf", config, tensors, quant)).checkpoint
+    assert isinstance(checkpoint, gguf_llama.GGUFCheckpoint)
+    for name, value in tensors.items():
+        weight = checkpoint.get_quantized(name)
+        if value.ndim == 1 or quant not in ("Q8_0", "Q4_0", "Q4_1"):
+            assert weight is None, name
+            continue
+        assert weight is not None
+        assert (weight.bits, weight.group_size) == (8 if quant == "Q8_0" else 4, 32)
+        assert (weight.offsets is not None) == (quant == "Q4_1")
+        assert weight.codes.shape == value.shape
+        assert weight.codes.dtype == torch.uint8
+        assert weight.scales.shape == (value.shape[0], value.shape[1] // 32)
+        assert weight.scales.dtype == torch.float16
+        assert torch.equal(dequantized(weight), published(name, value, quant)), name
 
 
 def test_config_and_metadata(tmp_path: Path) -> None:
@@ -181,8 +176,8 @@ def test_other_scalings(more: dict[str, Any], expected: dict[str, Any], tmp_path
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     tensors = random_tensors()
-    with pytest.raises(SourceError, match=r"tensor token_embd\.weight has ggml type 6; read are F32, F16, Q4_0"):
-        open_source(write_gguf(path, WIDE, tensors, "Q5_0"))
+    with pytest.raises(SourceError, match=r"token_embd\.weight has ggml type 20 \(IQ4_NL\); read are F32, F16, Q4_0"):
+        open_source(write_gguf(path, WIDE, tensors, "IQ4_NL"))
     with pytest.raises(SourceError, match=r"llama\.expert_count 8"):
         open_source(write_gguf(path, WIDE, tensors, "F16", llama__expert_count=8))
     with pytest.raises(SourceError, match=r"key_length 32|dimension_count 16"):

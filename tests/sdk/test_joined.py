@@ -76,7 +76,7 @@ async def test_tcp_with_curve_keys(anyio_backend: Any) -> None:
 
     def answer() -> None:
         peer, _ = socket.recv_multipart()
-        ready = wire.Ready(1, os.getpid(), "0", EngineOptions(), "Curve", True, True, 1, 1, ())
+        ready = wire.Ready(wire.PROTOCOL_VERSION, os.getpid(), "0", EngineOptions(), "Curve", True, True, 1, 1, ())
         socket.send_multipart((peer, wire.encode([ready])))
 
     try:

@@ -32,6 +32,8 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Drain(), "919205c3"),
     (wire.Drain(abort=False), "919205c2"),
     (wire.Goodbye(), "919106"),
+    (wire.Tokenize(5, "hé"), "91940705a368c3a9c3"),
+    (wire.Tokenize(6, "", special=False), "91940706a0c2"),
 ]
 
 TO_CLIENT: list[tuple[Any, str]] = [
@@ -75,6 +77,8 @@ TO_CLIENT: list[tuple[Any, str]] = [
         wire.Stats(12, {"num_requests_running": 3.0}),
         "9193190c81b46e756d5f72657175657374735f72756e6e696e67cb4008000000000000",
     ),
+    (wire.Tokens(5, (1, 49151)), "91941b059201cdbfffc0"),
+    (wire.Tokens(6, (), "none"), "91941b0690a46e6f6e65"),
     (wire.Dying("internal", "IndexError"), "91931aa8696e7465726e616caa496e6465784572726f72"),
 ]
 

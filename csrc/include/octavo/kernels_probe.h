@@ -11,6 +11,8 @@ struct ProbeKernels {
   // `rounds` times 24 independent multiply-adds of 16 lanes; returns the floating-point operations done.
   double (*multiply_add_float32)(int64_t rounds, float* sink);
   double (*multiply_add_bfloat16)(int64_t rounds, float* sink);
+  // The same of products of an unsigned and a signed byte, four a lane, added in int32.
+  double (*multiply_add_int8)(int64_t rounds, float* sink);
 };
 
 OCTAVO_KERNELS(ProbeKernels, probe_kernels)

@@ -13,17 +13,20 @@ struct QuantizedLayout {
   bool symmetric;      // codes count from 2^(bits-1), else there are offsets
   int64_t n, k;
 
-  int64_t group() const { return group_size ? group_size : k; }
-  int64_t groups() const { return group_size ? (k + group_size - 1) / group_size : 1; }
-  int64_t step() const { return bits == 4 ? 8 : 4; }                       // k of two lines
-  int64_t code_bytes(int64_t width) const { return (width + step() - 1) / step() * 128; }
-  int64_t scale_bytes() const { return group_size ? 64 : 128; }            // 32 float16, or 32 float32
-  int64_t group_bytes(int64_t width) const { return code_bytes(width) + scale_bytes() * (symmetric ? 1 : 2); }
-  int64_t panel_bytes() const {
+  // Always inline, as everything that several instruction sets compile.
+#define OCTAVO_LAYOUT __attribute__((always_inline)) int64_t
+  OCTAVO_LAYOUT group() const { return group_size ? group_size : k; }
+  OCTAVO_LAYOUT groups() const { return group_size ? (k + group_size - 1) / group_size : 1; }
+  OCTAVO_LAYOUT step() const { return bits == 4 ? 8 : 4; }  // k of two lines
+  OCTAVO_LAYOUT code_bytes(int64_t width) const { return (width + step() - 1) / step() * 128; }
+  OCTAVO_LAYOUT scale_bytes() const { return group_size ? 64 : 128; }  // 32 float16, or 32 float32
+  OCTAVO_LAYOUT group_bytes(int64_t width) const { return code_bytes(width) + scale_bytes() * (symmetric ? 1 : 2); }
+  OCTAVO_LAYOUT panel_bytes() const {
     int64_t last = k - (groups() - 1) * group();
     return (groups() - 1) * group_bytes(group()) + group_bytes(last);
   }
-  int64_t panels() const { return (n + 31) / 32; }
+  OCTAVO_LAYOUT panels() const { return (n + 31) / 32; }
+#undef OCTAVO_LAYOUT
 };
 
 // y = x . w, out of activations in int8 (one scale a row) or as they are.

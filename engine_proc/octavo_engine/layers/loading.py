@@ -14,11 +14,10 @@ from octavo_engine.layers.embedding import Embedding
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.norm import LayerNorm, RMSNorm
 from octavo_engine.ops import Activation
-from octavo_engine.quant.float import FloatScheme
 
 if TYPE_CHECKING:
-    from octavo_engine.ops import Ops, QuantizedWeight
-    from octavo_engine.quant.scheme import Scheme
+    from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
+    from octavo_engine.quant.scheme import Formats, Scheme
 
 __all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress"]
 
@@ -30,7 +29,8 @@ class Checkpoint(Protocol):
     """Tensors by published name, read one at a time (octavo_engine.weights has the readers).
 
     A reader that has to convert anyway may also have get_as(name, dtype), one of a file that holds quantised tensors
-    get_quantized(name) -> QuantizedWeight | None.
+    get_quantized(name) -> QuantizedWeight | None, one of a mapped file release(name), which gives the tensor's pages
+    back to the system.
     """
 
     def names(self) -> Iterable[str]: ...
@@ -54,15 +54,17 @@ class Loader:
         ops: Ops,
         checkpoint: Checkpoint,
         dtype: torch.dtype,
-        scheme: Scheme,
+        formats: Formats,
         progress: Progress | None = None,
     ) -> None:
-        self.ops, self.dtype, self.scheme = ops, dtype, scheme
+        """dtype: of weights that stay in floats, and with it of activations."""
+        self.ops, self.dtype, self.formats = ops, dtype, formats
         self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         self.prefix = ""
         self._checkpoint, self._progress = checkpoint, progress
         self._get_as: Callable[[str, torch.dtype], Tensor] | None = getattr(checkpoint, "get_as", None)
         self._get_quantized: Callable[[str], QuantizedWeight | None] | None = getattr(checkpoint, "get_quantized", None)
+        self._release: Callable[[str], None] = getattr(checkpoint, "release", lambda name: None)
         self._unread = {name: checkpoint.nbytes(name) for name in checkpoint.names()}
         self._total = sum(self._unread.values())
         self._done = [0]
@@ -116,14 +118,9 @@ class Loader:
         if self._progress is not None:
             self._progress("load", self._done[0], self._total, full)
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """[size] float32: a bias or a norm's weight."""
-        return self.tensor(name, size).to(torch.float32, copy=True)
-
     def embedding(self, name: str, rows: int, width: int, *, skip: int = 0) -> Embedding:
-        """A lookup table; `skip` leaves out first rows that no id reaches."""
-        table = self.tensor(f"{name}.weight", rows, width, dtype=self.dtype)[skip:]
-        return Embedding(self.ops, table.clone(memory_format=torch.contiguous_format))
+        """A lookup table of floats; `skip` leaves out first rows that no id reaches."""
+        return Embedding(self.ops, self._table(f"{name}.weight", rows, width, skip))
 
     def embedding_and_head(
         self, name: str, rows: int, width: int, *, head: str, tied: bool
@@ -134,17 +131,16 @@ class Loader:
         """
         if tied:
             self.ignore(re.escape(f"{head}.weight"))
-            linear = self._float().linear(name, rows, width, Parallel.COLUMN, bias=False)
-            return Embedding(self.ops, linear.weight), linear
-        embed = self.embedding(name, rows, width)
-        return embed, self._float(prefix="").linear(head, rows, width, Parallel.COLUMN, bias=False)
-
-    def _float(self, prefix: str | None = None) -> Loader:
-        """For the head, which no scheme quantises: published quantised checkpoints keep it in float."""
-        view = self.at("")
-        view.prefix = self.prefix if prefix is None else prefix
-        view.scheme = FloatScheme(self.dtype)
-        return view
+            weight = self._weight((name,), (rows,), width, self.formats.head)
+            return Embedding(self.ops, weight), self._linear(weight, None, (rows,), Parallel.COLUMN)
+        if self.formats.embedding is None:
+            embed = self.embedding(name, rows, width)
+        else:
+            embed = Embedding(self.ops, self._weight((name,), (rows,), width, self.formats.embedding))
+        root = self.at("")
+        root.prefix = ""
+        weight = root._weight((head,), (rows,), width, self.formats.head)
+        return embed, self._linear(weight, None, (rows,), Parallel.COLUMN)
 
     def rms_norm(self, name: str, size: int, eps: float) -> RMSNorm:
         return RMSNorm(self.ops, self.vector(f"{name}.weight", size), eps, self.act_dtype)
@@ -171,22 +167,52 @@ class Loader:
 
         parts: where a published layer is itself a stack, its parts' sizes (see Linear).
         """
-        names = [names] if isinstance(names, str) else names
-        sizes = [out_features] if isinstance(out_features, int) else list(out_features)
+        names = (names,) if isinstance(names, str) else tuple(names)
+        sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
+        weight = self._weight(names, sizes, in_features, self.formats.linear, gated=gated, transposed=transposed)
+        biases = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True) if bias]
+        return self._linear(weight, torch.cat(biases) if biases else None, parts or sizes, parallel, act)
+
+    def _linear(
+        self,
+        weight: LinearWeight,
+        bias: Tensor | None,
+        parts: tuple[int, ...],
+        parallel: Parallel,
+        act: Activation = Activation.NONE,
+    ) -> Linear:
+        return Linear(self.ops, weight, bias, parts=parts, parallel=parallel, act=act)
+
+    # ---- what a layer is made of ------------------------------------------------------------------------------
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """[size] float32: a bias or a norm's weight."""
+        return self.tensor(name, size).to(torch.float32, copy=True)
+
+    def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
+        table = self.tensor(name, rows, width, dtype=self.dtype)[skip:].clone(memory_format=torch.contiguous_format)
+        self._release(self.prefix + name)
+        return table
+
+    def _weight(
+        self,
+        names: tuple[str, ...],
+        sizes: tuple[int, ...],
+        in_features: int,
+        scheme: Scheme,
+        *,
+        gated: bool = False,
+        transposed: bool = False,
+    ) -> LinearWeight:
+        """The weights of published layers, stacked by rows and packed."""
         read = [
-            self.scheme.read(self, name, size, in_features, transposed=transposed)
+            scheme.read(self, name, size, in_features, transposed=transposed)
             for name, size in zip(names, sizes, strict=True)
         ]
-        weight = self.scheme.pack(self.ops, read, gated=gated)
-        biases = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True) if bias]
-        return Linear(
-            self.ops,
-            weight,
-            torch.cat(biases) if biases else None,
-            parts=parts or tuple(sizes),
-            parallel=parallel,
-            act=act,
-        )
+        weight = scheme.pack(self.ops, read, gated=gated)
+        for name in names:
+            self._release(f"{self.prefix}{name}.weight")
+        return weight
 
     def ignore(self, pattern: str) -> None:
         """Account for tensors that carry nothing: buffers that the equations give, duplicates of tied weights."""

@@ -15,9 +15,10 @@ from octavo_engine.models.gpt2 import GPT2
 from octavo_engine.models.llama import Llama
 from octavo_engine.models.mistral import Mistral
 from octavo_engine.models.opt import OPT
-from octavo_engine.quant.float import FloatScheme
+from octavo_engine.quant.formats import choose_formats, resolve
 
 if TYPE_CHECKING:
+    from octavo.options import Quantization
     from octavo_engine.ops import Ops
 
 __all__ = ["ARCHITECTURES", "load_model"]
@@ -60,13 +61,17 @@ def load_model(
     dtype: torch.dtype,
     progress: Progress | None = None,
     *,
+    quantization: str | Quantization | None = None,
     max_model_len: int | None = None,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
-    dtype: of the weights: float32, bfloat16 or float16. max_model_len: where the engine serves other lengths than
-    the checkpoint's own max_position; it sizes the rotation table and freezes the scalings that depend on a length.
-    Raises UnsupportedModel, CheckpointMismatch.
+    dtype: float32, bfloat16 or float16, of the weights that stay in floats. quantization: as EngineOptions has it: of
+    linear layers, and by its flags of the head and the token embedding; norms, biases and position embeddings stay in
+    floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
+    the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
+    scalings that depend on a length.
+    Raises UnsupportedModel, CheckpointMismatch, NotQuantizable.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UnsupportedModel("dtype", dtype, "float32, bfloat16, float16")
@@ -74,7 +79,9 @@ def load_model(
     if config.get("quantization_config", default=None) is not None:
         raise UnsupportedModel("quantization_config", config.get("quantization_config"), "float checkpoints")
     builder = find_model(source.config)
-    loader = Loader(ops, source.checkpoint, dtype, FloatScheme(dtype), progress)
+    stored = hasattr(source.checkpoint, "get_quantized")
+    formats = choose_formats(resolve(quantization), dtype, stored=stored)
+    loader = Loader(ops, source.checkpoint, dtype, formats, progress)
     with _one_torch_thread():
         model = builder(config, loader, max_model_len)
     loader.finish()

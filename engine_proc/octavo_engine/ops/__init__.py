@@ -205,6 +205,19 @@ class Ops(Protocol):
         """The exact inverse of pack_quantized."""
         ...
 
+    def quantize(self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
+        """Float weights [N_i, K], stacked by rows and rounded to the nearest code (ops.reference_rounding).
+
+        4 bits take group_size 32, 64 or 128; 8 bits group_size 0 and symmetric. Scales are rounded to their dtype
+        before codes are chosen. A group that no finite scale holds (infinities, NaN, beyond float16) gets a
+        scale or offset that is not finite: the caller must look.
+        """
+        ...
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        """[nbytes] uint8, uninitialised, where weights are read fastest; its address is a multiple of 64."""
+        ...
+
     # ---- dense ---------------------------------------------------------------------------------------------
     def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
         """ids [T] int32, table [V, H] any float -> [T, H] float32 = table[ids] * scale.

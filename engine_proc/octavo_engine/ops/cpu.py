@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, OpsUnavailable, PackedLinear
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops.cpu_quantized import QuantizedOps
+from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +84,7 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-class CpuOps:
+class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
@@ -121,6 +123,8 @@ class CpuOps:
         self._copy_pages = library.copy_pages
         self._sample = library.sample
         self._logprobs = library.logprobs
+        self._bind_quantized(library)
+        self._bind_rounding(library)
 
     def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
@@ -140,8 +144,15 @@ class CpuOps:
         self._unpack_linear(weight, packed.data, packed.gated)
         return weight
 
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return self._memory.empty((nbytes,), torch.uint8)
+
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
+        if isinstance(table, QuantizedLinear):
+            out = self._empty((ids.shape[0], table.in_features), torch.float32)
+            self._lookup_quantized(out, ids, table, scale)
+            return out
         if isinstance(table, PackedLinear):
             rows, width = table.out_features, table.in_features
             out = self._empty((ids.shape[0], width), torch.float32)
@@ -164,7 +175,7 @@ class CpuOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedLinear,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         *,
         act: Activation = Activation.NONE,
@@ -172,11 +183,17 @@ class CpuOps:
     ) -> Tensor:
         n = weight.out_features
         out = self._empty((x.shape[0], n // 2 if weight.gated else n), out_dtype or x.dtype)
-        self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
+        if isinstance(weight, QuantizedLinear):
+            self._multiply_quantized(out, x, weight, bias, act)
+        else:
+            self._linear(out, x, weight.data, bias, n, int(act), weight.gated)
         return out
 
-    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
-        self._linear_add(residual, x, weight.data, bias, weight.out_features)
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
+        if isinstance(weight, QuantizedLinear):
+            self._multiply_quantized_add(residual, x, weight, bias)
+        else:
+            self._linear_add(residual, x, weight.data, bias, weight.out_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
         out = self._empty(x.shape, out_dtype)

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from octavo_engine.ops import Activation, PackedLinear, TensorSpec
+from octavo_engine.ops import (
+    Activation,
+    Activations,
+    LinearWeight,
+    PackedLinear,
+    QuantizedLinear,
+    QuantizedWeight,
+    TensorSpec,
+    reference_quantized,
+    reference_rounding,
+)
 
 __all__ = ["ReferenceOps", "pack_width", "philox4x32"]
 
@@ -88,10 +98,28 @@ class ReferenceOps:
         halves = rows.view(-1, 2, 16, packed.in_features).transpose(0, 1).reshape(2, -1, packed.in_features)
         return halves[:, : packed.out_features // 2].reshape(packed.out_features, packed.in_features)
 
+    def pack_quantized(
+        self, weight: QuantizedWeight, activations: Activations, *, gated: bool = False, threshold: float = 6.0
+    ) -> QuantizedLinear:
+        return reference_quantized.pack_quantized(weight, activations, gated=gated, threshold=threshold)
+
+    def unpack_quantized(self, packed: QuantizedLinear) -> QuantizedWeight:
+        return reference_quantized.unpack_quantized(packed)
+
+    def quantize(self, weights: Sequence[Tensor], *, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
+        return reference_rounding.quantize(weights, bits=bits, group_size=group_size, symmetric=symmetric)
+
+    def weight_memory(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
     # ---- dense ---------------------------------------------------------------------------------------------
-    def embedding(self, ids: Tensor, table: Tensor | PackedLinear, scale: float = 1.0) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | LinearWeight, scale: float = 1.0) -> Tensor:
+        if not isinstance(table, Tensor) and table.gated:
+            raise ValueError("an embedding can't be read from a gated weight: its rows are interleaved")
         if isinstance(table, PackedLinear):
             table = self.unpack_linear(table)
+        elif isinstance(table, QuantizedLinear):
+            table = reference_quantized.dequantize(self.unpack_quantized(table))
         return table[ids.long()].float() * scale
 
     def embedding_add_(self, residual: Tensor, ids: Tensor, table: Tensor, scale: float = 1.0) -> None:
@@ -103,21 +131,25 @@ class ReferenceOps:
     def linear(
         self,
         x: Tensor,
-        weight: PackedLinear,
+        weight: LinearWeight,
         bias: Tensor | None = None,
         *,
         act: Activation = Activation.NONE,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        y = F.linear(x.float(), self.unpack_linear(weight).float(), bias)
+        if isinstance(weight, QuantizedLinear):
+            y = reference_quantized.product(x, weight)
+            y = y if bias is None else y + bias
+        else:
+            y = F.linear(x.float(), self.unpack_linear(weight).float(), bias)
         if weight.gated:
             gate, up = y.chunk(2, dim=-1)
             y = _activate(gate, act) * up
         else:
             y = _activate(y, act)
-        return y.to(out_dtype or x.dtype)
+        return y.float().to(out_dtype or x.dtype)
 
-    def linear_add_(self, residual: Tensor, x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> None:
+    def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
         residual += self.linear(x, weight, bias, out_dtype=torch.float32)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:

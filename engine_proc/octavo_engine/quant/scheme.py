@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -10,11 +11,20 @@ if TYPE_CHECKING:
 
     from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
 
-__all__ = ["Reader", "Scheme"]
+__all__ = ["Formats", "NotQuantizable", "Reader", "Scheme"]
+
+
+class NotQuantizable(Exception):
+    """A tensor holds what the scheme's numbers can't: infinities, NaN, or more than float16 scales reach."""
 
 
 class Reader(Protocol):
-    """A checkpoint's tensors by published name (layers.loading.Loader): each read is accounted for."""
+    """A checkpoint's tensors by published name (layers.loading.Loader): each read is accounted for.
+
+    prefix: what stands before the names that are asked for.
+    """
+
+    prefix: str
 
     def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, its shape checked (no shape given: any), rounded to dtype."""
@@ -40,3 +50,16 @@ class Scheme(Protocol):
     def pack(self, ops: Ops, parts: list[Any], *, gated: bool) -> LinearWeight:
         """Stack what `read` gave for layers that share their input, by output rows, and pack it for `ops`."""
         ...
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Which scheme each kind of weight takes.
+
+    head: of the projection to the vocabulary and of an embedding tied to it. embedding: of one of its own; None is a
+    plain table of floats.
+    """
+
+    linear: Scheme
+    head: Scheme
+    embedding: Scheme | None = None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from octavo_engine.ops import QuantizedWeight
 from octavo_engine.weights.gguf_file import GGUFFile, TensorInfo
-from octavo_engine.weights.gguf_types import GGML_TYPES, GGMLType
+from octavo_engine.weights.gguf_types import GGML_TYPES, GGMLType, type_name
 from octavo_engine.weights.source import SourceError
 
 __all__ = ["GGUFCheckpoint", "gguf_config"]
@@ -35,10 +36,10 @@ _PIECE = 1 << 19  # weights, 2 MiB of float32
 
 
 class GGUFCheckpoint:
-    """Tensors dequantised one at a time: float32 out of quantised types, as stored otherwise.
+    """Tensors one at a time: float32 out of quantised types, or their codes and scales; as stored otherwise.
 
     The converter writes the rows of a head of q and k in pairs (i, i + D/2), so that llama.cpp may rotate
-    neighbours; they are put back in order here, as raw rows, before they are dequantised.
+    neighbours; they are put back in order here, as raw rows, before anything is made of them.
     """
 
     def __init__(self, file: GGUFFile) -> None:
@@ -49,7 +50,9 @@ class GGUFCheckpoint:
         for name, info in file.tensors.items():
             if info.kind not in GGML_TYPES:
                 known = ", ".join(kind.name for kind in GGML_TYPES.values())
-                raise SourceError(f"{file.path}: tensor {name} has ggml type {info.kind}; read are {known}")
+                raise SourceError(
+                    f"{file.path}: tensor {name} has ggml type {info.kind} ({type_name(info.kind)}); read are {known}"
+                )
             kind = GGML_TYPES[info.kind]
             if info.shape[-1] % kind.block or info.offset + self._size(info) > len(file.data):
                 raise SourceError(f"{file.path}: tensor {name} {info.shape} of {kind.name} passes the file's end")
@@ -71,10 +74,31 @@ class GGUFCheckpoint:
         rows, kind = self._rows(name)
         blocks = rows.reshape(-1, kind.size)
         out = torch.empty(len(blocks), kind.block, dtype=dtype)
-        step = _PIECE // kind.block
-        for at in range(0, len(blocks), step):
-            out[at : at + step] = kind.dequantize(blocks[at : at + step])
+        for piece in _pieces(len(blocks), kind):
+            out[piece] = kind.dequantize(blocks[piece])
         return out.view(self._infos[name].shape)
+
+    def get_quantized(self, name: str) -> QuantizedWeight | None:
+        """Q8_0, Q4_0 and Q4_1 as they are, nothing rounded: groups of 32 with float16 scales (and offsets); else None.
+
+        Q4_0's and Q8_0's codes are in excess of 8 and 128 and have no offset.
+        """
+        info = self._infos[name]
+        codes = GGML_TYPES[info.kind].codes
+        if codes is None or len(info.shape) != 2:
+            return None
+        rows, kind = self._rows(name)
+        blocks = rows.reshape(-1, kind.size)
+        out = torch.empty(len(blocks), kind.block, dtype=torch.uint8)
+        for piece in _pieces(len(blocks), kind):
+            codes.unpack(blocks[piece], out[piece])
+
+        def halves(at: int) -> Tensor:
+            return blocks[:, at : at + 2].contiguous().view(torch.float16).view(info.shape[0], -1)
+
+        return QuantizedWeight(
+            out.view(info.shape), halves(0), halves(2) if codes.offset else None, codes.bits, kind.block
+        )
 
     def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
         """[rows, bytes a row] uint8 in published order."""
@@ -95,6 +119,11 @@ class GGUFCheckpoint:
     def _size(info: TensorInfo) -> int:
         kind = GGML_TYPES[info.kind]
         return prod(info.shape) // kind.block * kind.size
+
+
+def _pieces(blocks: int, kind: GGMLType) -> Iterator[slice]:
+    step = max(1, _PIECE // kind.block)
+    return (slice(at, at + step) for at in range(0, blocks, step))
 
 
 def _published(name: str) -> str:
