@@ -1,6 +1,6 @@
 """`make bench`: octavo alone, through AsyncClient and a real engine process, beside the machine's own limits.
 
-make bench ARGS="--models smollm2 --streams 1,64 --rounds 5"
+make bench ARGS="--models smollm2 --quantization bf16 int4:g32 --streams 1,64 --rounds 5"
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from tests.bench.machine import save
 from tests.bench.memory import kv_memory, print_kv_memory
 from tests.bench.probe import Probe
 from tests.bench.speed import print_speed, speed
+from tests.bench.weights import weights
 from tests.bench.workload import cases
 
 _PARTS = ("speed", "memory", "host")
+# Groups of 32 are what the demo model itself came from, groups of 128 are the field's default for larger ones.
+_WEIGHTS = {"smollm2": ["bf16", "int8", "int4:g32", "stored"], "tinyllama": ["bf16", "int8", "int4:g128"]}
 
 
 def main() -> int:
@@ -36,12 +39,19 @@ def _arguments() -> argparse.Namespace:
         "--parts", type=_names, default=list(_PARTS), metavar="NAME,NAME", help="default: " + ",".join(_PARTS)
     )
     parser.add_argument("--models", type=_names, default=["smollm2", "tinyllama"], metavar="NAME,NAME")
+    parser.add_argument(
+        "--quantization",
+        nargs="+",
+        metavar="NAME",
+        help='bf16, stored, or as EngineOptions.quantization: "int4:g128,float"',
+    )
     parser.add_argument("--streams", type=_counts, default=[1, 8, 32, 64], metavar="N,N")
     parser.add_argument("--prompt", type=int, default=128, help="tokens a prompt")
     parser.add_argument("--output", type=int, default=128, help="tokens generated for each")
     parser.add_argument("--prefill", type=int, default=2048, help="tokens of the long prompt, 0 to leave it out")
     parser.add_argument("--host-streams", type=_counts, default=[1, 64, 256], metavar="N,N")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds of a case that is not repeated")
     parser.add_argument("--name", default="cpu", help="of the result file")
     return parser.parse_args()
 
@@ -61,8 +71,9 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
         result["speed"] = []
         with Probe() as probe:
             for model in options.models:
-                runs = await speed(model, todo, options.rounds, probe)
-                print_speed(model, todo, runs)
+                held = [weights(name, model) for name in options.quantization or _WEIGHTS.get(model, ["bf16"])]
+                runs = await speed(model, held, todo, options.rounds, probe, options.patience)
+                print_speed(model, held, todo, runs)
                 result["speed"] += runs
     if "memory" in options.parts:
         result["memory"] = await kv_memory("smollm2")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.floors import Machine, decode_rate, limit, overall_rate, prefill_seconds
+from octavo import InvalidOption
+from tests.bench.floors import Floor, Machine
 from tests.bench.measure import Measurement, _Arrivals
-from tests.bench.models import MODELS
+from tests.bench.models import MODELS, model_path
+from tests.bench.weights import weights
 from tests.bench.workload import Case, cases, prompts
 
 SMOL = MODELS["smollm2"]
-MACHINE = Machine(bandwidth=52e9, arithmetic=468e9)
+MACHINE = Machine(bandwidth=52e9, arithmetic=468e9, integer=936e9)
+
+
+def floor(name: str = "bf16", model: str = "smollm2") -> Floor:
+    return Floor(MODELS[model], weights(name, model), MACHINE)
 
 
 def test_weights_are_those_of_the_published_model():
@@ -22,17 +28,47 @@ def test_weights_are_those_of_the_published_model():
 
 def test_one_stream_is_bound_by_bandwidth_and_many_by_arithmetic():
     one, many = Case(1, 1, 128), Case(64, 1, 128)
-    assert decode_rate(SMOL, MACHINE, one) == pytest.approx(193, rel=0.03)
-    assert decode_rate(SMOL, MACHINE, many) == pytest.approx(468e9 / 269e6, rel=0.05)
-    assert (limit(SMOL, MACHINE, one), limit(SMOL, MACHINE, many)) == ("bandwidth", "arithmetic")
+    assert floor().decode_rate(one) == pytest.approx(193, rel=0.03)
+    assert floor().decode_rate(many) == pytest.approx(468e9 / 269e6, rel=0.05)
+    assert (floor().limit(one), floor().limit(many)) == ("bandwidth", "arithmetic")
+
+
+def test_quantised_weights_lower_both_floors():
+    one, many = Case(1, 1, 128), Case(64, 1, 128)
+    assert floor("int8").decode_rate(one) / floor().decode_rate(one) == pytest.approx(2, rel=0.03)
+    assert floor("int4:g32").decode_rate(one) / floor().decode_rate(one) == pytest.approx(16 / 4.5, rel=0.03)
+    assert floor("int8").decode_rate(many) / floor().decode_rate(many) == pytest.approx(2, rel=0.03)
+    assert floor("int8:float").decode_rate(many) == floor().decode_rate(many)
+
+
+def test_bits_of_packed_weights_are_those_of_the_file():
+    """The demo model's matrices, Q4_1 in the layers and Q8_0 in the head, by the bytes of its file."""
+    import gguf
+
+    stored = weights("stored", "smollm2")
+    matrices = [t for t in gguf.GGUFReader(model_path("smollm2")).tensors if len(t.shape) == 2]
+    expected = SMOL.layer_weights * stored.layer_bits + SMOL.head_weights * stored.head_bits
+    assert sum(int(t.n_bytes) for t in matrices) * 8 == expected
+    assert weights("int4:g128,asymmetric", "tinyllama").layer_bits == 4.25
+    assert weights("int4:g64,no_lm_head", "smollm2").head_bits == 16
+    assert [weights(name, "smollm2").integer for name in ("bf16", "int4", "int4:float", "llm_int8")] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(InvalidOption):
+        weights("int5", "smollm2")
 
 
 def test_prefill_counts_the_head_once_and_half_of_the_key_pairs():
     case = Case(1, 2048, 1)
     linear = 2 * (2048 * SMOL.layer_weights + SMOL.head_weights)
     attention = 4 * (2048 * 2049 / 2) * 30 * 576
-    assert prefill_seconds(SMOL, MACHINE, case) == pytest.approx((linear + attention) / 468e9)
-    assert overall_rate(SMOL, MACHINE, case) == pytest.approx(2048 / prefill_seconds(SMOL, MACHINE, case))
+    assert floor().prefill_seconds(case) == pytest.approx((linear + attention) / 468e9)
+    assert floor().overall_rate(case) == pytest.approx(2048 / floor().prefill_seconds(case))
+    # Attention stays in floats whatever the weights are.
+    assert floor("int8").prefill_seconds(case) == pytest.approx(linear / 936e9 + attention / 468e9)
 
 
 def test_decode_rate_counts_only_while_all_streams_run():
