@@ -18,7 +18,7 @@
 // doesn't see changes nothing in it, and whether it is visited doesn't matter.
 #include "octavo/kernels_attention.h"
 
-#include "octavo/simd.h"
+#include "octavo/attention_cache.h"
 #include "octavo/thread_pool.h"
 
 namespace octavo::OCTAVO_ISA {
@@ -41,88 +41,6 @@ constexpr int kRows = 2, kColumns = 2;
 // Rows of an item: their accumulators and the block's keys and values share the first-level cache.
 constexpr int64_t kTileFloats = 48 * 64;
 
-// 2^x for x up to about kSlack, 0 far below: within 2e-7 (five terms) or 7.5e-5 (three), by minimax fits on
-// [-1/2, 1/2].
-template <int kTerms>
-OCTAVO_INLINE Vec exp2_poly(Vec x) {
-#if !defined(OCTAVO_ISA_AVX512)  // whose scale_by_power takes any exponent
-  x = max(broadcast(-200.0f), x);
-#endif
-  const Vec n = round(x), r = x - n;
-  if constexpr (kTerms == 3) {
-    Vec p = broadcast(0.0551716685f);
-    p = fma(p, r, broadcast(0.242611125f));
-    p = fma(p, r, broadcast(0.693260968f));
-    p = fma(p, r, broadcast(0.999928057f));
-    return scale_by_power(p, n);
-  }
-  Vec p = broadcast(1.32764701e-3f);
-  p = fma(p, r, broadcast(9.67554096e-3f));
-  p = fma(p, r, broadcast(5.55071309e-2f));
-  p = fma(p, r, broadcast(2.40221202e-1f));
-  p = fma(p, r, broadcast(6.93146944e-1f));
-  p = fma(p, r, broadcast(1.0f));
-  return scale_by_power(p, n);
-}
-
-// ---- the three cache types: a 64-byte line (f16: 32) of 16 lanes, and the word that meets it -------------------
-
-struct FloatCache {
-  using T = float;
-  using Line = Vec;
-  using Word = Vec;
-  static constexpr int kPack = 1;
-  OCTAVO_INLINE Line line(const T* p) { return load(p); }
-  OCTAVO_INLINE Word word(const uint32_t* p) { return broadcast(from_bits(*p)); }
-  OCTAVO_INLINE Vec dot(Vec acc, Line line, Word word) { return fma(word, line, acc); }
-  OCTAVO_INLINE void put(uint32_t* words, Vec v) { store(reinterpret_cast<float*>(words), v); }
-  // 2^x as the cache's type needs it.
-  OCTAVO_INLINE Vec exp2(Vec x) { return exp2_poly<5>(x); }
-  // Stores 32 probabilities and adds them, as they will multiply the values, to acc.
-  OCTAVO_INLINE Vec put_probabilities(uint32_t* words, Vec low, Vec high, Vec acc) {
-    put(words, low);
-    put(words + 16, high);
-    return acc + low + high;
-  }
-};
-
-struct HalfCache : FloatCache {
-  using T = f16;
-  OCTAVO_INLINE Line line(const T* p) { return load(p); }
-};
-
-struct BFloatCache {
-  using T = bf16;
-  using Line = Pairs;
-  using Word = PairBroadcast;
-  static constexpr int kPack = 2;
-  OCTAVO_INLINE Line line(const T* p) { return load_pairs(p); }
-  OCTAVO_INLINE Word word(const uint32_t* p) { return broadcast_pair(reinterpret_cast<const bf16*>(p)); }
-  OCTAVO_INLINE Vec dot(Vec acc, Line line, Word word) { return dot2_bf16(acc, line, word); }
-  OCTAVO_INLINE void put(uint32_t* words, Vec v) { store(reinterpret_cast<bf16*>(words), v); }
-  // The probabilities are rounded to 8 bits; three terms give 13.
-  OCTAVO_INLINE Vec exp2(Vec x) { return exp2_poly<3>(x); }
-  OCTAVO_INLINE Vec put_probabilities(uint32_t* words, Vec low, Vec high, Vec acc) {
-#if defined(OCTAVO_ISA_AVX512)
-    const Pairs pairs{(__m512i)_mm512_cvtne2ps_pbh(high.v, low.v)};
-    _mm512_storeu_si512(words, pairs.v);
-#else
-    put(words, low);
-    put(words + 8, high);
-    const Pairs pairs = load_pairs(reinterpret_cast<const bf16*>(words));
-#endif
-    return dot2_bf16(acc, pairs, broadcast_pair(bf16{0x3f80}, bf16{0x3f80}));
-  }
-};
-
-// A line's first n lanes, for head sizes that don't fill the last one.
-template <class C>
-OCTAVO_INLINE typename C::Line line_n(const typename C::T* p, int n) {
-  alignas(64) typename C::T buffer[16 * C::kPack] = {};
-  for (int i = 0; i < n * C::kPack; ++i) buffer[i] = p[i];
-  return C::line(buffer);
-}
-
 // ---- an item's state --------------------------------------------------------------------------------------------
 
 // One sequence as its item sees it.
@@ -135,9 +53,10 @@ struct Sequence {
 
 struct Tile {
   int64_t rows;         // query heads of the group times tokens, token-major
-  int64_t words;        // 32-bit words of one query row
+  int64_t lines;        // of 16 keys: head_dim / C::kPack
   int64_t width;        // head_dim rounded up to 16
-  uint32_t* queries;    // pass by pass [words][rows of the pass]: one pointer serves the pass's loop
+  uint32_t* queries;    // pass by pass [lines][C::kQueryWords][rows of the pass]: one pointer serves the pass's loop
+  float* scales;        // [rows] of the queries, as C::pack_query gave them
   float* accumulators;  // [rows][width]
   float* sums;          // [rows][16], lane by lane
   float* references;    // [rows] what probabilities are relative to, before Logits::factor
@@ -152,7 +71,7 @@ template <class C>
 struct Block {
   int64_t first;  // key index
   const typename C::T* keys[kLines];
-  int64_t key_stride;  // from one word of D to the next
+  int64_t key_stride;  // from one line to the next
   const typename C::T* values[kBlock / C::kPack];
   // Where the next block lies, to be fetched while this one is worked on: of this item, in its last block of the
   // thread's next one. Null where there is none.
@@ -175,63 +94,74 @@ struct Logits {
 
 // A function of its own and unrolled by hand: otherwise gcc keeps the sums in memory at both ends of the loop.
 template <class C, int R, int N, bool kPrefetch>
-__attribute__((noinline)) void score_lines(const uint32_t* queries, int64_t words, const Block<C>& block, int from,
-                                           float (*out)[kBlock]) {
-  Vec acc[R][N];
+__attribute__((noinline)) void score_lines(const uint32_t* queries, const float* scales, int64_t lines,
+                                           const Block<C>& block, int from, float (*out)[kBlock]) {
+  typename C::Score acc[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) acc[r][j] = zero();
+    for (int j = 0; j < N; ++j) acc[r][j] = C::no_score();
   }
   const typename C::T* keys[N];
   for (int j = 0; j < N; ++j) keys[j] = block.keys[from + j];
   const int64_t stride = block.key_stride;
-  for (int64_t i = 0, at = 0; i < words; ++i, at += stride) {
+  for (int64_t i = 0, at = 0; i < lines; ++i, at += stride) {
     if constexpr (kPrefetch) {
       // Pages lie anywhere, which no hardware prefetcher foresees. Into the second-level cache: the first has too few
       // misses in flight at a time (decode takes 14 % longer with it).
-      for (int j = from; j < from + N; ++j) {
-        if (!block.next_keys[j]) continue;
-        __builtin_prefetch(block.next_keys[j] + at, 0, 2);
-        __builtin_prefetch(block.next_values[j] + i * (64 / sizeof(typename C::T)), 0, 2);
+#pragma GCC unroll 8
+      for (int j = from; j < from + N; ++j) __builtin_prefetch(block.next_keys[j] + at, 0, 2);
+    }
+#pragma GCC unroll 2
+    for (int part = 0; part < C::kQueryWords; ++part) {
+      typename C::KeyLine line[N];
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) line[j] = C::key_line(keys[j] + at, part);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        auto word = C::query_word(queries + (i * C::kQueryWords + part) * R + r);
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) acc[r][j] = C::dot_key(acc[r][j], line[j], word);
       }
     }
-    typename C::Line line[N];
-    for (int j = 0; j < N; ++j) line[j] = C::line(keys[j] + at);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      auto word = C::word(queries + i * R + r);
-#pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) acc[r][j] = C::dot(acc[r][j], line[j], word);
+  }
+  if constexpr (kPrefetch && C::kScaled) {
+    for (int j = from; j < from + N; ++j) {
+      __builtin_prefetch(block.next_keys[j] + lines * stride, 0, 2);
+      __builtin_prefetch(block.next_keys[j] + (lines + 1) * stride, 0, 2);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) store(out[r] + 16 * (from + j), acc[r][j]);
+    for (int j = 0; j < N; ++j) {
+      store(out[r] + 16 * (from + j), C::finish_score(acc[r][j], keys[j] + lines * stride, scales[r]));
+    }
   }
 }
 
 // The first `lines` lines at least; a later one that no row sees is left as it is.
 template <class C, int R>
 OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, int lines, float (*out)[kBlock]) {
-  const uint32_t* queries = tile.queries + row * tile.words;
+  const uint32_t* queries = tile.queries + row * tile.lines * C::kQueryWords;
+  const float* scales = tile.scales + row;
   for (int from = 0; from < kLines; from += kColumns) {
     if (row == 0) {
-      score_lines<C, R, kColumns, true>(queries, tile.words, block, from, out);
+      score_lines<C, R, kColumns, true>(queries, scales, tile.lines, block, from, out);
     } else if (kColumns > 2 && lines - from <= 2) {
-      score_lines<C, R, 2, false>(queries, tile.words, block, from, out);
+      score_lines<C, R, 2, false>(queries, scales, tile.lines, block, from, out);
     } else if (from < lines) {
-      score_lines<C, R, kColumns, false>(queries, tile.words, block, from, out);
+      score_lines<C, R, kColumns, false>(queries, scales, tile.lines, block, from, out);
     }
   }
 }
 
-// Scores to probabilities, as words that meet value lines, and into the row's sum. Moves the row's reference first, and
+// Scores to probabilities, as words that meet value lines, and into the row's sum; returns their step. Moves the row's reference first, and
 // rescales what it has gathered, if a score exceeds its limit. kBare: scores are the bare products, all of them seen.
 template <class C, bool kBare>
-OCTAVO_INLINE void softmax(const Tile& tile, int64_t row, const float* score, int64_t first_key, const Logits& logits,
-                           uint32_t* words) {
+OCTAVO_INLINE float softmax(const Tile& tile, int64_t row, const float* score, const Block<C>& block,
+                            const Logits& logits, uint32_t* words) {
+  const int64_t first_key = block.first;
   Vec x[kLines];
   for (int j = 0; j < kLines; ++j) x[j] = load(score + 16 * j);
   if (!kBare && !logits.plain) {
@@ -267,36 +197,57 @@ OCTAVO_INLINE void softmax(const Tile& tile, int64_t row, const float* score, in
   }
   const Vec factor = broadcast(logits.factor), shift = broadcast(-tile.references[row] * logits.factor);
   Vec sum = load(tile.sums + row * 16);
-  for (int j = 0; j < kLines; j += 2) {
-    const Vec low = C::exp2(fma(x[j], factor, shift)), high = C::exp2(fma(x[j + 1], factor, shift));
-    sum = C::put_probabilities(words + 16 / C::kPack * j, low, high, sum);
+  Vec value_scale[kLines];
+  if constexpr (C::kScaled) {
+    for (int j = 0; j < kLines; ++j) {
+      value_scale[j] = load(reinterpret_cast<const float*>(block.keys[j] + (tile.lines + 1) * block.key_stride));
+      // Of a key that the row doesn't see it may be anything.
+      if (!kBare) value_scale[j] = select(x[j] == broadcast(kMasked), zero(), value_scale[j]);
+    }
   }
+  for (int j = 0; j < kLines; ++j) x[j] = C::exp2(fma(x[j], factor, shift));
+  const float step = C::put_probabilities(words, x, value_scale, sum);
   store(tile.sums + row * 16, sum);
+  return step;
+}
+
+// The next block's values that lie where this one's line i does.
+template <class C>
+OCTAVO_INLINE void prefetch_values(const Block<C>& block, int i, int64_t head_dim) {
+  constexpr int kStep = 16 / C::kPack, kLine = 64 / sizeof(typename C::T);
+  const typename C::T* next = block.next_values[i / kStep] + i % kStep * head_dim * C::kPack;
+  for (int64_t d = 0; d < head_dim * C::kPack; d += kLine) __builtin_prefetch(next + d, 0, 2);
 }
 
 // accumulators[row.., column.. + 16 * N] += words . values
-template <class C, int R, int N, bool kPartial>
+template <class C, int R, int N, bool kPartial, bool kPrefetch>
 OCTAVO_INLINE void values(const Tile& tile, int64_t row, int64_t column, int last_lanes, const Block<C>& block,
-                          const uint32_t (*words)[kBlock], int lines) {
+                          const uint32_t (*words)[kBlock], const float* steps, int lines, int64_t head_dim) {
   float* accumulators = tile.accumulators + row * tile.width + column;
-  Vec acc[R][N];
+  typename C::Gather acc[R][N];
   for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) acc[r][n] = load(accumulators + r * tile.width + 16 * n);
+    for (int n = 0; n < N; ++n) acc[r][n] = C::begin(accumulators + r * tile.width + 16 * n);
   }
-  for (int i = 0; i < lines * (16 / C::kPack); ++i) {
+  constexpr int kStep = 16 / C::kPack;
+  for (int i = 0; i < lines * kStep; ++i) {
+    if constexpr (kPrefetch) prefetch_values<C>(block, i, head_dim);
     const typename C::T* value = block.values[i] + column * C::kPack;
-    typename C::Line line[N];
+    typename C::ValueLine line[N];
     for (int n = 0; n < N; ++n) {
       const bool partial = kPartial && n == N - 1;
-      line[n] = partial ? line_n<C>(value + 16 * n * C::kPack, last_lanes) : C::line(value + 16 * n * C::kPack);
+      line[n] = partial ? value_line_n<C>(value + 16 * n * C::kPack, last_lanes)
+                        : C::value_line(value + 16 * n * C::kPack);
     }
     for (int r = 0; r < R; ++r) {
       auto word = C::word(words[r] + i);
-      for (int n = 0; n < N; ++n) acc[r][n] = C::dot(acc[r][n], line[n], word);
+      for (int n = 0; n < N; ++n) acc[r][n] = C::dot_value(acc[r][n], line[n], word);
     }
   }
+  if constexpr (kPrefetch) {
+    for (int i = lines * kStep; i < kLines * kStep; ++i) prefetch_values<C>(block, i, head_dim);
+  }
   for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) store(accumulators + r * tile.width + 16 * n, acc[r][n]);
+    for (int n = 0; n < N; ++n) C::end(accumulators + r * tile.width + 16 * n, acc[r][n], steps[r]);
   }
 }
 
@@ -305,6 +256,7 @@ __attribute__((noinline)) void block_rows(const Tile& tile, int64_t row, const B
                                           int64_t head_dim) {
   alignas(64) float score[R][kBlock];
   alignas(64) uint32_t words[R][kBlock];
+  float steps[R];
   // Lines of 16 keys that some row sees: the others' probabilities are +0.
   int lines = kLines;
   if (!kBare) {
@@ -312,13 +264,17 @@ __attribute__((noinline)) void block_rows(const Tile& tile, int64_t row, const B
     lines = seen < kLines ? int(seen) : kLines;
   }
   scores<C, R>(tile, row, block, lines, score);
-  for (int r = 0; r < R; ++r) softmax<C, kBare>(tile, row + r, score[r], block.first, logits, words[r]);
+  for (int r = 0; r < R; ++r) steps[r] = softmax<C, kBare>(tile, row + r, score[r], block, logits, words[r]);
   int64_t column = 0;
-  for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
-    values<C, R, kColumns, false>(tile, row, column, 16, block, words, lines);
+  if (row == 0 && column + 16 * kColumns <= head_dim) {
+    values<C, R, kColumns, false, true>(tile, row, column, 16, block, words, steps, lines, head_dim);
+    column += 16 * kColumns;
   }
-  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false>(tile, row, column, 16, block, words, lines);
-  if (column < head_dim) values<C, R, 1, true>(tile, row, column, int(head_dim - column), block, words, lines);
+  for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
+    values<C, R, kColumns, false, false>(tile, row, column, 16, block, words, steps, lines, head_dim);
+  }
+  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false, false>(tile, row, column, 16, block, words, steps, lines, head_dim);
+  if (column < head_dim) values<C, R, 1, true, false>(tile, row, column, int(head_dim - column), block, words, steps, lines, head_dim);
 }
 
 template <class C, int R = kRows>
@@ -348,15 +304,16 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = pass + r, t = row / group, query_head = head * group + row % group;
       const int64_t from = (sequence.first_row + first + t) * a.query_stride + query_head * a.head_dim;
-      alignas(64) uint32_t words[256];
+      alignas(64) float q[256];
       for (int64_t d = 0; d < a.head_dim; d += 16) {
         const int n = a.head_dim - d < 16 ? int(a.head_dim - d) : 16;
-        const Vec q = a.query_type == DType::kBFloat16 ? load_n(static_cast<const bf16*>(a.queries) + from + d, n)
-                                                       : load_n(static_cast<const float*>(a.queries) + from + d, n);
-        C::put(words + d / C::kPack, q);
+        store(q + d, a.query_type == DType::kBFloat16 ? load_n(static_cast<const bf16*>(a.queries) + from + d, n)
+                                                      : load_n(static_cast<const float*>(a.queries) + from + d, n));
       }
-      uint32_t* to = tile.queries + pass * tile.words + r;
-      for (int64_t i = 0; i < tile.words; ++i) to[i * rows] = words[i];
+      alignas(64) uint32_t words[256];
+      tile.scales[row] = C::pack_query(q, a.head_dim, words);
+      uint32_t* to = tile.queries + pass * tile.lines * C::kQueryWords + r;
+      for (int64_t i = 0; i < tile.lines * C::kQueryWords; ++i) to[i * rows] = words[i];
       tile.references[row] = tile.limits[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
@@ -373,8 +330,9 @@ struct Place {
 template <class C>
 OCTAVO_INLINE Place place_of(const AttentionArgs& a, const Sequence& sequence, int64_t head, int64_t key) {
   const int64_t page = key / a.page_size, offset = key - page * a.page_size;
-  const int64_t base = (int64_t(sequence.pages[page]) * a.num_kv_heads + head) * a.page_size * a.head_dim;
-  return {base + offset * C::kPack, base + offset * a.head_dim};
+  const int64_t at = int64_t(sequence.pages[page]) * a.num_kv_heads + head;
+  const int64_t key_width = a.head_dim + (C::kScaled ? 2 * C::kPack : 0);
+  return {at * a.page_size * key_width + offset * C::kPack, at * a.page_size * a.head_dim + offset * a.head_dim};
 }
 
 // Points at the block's lines. Keys in [begin, end) may be read: some row of the item sees each of them. A pair of
@@ -399,7 +357,8 @@ OCTAVO_INLINE void find_block(const AttentionArgs& a, const Sequence& sequence, 
     block.keys[line] = keys + place.key;
     seen = block.keys[line];
     for (int i = 0; i < 16 / C::kPack; ++i) lines[i] = values + place.value + i * a.head_dim * C::kPack;
-    if (key >= begin && key + 16 <= end) continue;
+    // Finite values of keys that nobody sees meet probabilities of zero.
+    if (C::kScaled || (key >= begin && key + 16 <= end)) continue;
     for (int i = 0; i < 16 / C::kPack; ++i) {
       const int64_t token = key + i * C::kPack, last = token + C::kPack - 1;
       const bool low = token >= begin && token < end, high = last >= begin && last < end;
@@ -427,8 +386,11 @@ OCTAVO_INLINE void find_next(const AttentionArgs& a, const Sequence& sequence, i
   using T = typename C::T;
   for (int line = 0; line < kLines; ++line) {
     const int64_t key = first + 16 * line;
-    block.next_keys[line] = block.next_values[line] = nullptr;
-    if (key >= end) continue;
+    if (key >= end) {  // what is here already costs nothing
+      block.next_keys[line] = block.keys[line];
+      block.next_values[line] = block.values[line * (16 / C::kPack)];
+      continue;
+    }
     const Place place = place_of<C>(a, sequence, head, key);
     block.next_keys[line] = static_cast<const T*>(a.keys) + place.key;
     block.next_values[line] = static_cast<const T*>(a.values) + place.value;
@@ -464,7 +426,7 @@ struct Item {
 
 template <class C>
 void run_item(const AttentionArgs& a, const Item& item, const Item* following, const Tile& tile) {
-  alignas(64) static const typename C::T zeros[512] = {};
+  alignas(64) static const typename C::T zeros[256 * C::kPack] = {};
   alignas(64) typename C::T mended[2][512];
   const auto& [sequence, head, first, tokens, begin, end] = item;
   load_queries<C>(a, sequence, tile, head, first);
@@ -516,7 +478,7 @@ template <class C>
 OCTAVO_INLINE Tile carve(const AttentionArgs& a, int64_t rows, char* memory) {
   Tile tile;
   tile.rows = rows;
-  tile.words = a.head_dim / C::kPack;
+  tile.lines = a.head_dim / C::kPack;
   tile.width = (a.head_dim + 15) / 16 * 16;
   auto take = [&memory](int64_t bytes) {
     char* start = memory;
@@ -525,7 +487,8 @@ OCTAVO_INLINE Tile carve(const AttentionArgs& a, int64_t rows, char* memory) {
   };
   tile.accumulators = reinterpret_cast<float*>(take(rows * tile.width * 4));
   tile.sums = reinterpret_cast<float*>(take(rows * 64));
-  tile.queries = reinterpret_cast<uint32_t*>(take(rows * tile.words * 4));
+  tile.queries = reinterpret_cast<uint32_t*>(take(rows * tile.lines * C::kQueryWords * 4));
+  tile.scales = reinterpret_cast<float*>(take(rows * 4));
   tile.references = reinterpret_cast<float*>(take(rows * 4));
   tile.limits = reinterpret_cast<float*>(take(rows * 4));
   tile.positions = reinterpret_cast<int32_t*>(take(rows * 4));
@@ -588,7 +551,7 @@ void run_batch(const AttentionArgs& a) {
   }
   if (job.num_units == 0) return;
   const int64_t rows = tile_tokens * group;
-  job.scratch_bytes = rows * (width * 4 + 64 + a.head_dim * 4 + 16) + 7 * 64;
+  job.scratch_bytes = rows * (width * 4 + 64 + a.head_dim * 4 + 20) + 8 * 64;
   const int64_t list_bytes = (job.num_units * int64_t(sizeof(Unit)) + 63) / 64 * 64;
   char* memory = static_cast<char*>(thread_scratch(size_t(list_bytes + job.scratch_bytes)));
   job.units = reinterpret_cast<Unit*>(memory);
@@ -620,9 +583,10 @@ void run_batch(const AttentionArgs& a) {
 
 void paged_attention(const AttentionArgs& args) {
   switch (args.cache_type) {
-    case DType::kFloat32: return run_batch<FloatCache>(args);
-    case DType::kBFloat16: return run_batch<BFloatCache>(args);
-    case DType::kFloat16: return run_batch<HalfCache>(args);
+    case CacheType::kFloat32: return run_batch<FloatCache>(args);
+    case CacheType::kBFloat16: return run_batch<BFloatCache>(args);
+    case CacheType::kFloat16: return run_batch<HalfCache>(args);
+    case CacheType::kInt8: return run_batch<Int8Cache>(args);
   }
 }
 

@@ -1,6 +1,8 @@
 // Rotary position embedding (arXiv 2104.09864) in place on q and k, and k and v to their slots in the cache.
 #include "octavo/kernels_rope.h"
 
+#include <string.h>
+
 #include "octavo/simd.h"
 #include "octavo/thread_pool.h"
 
@@ -49,6 +51,46 @@ OCTAVO_INLINE void write_slot(const T* k, const T* v, C* keys, C* values, int64_
   for (int64_t d = 0; d < head_dim; ++d) convert(value + d * P, v[d]);
 }
 
+// Sixteen codes at a time to their lanes; a NaN or an infinity among them makes the scale a NaN.
+template <class T>
+OCTAVO_INLINE float quantise(const T* x, int64_t head_dim, int8_t* codes) {
+  Vec largest = zero(), poison = zero();
+  for (int64_t d = 0; d < head_dim; d += 16) {
+    const Vec v = load_n(x + d, head_dim - d < 16 ? int(head_dim - d) : 16);
+    largest = max(largest, abs(v));
+    poison = fma(v, zero(), poison);
+  }
+  const float amax = reduce_max(largest), poisoned = reduce_add(poison);
+  if (!(poisoned == 0.0f) || amax == 0.0f) {
+    memset(codes, 0, size_t(head_dim));
+    return poisoned;
+  }
+  const Vec inverse = broadcast(127.0f / amax);
+  for (int64_t d = 0; d < head_dim; d += 16) {
+    const int n = head_dim - d < 16 ? int(head_dim - d) : 16;
+    float code[16];
+    store(code, round(load_n(x + d, n) * inverse));
+    for (int i = 0; i < n; ++i) codes[d + i] = int8_t(code[i]);
+  }
+  return amax / 127.0f;
+}
+
+// The same in int8, whose scales lie behind the page's keys: head_dim / 4 lines of codes, a line of key scales, one of
+// value scales.
+template <class T>
+OCTAVO_INLINE void write_slot_int8(const T* k, const T* v, int8_t* keys, int8_t* values, int64_t head_dim,
+                                   int64_t page_size, int64_t offset) {
+  int8_t codes[256];
+  int8_t* key = keys + offset * 4;
+  const float key_scale = quantise(k, head_dim, codes);
+  for (int64_t d = 0; d < head_dim; d += 4) memcpy(key + d * page_size, codes + d, 4);
+  const float value_scale = quantise(v, head_dim, codes);
+  int8_t* value = values + offset / 4 * head_dim * 4 + offset % 4;
+  for (int64_t d = 0; d < head_dim; ++d) value[d * 4] = codes[d];
+  memcpy(key + head_dim * page_size, &key_scale, 4);
+  memcpy(key + (head_dim + 4) * page_size, &value_scale, 4);
+}
+
 template <class T, class C, int P>
 void run(const RopeArgs& a) {
   const int64_t width = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim;
@@ -68,12 +110,17 @@ void run(const RopeArgs& a) {
       }
       const T* k = row + a.num_heads * a.head_dim;
       const T* v = k + a.num_kv_heads * a.head_dim;
-      const int64_t page_elements = a.page_size * a.head_dim;
+      const int64_t page_elements = a.page_size * a.head_dim, key_elements = page_elements + (P == 4 ? 8 * a.page_size : 0);
       const int64_t page = a.slots[t] / a.page_size, offset = a.slots[t] % a.page_size;
       for (int64_t head = 0; head < a.num_kv_heads; ++head) {
-        const int64_t base = (page * a.num_kv_heads + head) * page_elements;
-        write_slot<T, C, P>(k + head * a.head_dim, v + head * a.head_dim, static_cast<C*>(a.keys) + base,
-                            static_cast<C*>(a.values) + base, a.head_dim, a.page_size, offset);
+        const int64_t at = page * a.num_kv_heads + head;
+        const T *key = k + head * a.head_dim, *value = v + head * a.head_dim;
+        C *keys = static_cast<C*>(a.keys) + at * key_elements, *values = static_cast<C*>(a.values) + at * page_elements;
+        if constexpr (P == 4) {
+          write_slot_int8(key, value, keys, values, a.head_dim, a.page_size, offset);
+        } else {
+          write_slot<T, C, P>(key, value, keys, values, a.head_dim, a.page_size, offset);
+        }
       }
     }
   });
@@ -82,9 +129,10 @@ void run(const RopeArgs& a) {
 template <class T>
 void run_cache(const RopeArgs& a) {
   switch (a.cache_type) {
-    case DType::kFloat32: return run<T, float, 1>(a);
-    case DType::kBFloat16: return run<T, bf16, 2>(a);
-    case DType::kFloat16: return run<T, f16, 1>(a);
+    case CacheType::kFloat32: return run<T, float, 1>(a);
+    case CacheType::kBFloat16: return run<T, bf16, 2>(a);
+    case CacheType::kFloat16: return run<T, f16, 1>(a);
+    case CacheType::kInt8: return run<T, int8_t, 4>(a);
   }
 }
 

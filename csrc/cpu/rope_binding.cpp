@@ -11,6 +11,9 @@ void rope_and_cache(TensorView qkv, TensorView keys, TensorView values, TensorVi
   a.type = float_type(qkv, "qkv");
   if (a.type == DType::kFloat16) TVM_FFI_THROW(TypeError) << "qkv is float16; allowed: float32, bfloat16";
   const int64_t num_pages = read_cache(a, keys, values);
+  if (a.cache_type == CacheType::kInt8 && a.head_dim > 256) {
+    TVM_FFI_THROW(ValueError) << "head size " << a.head_dim << "; an int8 cache takes up to 256";
+  }
   a.num_heads = num_heads;
   a.tokens = qkv.size(0);
   a.stride = row_stride(qkv, "qkv");

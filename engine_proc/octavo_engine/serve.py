@@ -145,7 +145,10 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             "invalid_option",
             f"max_model_len={options.max_model_len}: the model has positions for {shape.max_position} tokens",
         )
-    page_bytes = kv_cache.page_bytes(shape, options.page_size, kv_dtype)
+    try:
+        page_bytes = kv_cache.page_bytes(shape, options.page_size, kv_dtype)
+    except ValueError as error:
+        raise StartFailed("invalid_option", str(error)) from error
     memory = options.kv_cache_memory or kv_cache.default_kv_memory(
         available=config.available_memory(),
         page_bytes=page_bytes,

@@ -26,10 +26,13 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.parametrize(("dtype", "pack"), [(torch.bfloat16, 2), (torch.float16, 1), (torch.float32, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "pack"), [(torch.int8, 4), (torch.bfloat16, 2), (torch.float16, 1), (torch.float32, 1)]
+)
 def test_layout(dtype: torch.dtype, pack: int) -> None:
     cache = KVCache(KVLayout(3, 5, 2, 24, 32, dtype))
-    assert cache.keys.shape == (3, 5, 2, 24 // pack, 32, pack)
+    scale_lines = 2 if dtype == torch.int8 else 0
+    assert cache.keys.shape == (3, 5, 2, 24 // pack + scale_lines, 32, pack)
     assert cache.values.shape == (3, 5, 2, 32 // pack, 24, pack)
     for tensor in (cache.keys, cache.values):
         assert tensor.dtype == dtype
@@ -65,13 +68,18 @@ def test_refuses_shapes_the_layout_cannot_hold(head_dim: int, page_size: int) ->
         KVCache(KVLayout(1, 1, 1, head_dim, page_size, torch.bfloat16))
 
 
+def test_int8_takes_heads_of_whole_words() -> None:
+    with pytest.raises(ValueError, match=r"head_dim=66 must be a multiple of 4 .*int8.*kv_cache_dtype"):
+        KVCache(KVLayout(1, 1, 1, 66, 16, torch.int8))
+
+
 def test_more_than_the_system_gives_names_the_knob() -> None:
     with pytest.raises(MemoryError, match=r"lower EngineOptions\.kv_cache_memory"):
         KVCache(KVLayout(30, 1 << 40, 3, 64, 16, torch.bfloat16))
 
 
 def test_page_bytes_is_what_a_page_takes() -> None:
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32, torch.int8):
         cache = KVCache(KVLayout(30, 2, 3, 64, 16, dtype))
         assert 2 * page_bytes(SMOLLM2, 16, dtype) == cache.keys.nbytes + cache.values.nbytes
 

@@ -24,10 +24,11 @@ from tests.execution.conftest import loaded_model, loaded_ops
 from tests.execution.driver import VOCAB, Driver, Sequence
 
 LENGTH = 20  # tokens drawn
-SETUPS = {
-    "reference-float32": ("reference", torch.float32),
-    "cpu-float32": ("cpu", torch.float32),
-    "cpu-bfloat16": ("cpu", torch.bfloat16),
+SETUPS = {  # ops, weights, cache
+    "reference-float32": ("reference", torch.float32, torch.float32),
+    "cpu-float32": ("cpu", torch.float32, torch.float32),
+    "cpu-bfloat16": ("cpu", torch.bfloat16, torch.bfloat16),
+    "cpu-int8-cache": ("cpu", torch.bfloat16, torch.int8),
 }
 PARAMS = [
     SamplingParams(temperature=0, logprobs=2),
@@ -52,13 +53,13 @@ def request_of(i: int) -> dict[str, Any]:
 class Lab:
     """Fresh drivers over one model, and what each request gives when it runs alone in whole chunks."""
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
         self.ops, self.exact = loaded_ops(name), name == "cpu"
-        self.model, self.dtype = loaded_model(name, dtype), dtype
+        self.model, self.kv_dtype = loaded_model(name, dtype), kv_dtype
         self._alone: dict[tuple[int, int], Sequence] = {}
 
     def driver(self, **changes: Any) -> Driver:
-        return Driver(self.model, self.ops, kv_dtype=self.dtype, **changes)
+        return Driver(self.model, self.ops, kv_dtype=self.kv_dtype, **changes)
 
     def alone(self, i: int, seed: int | None = None) -> Sequence:
         request = request_of(i)
@@ -206,7 +207,7 @@ class Failing:
 def test_a_failed_step_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when it failed in its second block of logits: nothing is counted twice."""
     monkeypatch.setattr("octavo_engine.execution.runner._LOGIT_BLOCK_BYTES", 16 * 4 * VOCAB)
-    lab = Lab("reference", torch.float32)
+    lab = Lab("reference", torch.float32, torch.float32)
     ops = Failing(lab.ops)
     driver = Driver(lab.model, ops, max_num_seqs=20)
     sequences = [driver.start(**request_of(i % 5)) for i in range(18)]

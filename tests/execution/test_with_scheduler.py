@@ -45,10 +45,12 @@ def requests(count: int) -> list[Request]:
 class Engine:
     """What core does, without text and messages."""
 
-    def __init__(self, setup: tuple[str, torch.dtype], num_pages: int, budget: int, *, caching: bool) -> None:
-        name, dtype = setup
+    def __init__(
+        self, setup: tuple[str, torch.dtype, torch.dtype], num_pages: int, budget: int, *, caching: bool
+    ) -> None:
+        name, dtype, kv_dtype = setup
         sizes = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
-        self.runner = Runner(loaded_model(name, dtype), loaded_ops(name), **sizes, kv_dtype=dtype)
+        self.runner = Runner(loaded_model(name, dtype), loaded_ops(name), **sizes, kv_dtype=kv_dtype)
         self.scheduler = Scheduler(
             SchedulerConfig(**sizes, max_num_batched_tokens=budget, enable_prefix_caching=caching)
         )
@@ -76,10 +78,15 @@ class Engine:
 
 @pytest.mark.parametrize(
     "setup",
-    [("reference", torch.float32), ("cpu", torch.float32), ("cpu", torch.bfloat16)],
-    ids=["reference", "cpu-float32", "cpu-bfloat16"],
+    [
+        ("reference", torch.float32, torch.float32),
+        ("cpu", torch.float32, torch.float32),
+        ("cpu", torch.bfloat16, torch.bfloat16),
+        ("cpu", torch.bfloat16, torch.int8),
+    ],
+    ids=["reference", "cpu-float32", "cpu-bfloat16", "cpu-int8-cache"],
 )
-def test_under_memory_pressure(setup: tuple[str, torch.dtype]) -> None:
+def test_under_memory_pressure(setup: tuple[str, torch.dtype, torch.dtype]) -> None:
     count = 20 if setup[0] == "cpu" else 12
     alone = Engine(setup, num_pages=200, budget=160, caching=False)
     for request in requests(count):

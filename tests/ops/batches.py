@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops import Ops
-from octavo_engine.ops.reference import ReferenceOps, pack_width
+from octavo_engine.ops.reference import ReferenceOps
+from octavo_engine.ops.reference_cache import cache_pack
 
 __all__ = ["Chunk", "Shape", "attend", "empty_cache", "make_batch", "sequence"]
 
@@ -44,10 +45,12 @@ def sequence(shape: Shape, length: int, seed: int) -> Tensor:
 
 
 def empty_cache(shape: Shape, num_pages: int, *layers: int) -> tuple[Tensor, Tensor]:
-    """One layer's keys and values (or `layers` of them), every slot NaN."""
-    p, b, h, d = pack_width(shape.cache), shape.page_size, shape.num_kv_heads, shape.head_dim
-    keys = torch.full((*layers, num_pages, h, d // p, b, p), float("nan"), dtype=shape.cache)
-    values = torch.full((*layers, num_pages, h, b // p, d, p), float("nan"), dtype=shape.cache)
+    """One layer's keys and values (or `layers` of them), every slot NaN; of int8 every scale, and every code -1."""
+    p, b, h, d = cache_pack(shape.cache), shape.page_size, shape.num_kv_heads, shape.head_dim
+    int8 = shape.cache == torch.int8
+    fill = -1 if int8 else float("nan")  # four bytes of -1 are a float32 NaN
+    keys = torch.full((*layers, num_pages, h, d // p + 2 * int8, b, p), fill, dtype=shape.cache)
+    values = torch.full((*layers, num_pages, h, b // p, d, p), fill, dtype=shape.cache)
     return keys, values
 
 

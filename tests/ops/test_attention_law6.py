@@ -18,6 +18,8 @@ SHAPES = {
     "bf16": Shape(),
     "f32": Shape(activation=torch.float32, cache=torch.float32),
     "f16": Shape(activation=torch.float32, cache=torch.float16),
+    "int8": Shape(cache=torch.int8),
+    "int8-group-of-8": Shape(8, 1, 80, activation=torch.float32, cache=torch.int8),
     "one-head": Shape(2, 2, 80),
     "group-of-8": Shape(8, 1, 128),
 }
@@ -83,6 +85,34 @@ def test_stale_slots_never_reach_the_result(ops: Ops, poison: float) -> None:
     wanted = ops.paged_attention(**clean, num_heads=s.num_heads, scale=0.1)
     assert wanted.isfinite().all()
     assert torch.equal(ops.paged_attention(**stale, num_heads=s.num_heads, scale=0.1), wanted)
+
+
+@pytest.mark.parametrize("fill", [-1, 0, 127, -128])
+def test_stale_slots_of_an_int8_cache_never_reach_the_result(ops: Ops, fill: int) -> None:
+    """Every byte -1 is a scale of NaN, -128 one of -0, 127 one of 3.4e38."""
+    s = Shape(cache=torch.int8)
+    chunks = [Chunk(sequence(s, n, n), start, n) for n, start in ((17, 0), (33, 32), (48, 47), (1, 0), (130, 70))]
+    wanted = make_batch(s, chunks)
+    stale = dict(wanted, keys=wanted["keys"].clone(), values=wanted["values"].clone())
+    for row, chunk in enumerate(chunks):
+        for token in range(chunk.end, -(-chunk.end // s.page_size) * s.page_size):
+            page, offset = wanted["page_table"][row, token // s.page_size], token % s.page_size
+            stale["keys"][page, :, :, offset] = fill
+            stale["values"][page, :, offset // 4, :, offset % 4] = fill
+    results = [ops.paged_attention(**b, num_heads=s.num_heads, scale=0.1) for b in (wanted, stale)]
+    assert results[0].isfinite().all()
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_key_or_value_poisons_its_own_sequence_only(ops: Ops, broken: float) -> None:
+    s = Shape(cache=torch.int8)
+    good, bad = sequence(s, 40, 1), sequence(s, 40, 2)
+    bad[20, s.num_heads * s.head_dim :] = broken
+    rows = attend(ops, s, [Chunk(good, 0, 40), Chunk(bad, 0, 40)])
+    assert torch.equal(rows[0], attend(ops, s, [Chunk(good, 0, 40)])[0])
+    assert rows[1][:20].isfinite().all()
+    assert rows[1][20:].isnan().all()
 
 
 def test_slots_before_the_window_never_reach_the_result(ops: Ops) -> None:

@@ -76,12 +76,20 @@ inline void check_contiguous(const TensorView& t, const char* name) {
 // Reads one layer of the cache (KVLayout in ops/__init__.py) into any kernel's arguments; returns its number of pages.
 template <class Args>
 inline int64_t read_cache(Args& a, const TensorView& keys, const TensorView& values) {
-  a.cache_type = float_type(keys, "keys");
-  check_same_type(keys, values, "keys and values");
-  check_shape(keys, "keys", {-1, -1, -1, -1, a.cache_type == DType::kBFloat16 ? 2 : 1});
+  const bool int8 = is(keys, kDLInt, 8);
+  if (int8 != is(values, kDLInt, 8)) {
+    TVM_FFI_THROW(TypeError) << "keys are " << dtype_text(keys.dtype()) << ", values " << dtype_text(values.dtype());
+  }
+  if (int8) {
+    a.cache_type = CacheType::kInt8;
+  } else {
+    a.cache_type = CacheType(float_type(keys, "keys"));
+    check_same_type(keys, values, "keys and values");
+  }
+  check_shape(keys, "keys", {-1, -1, -1, -1, int8 ? 4 : a.cache_type == CacheType::kBFloat16 ? 2 : 1});
   const int64_t num_pages = keys.size(0), p = keys.size(4);
   a.num_kv_heads = keys.size(1);
-  a.head_dim = keys.size(2) * p;
+  a.head_dim = (keys.size(2) - (int8 ? 2 : 0)) * p;
   a.page_size = keys.size(3);
   check_shape(values, "values", {num_pages, a.num_kv_heads, a.page_size / p, a.head_dim, p});
   check_contiguous(keys, "keys");

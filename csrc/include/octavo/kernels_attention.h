@@ -10,9 +10,9 @@ struct AttentionArgs {
   const void* queries;  // [tokens, >= num_heads * head_dim]
   int64_t query_stride;  // elements from row to row
   DType query_type;  // float32 or bfloat16
-  const void* keys;    // one layer: [pages, num_kv_heads, head_dim / p, page_size, p]
+  const void* keys;    // one layer, ops.KVLayout: [pages, num_kv_heads, head_dim / p, page_size, p]; int8: two lines more
   const void* values;  // one layer: [pages, num_kv_heads, page_size / p, head_dim, p]
-  DType cache_type;
+  CacheType cache_type;
   const int32_t* page_table;  // [num_seqs, max_pages]
   int64_t max_pages;
   const int32_t* query_start;  // [num_seqs + 1]

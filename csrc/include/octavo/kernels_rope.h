@@ -9,9 +9,9 @@ struct RopeArgs {
   void* qkv;  // [tokens, (num_heads + 2 * num_kv_heads) * head_dim], q and k rotated in place
   int64_t stride;  // elements from row to row
   DType type;  // float32 or bfloat16
-  void* keys;    // one layer: [pages, num_kv_heads, head_dim / p, page_size, p]
+  void* keys;    // one layer, ops.KVLayout: [pages, num_kv_heads, head_dim / p, page_size, p]; int8: two lines more
   void* values;  // one layer: [pages, num_kv_heads, page_size / p, head_dim, p]
-  DType cache_type;
+  CacheType cache_type;
   const int32_t* slots;      // [tokens] page * page_size + offset
   const int32_t* positions;  // [tokens]
   const float* cos_sin;      // [max_position, rotary] cosines then sines, or null

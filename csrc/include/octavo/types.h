@@ -15,6 +15,8 @@ struct f16 {
 };
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+// Of the paged KV cache (KVLayout in ops/__init__.py).
+enum class CacheType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 }  // namespace octavo
 

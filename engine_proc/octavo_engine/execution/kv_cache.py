@@ -16,8 +16,14 @@ __all__ = ["KVCache", "default_kv_memory", "num_pages_for", "page_bytes"]
 
 
 def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one page takes: keys and values of `page_size` tokens in all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * page_size * dtype.itemsize
+    """Bytes that one page takes: keys and values of `page_size` tokens in all layers.
+
+    ValueError for shapes that ops.KVLayout can't hold.
+    """
+    _pack(config.head_dim, page_size, dtype)
+    scales = 2 * torch.float32.itemsize if dtype == torch.int8 else 0  # of a token's key and its value, each head
+    token = 2 * config.head_dim * dtype.itemsize + scales
+    return config.num_layers * config.num_kv_heads * page_size * token
 
 
 def num_pages_for(memory_bytes: int, config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
@@ -48,20 +54,29 @@ class KVCache:
     """Keys and values of all layers in the layout of ops.KVLayout, zero until written.
 
     Raises MemoryError when the system refuses the address space, ValueError for shapes the layout can't hold.
-    keys [layers, P, Hkv, D/p, B, p] and values [layers, P, Hkv, B/p, D, p]; `layers[l]` is one layer's pair of views.
+    keys [layers, P, Hkv, D/p, B, p], of int8 [layers, P, Hkv, D/4 + 2, B, 4], and values [layers, P, Hkv, B/p, D, p];
+    `layers[l]` is one layer's pair of views.
     """
 
     def __init__(self, layout: KVLayout) -> None:
-        pack = 2 if layout.dtype == torch.bfloat16 else 1
-        if layout.head_dim % pack or layout.page_size % 16:
-            raise ValueError(
-                f"head_dim={layout.head_dim} must be a multiple of {pack} and page_size={layout.page_size} of 16"
-            )
+        pack = _pack(layout.head_dim, layout.page_size, layout.dtype)
         lead = (layout.num_layers, layout.num_pages, layout.num_kv_heads)
         self.layout = layout
-        self.keys = _untouched_zeros((*lead, layout.head_dim // pack, layout.page_size, pack), layout.dtype)
+        lines = layout.head_dim // pack + (2 if layout.dtype == torch.int8 else 0)
+        self.keys = _untouched_zeros((*lead, lines, layout.page_size, pack), layout.dtype)
         self.values = _untouched_zeros((*lead, layout.page_size // pack, layout.head_dim, pack), layout.dtype)
         self.layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
+
+
+def _pack(head_dim: int, page_size: int, dtype: torch.dtype) -> int:
+    """p of KVLayout: elements that lie side by side."""
+    pack = {torch.int8: 4, torch.bfloat16: 2}.get(dtype, 1)
+    if head_dim % pack or page_size % 16:
+        raise ValueError(
+            f"head_dim={head_dim} must be a multiple of {pack} in a cache of {dtype}, and page_size={page_size} of 16: "
+            "change EngineOptions.kv_cache_dtype or page_size"
+        )
+    return pack
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -237,8 +237,7 @@ class CpuOps(QuantizedOps, RoundingOps):
         alibi_slopes: Tensor | None = None,
         softcap: float = 0.0,
     ) -> Tensor:
-        # keys: [P, Hkv, D/p, B, p]
-        head_dim = keys.shape[2] * keys.shape[4]
+        head_dim = values.shape[3]  # [P, Hkv, B/p, D, p]
         out = self._empty((qkv.shape[0], num_heads * head_dim), qkv.dtype)
         self._paged_attention(
             out,

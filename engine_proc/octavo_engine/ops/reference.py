@@ -23,6 +23,7 @@ from octavo_engine.ops import (
     reference_quantized,
     reference_rounding,
 )
+from octavo_engine.ops.reference_cache import read_pages, write_slots
 
 __all__ = ["ReferenceOps", "pack_width", "philox4x32"]
 
@@ -173,17 +174,14 @@ class ReferenceOps:
         num_heads: int,
         interleaved: bool = False,
     ) -> None:
-        num_kv_heads, page_size, head_dim = keys.shape[1], keys.shape[3], values.shape[3]
+        num_kv_heads, head_dim = keys.shape[1], values.shape[3]
         heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
         if cos_sin is not None:
             rotated = heads[:, : num_heads + num_kv_heads, : cos_sin.shape[1]]
             cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
             rotated.copy_(_rotate(rotated.float(), cos, sin, interleaved))
         k, v = heads[:, num_heads:].chunk(2, dim=1)  # [T, Hkv, D] each
-        p = keys.shape[-1]
-        page, offset = slots.long() // page_size, slots.long() % page_size
-        keys[page, :, :, offset, :] = k.reshape(len(k), num_kv_heads, -1, p).to(keys.dtype)
-        values[page, :, offset // p, :, offset % p] = v.to(values.dtype)
+        write_slots(keys, values, k, v, slots)
 
     def paged_attention(
         self,
@@ -207,11 +205,8 @@ class ReferenceOps:
             if start == end:
                 continue
             pages = page_table[s, : -(-length // page_size)].long()
-            # keys [n, Hkv, D/p, B, p] -> [Hkv, length, D]; values [n, Hkv, B/p, D, p] -> the same.
-            k = keys[pages].permute(1, 0, 3, 2, 4).reshape(num_kv_heads, -1, head_dim)[:, :length].float()
-            v = values[pages].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)[:, :length].float()
             group = num_heads // num_kv_heads
-            k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+            k, v = (x[:, :length].repeat_interleave(group, 0) for x in read_pages(keys, values, pages))
             q = qkv[start:end, : num_heads * head_dim].float().reshape(-1, num_heads, head_dim).transpose(0, 1)
             scores = q @ k.mT * scale  # [Hq, queries, length]
             if softcap:
