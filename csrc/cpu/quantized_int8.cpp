@@ -1,4 +1,3 @@
-#error "From the lead: the definition of INT8 activations changed (one scale per 32 elements). Read /tmp/LEAD.md now, delete this line, and do that first."
 // Products of 4 and 8 bit weights with activations in int8, one scale a row (Activations.INT8 and LLM_INT8).
 //
 // Law 6: a row is quantised by itself; its product with an output is one float32 chain over the groups of K, in order,
