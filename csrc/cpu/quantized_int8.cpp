@@ -210,36 +210,37 @@ __attribute__((noinline)) void micro_kernel(const int32_t* OCTAVO_RESTRICT a, co
         __builtin_prefetch(ahead.at + 64, 0, 2);
         ahead.at += ahead.pace;
       }
+#if defined(OCTAVO_ISA_AVX512)
+      // One activation's broadcast is used twice and then dead: 24 sums leave no register to keep it in.
+      auto multiply = [&](Codes left, Codes right, const int32_t* quads) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          acc[r][0] = dot8(acc[r][0], left, quads + r);
+          acc[r][1] = dot8(acc[r][1], right, quads + r);
+        }
+      };
       if constexpr (kBits == 4) {
         Nibbles left = load_codes4(w), right = load_codes4(w + 64);
-#if defined(OCTAVO_ISA_AVX512)
-        // One activation's broadcast is used twice and then dead: 24 sums leave no register to keep it in.
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          acc[r][0] = dot8(acc[r][0], {left.low}, a + r);
-          acc[r][1] = dot8(acc[r][1], {right.low}, a + r);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          acc[r][0] = dot8(acc[r][0], {left.high}, a + R + r);
-          acc[r][1] = dot8(acc[r][1], {right.high}, a + R + r);
-        }
-#else
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) acc[r][0] = dot4(acc[r][0], left, a + r, a + R + r);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) acc[r][1] = dot4(acc[r][1], right, a + r, a + R + r);
-#endif
-        a += 2 * R;
+        multiply({left.low}, {right.low}, a);
+        multiply({left.high}, {right.high}, a + R);
       } else {
-        Codes left = load_codes8(w), right = load_codes8(w + 64);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          acc[r][0] = dot8(acc[r][0], left, a + r);
-          acc[r][1] = dot8(acc[r][1], right, a + r);
-        }
-        a += R;
+        multiply(load_codes8(w), load_codes8(w + 64), a);
       }
+#else
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        if constexpr (kBits == 4) {
+          Nibbles codes = load_codes4(w + 64 * j);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; ++r) acc[r][j] = dot4(acc[r][j], codes, a + r, a + R + r);
+        } else {
+          Codes codes = load_codes8(w + 64 * j);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; ++r) acc[r][j] = dot8(acc[r][j], codes, a + r);
+        }
+      }
+#endif
+      a += kBits == 4 ? 2 * R : R;
       w += 128;
     }
 #pragma GCC unroll 2
