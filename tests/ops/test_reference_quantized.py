@@ -138,6 +138,10 @@ def test_quantized_rows() -> None:
     codes, scales = quantize_rows(torch.tensor([[1.0, -2.0, 0.0], [0.0, 0.0, 0.0], [1e-38, -1e-38, 0.0]]))
     assert codes.tolist() == [[64, -127, 0], [0, 0, 0], [0, 0, 0]]
     assert scales[:2, 0].tolist() == [torch.tensor(2.0).div(127).item(), 0.0]
+    # Each 32 elements have a scale of their own, the last ones too.
+    codes, scales = quantize_rows(torch.tensor([[127.0] * 32 + [1.0, -0.5]]))
+    assert codes.tolist() == [[127] * 33 + [-64]]
+    assert scales.tolist() == [[1.0, torch.tensor(1.0).div(127).item()]]
 
 
 # ---- products against a dequantised matmul ---------------------------------------------------------------------

@@ -29,7 +29,7 @@ struct QuantizedLayout {
 #undef OCTAVO_LAYOUT
 };
 
-// y = x . w, out of activations in int8 (one scale a row) or as they are.
+// y = x . w, out of activations in int8 or as they are.
 struct QuantizedArgs {
   const void* x;  // [m, k]
   int64_t x_stride;

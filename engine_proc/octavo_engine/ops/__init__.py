@@ -78,9 +78,11 @@ class PackedLinear:
 class Activations(IntEnum):
     """What a quantised weight is multiplied with.
 
-    FLOAT: the activations as they are (W4A16, W8A16). INT8: each row of x in int8 with one scale, absmax / 127, round
-    half to even (W4A8, W8A8). LLM_INT8: INT8, but elements of x with |x| >= threshold stay in float (arXiv 2208.07339;
-    the paper keeps a whole column of the batch, here each row decides for itself, as law 6 asks).
+    FLOAT: the activations as they are (W4A16, W8A16). INT8: each row of x in int8 (W4A8, W8A8), each 32 elements of it
+    with a scale of their own, absmax / 127, round half to even. One scale a row cost SmolLM2 2.0 % of perplexity as
+    stored and 4.1 % with int8 weights, where one for each 32 costs 0.3 and 1.1 %. LLM_INT8: int8 with one scale a row,
+    but elements of x with |x| >= threshold stay in float (arXiv 2208.07339; the paper keeps a whole column of the
+    batch, here each row decides for itself, as law 6 asks).
     """
 
     FLOAT = 0

@@ -132,17 +132,28 @@ def dequantize(weight: QuantizedWeight) -> Tensor:
     return spread(weight.scales) * weight.codes.double() + spread(weight.offsets)
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [T, K] -> whole numbers -127..127 [T, K] float64 and scales [T, 1] float32; see Activations.INT8.
+ACTIVATION_BLOCK = 32
+"""Elements of a row of x that share a scale in Activations.INT8."""
 
-    A row whose absmax is under 1e-36, where 127 / absmax leaves float32, counts as zeros.
+
+def quantize_rows(x: Tensor, block: int = ACTIVATION_BLOCK) -> tuple[Tensor, Tensor]:
+    """x [T, K] -> whole numbers -127..127 [T, K] float64 and scales [T, ceil(K / block)] float32; see Activations.
+
+    A block whose absmax is under 1e-36, where 127 / absmax leaves float32, counts as zeros.
     """
-    x = x.float()
-    absmax = x.abs().amax(dim=1, keepdim=True)
+    rows, k = x.shape
+    blocks = F.pad(x.float(), (0, -k % block)).view(rows, -1, block)
+    absmax = blocks.abs().amax(dim=2, keepdim=True)
     # Not 127 / absmax: torch would round the reciprocal first.
     inverse = torch.full_like(absmax, 127) / absmax
     inverse = torch.where(absmax < 1e-36, 0, inverse)
-    return (x * inverse).round().double(), absmax / 127
+    return (blocks * inverse).round().double().view(rows, -1)[:, :k], (absmax / 127).squeeze(2)
+
+
+def rounded_rows(x: Tensor, block: int = ACTIVATION_BLOCK) -> Tensor:
+    """x [T, K] -> what its int8 form stands for, [T, K] float64."""
+    codes, scales = quantize_rows(x, block)
+    return codes * scales.double().repeat_interleave(block, dim=1)[:, : x.shape[1]]
 
 
 def product(x: Tensor, packed: QuantizedLinear) -> Tensor:
@@ -156,10 +167,9 @@ def product(x: Tensor, packed: QuantizedLinear) -> Tensor:
         case Activations.FLOAT:
             return x.double() @ w.T
         case Activations.INT8:
-            codes, scale = quantize_rows(x)
-            return (codes @ w.T) * scale
+            return rounded_rows(x) @ w.T
         case Activations.LLM_INT8:
             outlier = x.float().abs() >= packed.threshold
-            codes, scale = quantize_rows(x.masked_fill(outlier, 0))
+            codes, scale = quantize_rows(x.masked_fill(outlier, 0), max(1, packed.in_features))
             return (codes @ w.T) * scale + x.double().masked_fill(~outlier, 0) @ w.T
     raise ValueError(f"unknown activations {packed.activations!r}")
