@@ -55,7 +55,7 @@ struct Tile {
   int64_t rows;         // query heads of the group times tokens, token-major
   int64_t lines;        // of 16 keys: head_dim / C::kPack
   int64_t width;        // head_dim rounded up to 16
-  uint32_t* queries;    // pass by pass [lines][rows of the pass][C::kQueryWords]: one pointer serves the pass's loop
+  uint32_t* queries;    // pass by pass [lines][C::kQueryWords][rows of the pass]: one pointer serves the pass's loop
   float* scales;        // [rows] of the queries, as C::pack_query gave them
   float* accumulators;  // [rows][width]
   float* sums;          // [rows][16], lane by lane
@@ -109,20 +109,26 @@ __attribute__((noinline)) void score_lines(const uint32_t* queries, const float*
     if constexpr (kPrefetch) {
       // Pages lie anywhere, which no hardware prefetcher foresees. Into the second-level cache: the first has too few
       // misses in flight at a time (decode takes 14 % longer with it).
-      for (int j = from; j < from + N; ++j) {
-        if (!block.next_keys[j]) continue;
-        __builtin_prefetch(block.next_keys[j] + at, 0, 2);
-        __builtin_prefetch(block.next_values[j] + i * (64 / sizeof(typename C::T)), 0, 2);
+#pragma GCC unroll 8
+      for (int j = from; j < from + N; ++j) __builtin_prefetch(block.next_keys[j] + at, 0, 2);
+    }
+#pragma GCC unroll 2
+    for (int part = 0; part < C::kQueryWords; ++part) {
+      typename C::KeyLine line[N];
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) line[j] = C::key_line(keys[j] + at, part);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        auto word = C::query_word(queries + (i * C::kQueryWords + part) * R + r);
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) acc[r][j] = C::dot_key(acc[r][j], line[j], word);
       }
     }
-    typename C::KeyLine line[N];
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) line[j] = C::key_line(keys[j] + at);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      auto word = C::query_word(queries + (i * R + r) * C::kQueryWords);
-#pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) acc[r][j] = C::dot_key(acc[r][j], line[j], word);
+  }
+  if constexpr (kPrefetch && C::kScaled) {
+    for (int j = from; j < from + N; ++j) {
+      __builtin_prefetch(block.next_keys[j] + lines * stride, 0, 2);
+      __builtin_prefetch(block.next_keys[j] + (lines + 1) * stride, 0, 2);
     }
   }
 #pragma GCC unroll 8
@@ -205,16 +211,26 @@ OCTAVO_INLINE float softmax(const Tile& tile, int64_t row, const float* score, c
   return step;
 }
 
+// The next block's values that lie where this one's line i does.
+template <class C>
+OCTAVO_INLINE void prefetch_values(const Block<C>& block, int i, int64_t head_dim) {
+  constexpr int kStep = 16 / C::kPack, kLine = 64 / sizeof(typename C::T);
+  const typename C::T* next = block.next_values[i / kStep] + i % kStep * head_dim * C::kPack;
+  for (int64_t d = 0; d < head_dim * C::kPack; d += kLine) __builtin_prefetch(next + d, 0, 2);
+}
+
 // accumulators[row.., column.. + 16 * N] += words . values
-template <class C, int R, int N, bool kPartial>
+template <class C, int R, int N, bool kPartial, bool kPrefetch>
 OCTAVO_INLINE void values(const Tile& tile, int64_t row, int64_t column, int last_lanes, const Block<C>& block,
-                          const uint32_t (*words)[kBlock], const float* steps, int lines) {
+                          const uint32_t (*words)[kBlock], const float* steps, int lines, int64_t head_dim) {
   float* accumulators = tile.accumulators + row * tile.width + column;
   typename C::Gather acc[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) acc[r][n] = C::begin(accumulators + r * tile.width + 16 * n);
   }
-  for (int i = 0; i < lines * (16 / C::kPack); ++i) {
+  constexpr int kStep = 16 / C::kPack;
+  for (int i = 0; i < lines * kStep; ++i) {
+    if constexpr (kPrefetch) prefetch_values<C>(block, i, head_dim);
     const typename C::T* value = block.values[i] + column * C::kPack;
     typename C::ValueLine line[N];
     for (int n = 0; n < N; ++n) {
@@ -226,6 +242,9 @@ OCTAVO_INLINE void values(const Tile& tile, int64_t row, int64_t column, int las
       auto word = C::word(words[r] + i);
       for (int n = 0; n < N; ++n) acc[r][n] = C::dot_value(acc[r][n], line[n], word);
     }
+  }
+  if constexpr (kPrefetch) {
+    for (int i = lines * kStep; i < kLines * kStep; ++i) prefetch_values<C>(block, i, head_dim);
   }
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) C::end(accumulators + r * tile.width + 16 * n, acc[r][n], steps[r]);
@@ -247,11 +266,15 @@ __attribute__((noinline)) void block_rows(const Tile& tile, int64_t row, const B
   scores<C, R>(tile, row, block, lines, score);
   for (int r = 0; r < R; ++r) steps[r] = softmax<C, kBare>(tile, row + r, score[r], block, logits, words[r]);
   int64_t column = 0;
-  for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
-    values<C, R, kColumns, false>(tile, row, column, 16, block, words, steps, lines);
+  if (row == 0 && column + 16 * kColumns <= head_dim) {
+    values<C, R, kColumns, false, true>(tile, row, column, 16, block, words, steps, lines, head_dim);
+    column += 16 * kColumns;
   }
-  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false>(tile, row, column, 16, block, words, steps, lines);
-  if (column < head_dim) values<C, R, 1, true>(tile, row, column, int(head_dim - column), block, words, steps, lines);
+  for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
+    values<C, R, kColumns, false, false>(tile, row, column, 16, block, words, steps, lines, head_dim);
+  }
+  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false, false>(tile, row, column, 16, block, words, steps, lines, head_dim);
+  if (column < head_dim) values<C, R, 1, true, false>(tile, row, column, int(head_dim - column), block, words, steps, lines, head_dim);
 }
 
 template <class C, int R = kRows>
@@ -289,10 +312,8 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
       }
       alignas(64) uint32_t words[256];
       tile.scales[row] = C::pack_query(q, a.head_dim, words);
-      uint32_t* to = tile.queries + (pass * tile.lines + r) * C::kQueryWords;
-      for (int64_t i = 0; i < tile.lines; ++i, to += rows * C::kQueryWords) {
-        for (int w = 0; w < C::kQueryWords; ++w) to[w] = words[i * C::kQueryWords + w];
-      }
+      uint32_t* to = tile.queries + pass * tile.lines * C::kQueryWords + r;
+      for (int64_t i = 0; i < tile.lines * C::kQueryWords; ++i) to[i * rows] = words[i];
       tile.references[row] = tile.limits[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
@@ -365,8 +386,11 @@ OCTAVO_INLINE void find_next(const AttentionArgs& a, const Sequence& sequence, i
   using T = typename C::T;
   for (int line = 0; line < kLines; ++line) {
     const int64_t key = first + 16 * line;
-    block.next_keys[line] = block.next_values[line] = nullptr;
-    if (key >= end) continue;
+    if (key >= end) {  // what is here already costs nothing
+      block.next_keys[line] = block.keys[line];
+      block.next_values[line] = block.values[line * (16 / C::kPack)];
+      continue;
+    }
     const Place place = place_of<C>(a, sequence, head, key);
     block.next_keys[line] = static_cast<const T*>(a.keys) + place.key;
     block.next_values[line] = static_cast<const T*>(a.values) + place.value;

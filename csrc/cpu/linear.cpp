@@ -21,21 +21,30 @@ constexpr int kRows = 3;
 #else
 constexpr int kRows = 2;
 #endif
-// Packed activations of one row chunk stay in L2 (1 MiB on Zen 4, 2 on Sapphire Rapids) beside a weight panel.
+// Activations of one row chunk stay in L2 (1 MiB on Zen 4, 2 on Sapphire Rapids) beside a weight panel.
 constexpr int64_t kChunkBytes = 384 << 10;
+// Threads end together when each has many items; one of 8 Ki rows times steps still takes 5 us.
+constexpr int64_t kItemsPerThread = 64, kLeastItem = 8 << 10;
 
-// Up to four rows the hardware's prefetcher alone does best (software prefetch cost 10-30 %); with more, the arithmetic
-// fills the reorder window and memory falls idle: fetching 16 KiB ahead into L2 took 6 rows from 78 to 100 % of the
-// probe.
-constexpr int kPrefetchRows = 5;
+// Up to five rows the hardware's prefetcher alone does best (5 rows: 88 % of the probe, 74 % with software prefetch);
+// with more, the arithmetic fills the reorder window and memory falls idle: fetching 16 KiB ahead into L2 takes 8 rows
+// from 74 to 92 % (2 KiB: 59 %, 4 KiB: 76 %).
+constexpr int kPrefetchRows = 6;
 constexpr int64_t kPrefetchBytes = 16 << 10;
 
-// What a weight type means to the inner loop: A, a packed activation step; how to broadcast it; the multiply-add.
+// Activations are packed in blocks of 16 steps, [R][16] each: packing copies cache lines, the micro-kernel reads one
+// stream, and rows whose stride is a multiple of 4 KiB don't evict each other from L1.
+constexpr int kBlock = 16;
+
+// What a weight type means to the inner loop: A, a packed activation step; how to pack and to
+// broadcast it; the multiply-add.
 template <class W>
 struct Inner {
   using A = float;
+  static constexpr bool kPlain = true;  // an element of x is a packed step
   static constexpr int kStep = 1;
-  OCTAVO_INLINE A pack(const float* x, int64_t left) { return left > 0 ? *x : 0.0f; }
+  OCTAVO_INLINE A pack(const float* x, int64_t) { return *x; }
+  OCTAVO_INLINE void pack_block(const float* x, A* to) { store(to, load(x)); }
   OCTAVO_INLINE Vec weight(const W* w) { return load(w); }
   OCTAVO_INLINE Vec activation(const A* a) { return broadcast(*a); }
   OCTAVO_INLINE Vec step(Vec acc, Vec w, Vec a) { return fma(w, a, acc); }
@@ -48,15 +57,22 @@ struct Inner<bf16> {
   using X = bf16;
 #if defined(OCTAVO_ISA_AVX512)
   using A = uint32_t;
+  static constexpr bool kPlain = true;
   OCTAVO_INLINE A pack(const bf16* x, int64_t left) { return left > 1 ? load_u32(x) : x->bits; }
-  OCTAVO_INLINE PairBroadcast activation(const A* a) { return {_mm512_set1_epi32(int(*a))}; }
+  OCTAVO_INLINE void pack_block(const bf16* x, A* to) { _mm512_storeu_si512(to, load_pairs(x).v); }
+  OCTAVO_INLINE PairBroadcast activation(const A* a) { return {_mm512_set1_epi32(int(load_u32(a)))}; }
 #else
   // Widened once here instead of once a panel.
+  static constexpr bool kPlain = false;
   struct A {
     float even, odd;
   };
   OCTAVO_INLINE A pack(const bf16* x, int64_t left) {
     return {to_float(x[0]), left > 1 ? to_float(x[1]) : 0.0f};
+  }
+  OCTAVO_INLINE void pack_block(const bf16* x, A* to) {
+    store(&to[0].even, load(x));
+    store(&to[8].even, load(x + 16));
   }
 #if defined(OCTAVO_ISA_AVX2)
   OCTAVO_INLINE PairBroadcast activation(const A* a) {
@@ -76,82 +92,116 @@ struct Ahead {
   int64_t pace;
 };
 
-// tile[r][0:32] = a[:, r] . w over all steps. a is [steps][R], w one panel.
-template <class W, int R>
-void micro_kernel(const typename Inner<W>::A* OCTAVO_RESTRICT a, const W* OCTAVO_RESTRICT w, int64_t steps,
-                  float* OCTAVO_RESTRICT tile, Ahead ahead) {
+// Activations of one row block: row r starts r * row_stride behind row 0, and its next kBlock steps block_stride behind
+// the last ones.
+template <class A>
+struct Rows {
+  const A* at;
+  int64_t row_stride, block_stride;
+};
+
+// y[r][0:32] = a[r, :] . w over all steps; w is one panel.
+template <class W, Finish F, int R>
+void micro_kernel(Rows<typename Inner<W>::A> a, const W* OCTAVO_RESTRICT w, int64_t steps, const PanelOutput& y,
+                  Ahead ahead) {
   using I = Inner<W>;
+  using A = typename I::A;
   Vec acc[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = zero();
-  for (int64_t s = 0; s < steps; ++s) {
-    auto w0 = I::weight(w);
-    auto w1 = I::weight(w + 16 * I::kStep);
+  // Three rows a pointer: base, base + stride and base + 2 stride are addresses, 3 stride is not.
+  constexpr int kGroups = (R + 2) / 3;
+  const A* group[kGroups];
+#pragma GCC unroll 4
+  for (int i = 0; i < kGroups; ++i) group[i] = a.at + 3 * i * a.row_stride;
+  for (; steps > 0; steps -= kBlock) {
+    const W* end = w + (steps < kBlock ? steps : kBlock) * kPanel * I::kStep;
+    for (; w < end; w += kPanel * I::kStep) {
+      auto w0 = I::weight(w);
+      auto w1 = I::weight(w + 16 * I::kStep);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      auto x = I::activation(a + r);
-      acc[r][0] = I::step(acc[r][0], w0, x);
-      acc[r][1] = I::step(acc[r][1], w1, x);
+      for (int r = 0; r < R; ++r) {
+        auto x = I::activation(group[r / 3] + r % 3 * a.row_stride);
+        acc[r][0] = I::step(acc[r][0], w0, x);
+        acc[r][1] = I::step(acc[r][1], w1, x);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kGroups; ++i) {
+        ++group[i];
+        asm("" : "+r"(group[i]));
+      }
+      if constexpr (R >= kPrefetchRows) {
+        __builtin_prefetch(ahead.at, 0, 2);
+        __builtin_prefetch(ahead.at + 64, 0, 2);
+        ahead.at += ahead.pace;
+      }
     }
-    if constexpr (R >= kPrefetchRows) {
-      __builtin_prefetch(ahead.at, 0, 2);
-      __builtin_prefetch(ahead.at + 64, 0, 2);
-      ahead.at += ahead.pace;
-    }
-    a += R;
-    w += kPanel * I::kStep;
+#pragma GCC unroll 4
+    for (int i = 0; i < kGroups; ++i) group[i] += a.block_stride - kBlock;
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    store(tile + r * kPanel, acc[r][0]);
-    store(tile + r * kPanel + 16, acc[r][1]);
-  }
+  finish<F, R>(y, acc);
 }
 
-template <class W, int R = kRows>
-void run_micro_kernel(int rows, const typename Inner<W>::A* a, const W* w, int64_t steps, float* tile,
+template <class W, Finish F, int R = kRows>
+void run_micro_kernel(int rows, const Rows<typename Inner<W>::A>& a, const W* w, int64_t steps, const PanelOutput& y,
                       Ahead ahead) {
-  if (rows == R) return micro_kernel<W, R>(a, w, steps, tile, ahead);
-  if constexpr (R > 1) run_micro_kernel<W, R - 1>(rows, a, w, steps, tile, ahead);
+  if (rows == R) return micro_kernel<W, F, R>(a, w, steps, y, ahead);
+  if constexpr (R > 1) run_micro_kernel<W, F, R - 1>(rows, a, w, steps, y, ahead);
 }
 
-// Ahead of a tile that adds to its output: the lines come while the micro-kernel runs. (8 rows, whose output is in L2
+// Rows row .. row + rows of one panel, finished and written.
+template <class W>
+void run_tile(const LinearArgs& g, int64_t row, int rows, int64_t panel, const Rows<typename Inner<W>::A>& a,
+              const W* w, int64_t steps, Ahead ahead) {
+  PanelOutput y = panel_output(g.y, row, panel);
+  switch (finish_of(g.y, panel)) {
+    case Finish::kBFloat16: return run_micro_kernel<W, Finish::kBFloat16>(rows, a, w, steps, y, ahead);
+    case Finish::kFloat32: return run_micro_kernel<W, Finish::kFloat32>(rows, a, w, steps, y, ahead);
+    case Finish::kAdd: return run_micro_kernel<W, Finish::kAdd>(rows, a, w, steps, y, ahead);
+    case Finish::kTile:;
+  }
+  alignas(64) float tile[kRows * kPanel];
+  run_micro_kernel<W, Finish::kTile>(rows, a, w, steps, {tile, kPanel, nullptr}, ahead);
+  write_tile(g.y, tile, row, rows, panel);
+}
+
+// Before a tile whose output is not in L2: the lines come while the micro-kernel runs. (8 rows, whose output is in L2
 // anyway, were 3 % slower with it.)
-OCTAVO_INLINE void prefetch_output(const LinearArgs& g, int64_t row, int rows, int64_t panel) {
-  if (!g.y.accumulate || g.m * g.n * int64_t(sizeof(float)) < kChunkBytes) return;
-  auto* line = static_cast<const float*>(g.y.out) + row * g.y.out_stride + panel * kPanel;
-  for (int r = 0; r < rows; ++r, line += g.y.out_stride) {
+OCTAVO_INLINE void prefetch_output(const LinearOutput& g, int64_t m, int64_t row, int rows, int64_t panel) {
+  const int64_t size = g.out_bf16 ? sizeof(bf16) : sizeof(float), columns = g.gated ? kPanel / 2 : kPanel;
+  if (m * g.out_stride * size < kChunkBytes) return;
+  auto* line = static_cast<const char*>(g.out) + (row * g.out_stride + panel * columns) * size;
+  for (int r = 0; r < rows; ++r, line += g.out_stride * size) {
     __builtin_prefetch(line, 1, 3);
-    __builtin_prefetch(line + 16, 1, 3);
+    if (!g.out_bf16) __builtin_prefetch(line + 64, 1, 3);
   }
 }
 
-// Rows [begin, end) of x as [steps][rows]: the micro-kernel then reads one stream, and rows whose stride is a multiple
-// of 4 KiB don't evict each other from L1.
+// Rows [begin, end) of x in the micro-kernel's order, written from front to back: stores that miss L1 want one stream.
 template <class W>
 void pack_rows(const LinearArgs& g, int64_t begin, int64_t end, int64_t steps, typename Inner<W>::A* packed) {
   using I = Inner<W>;
-  int64_t rows = end - begin, whole = g.k / I::kStep, done = 0;
+  int64_t rows = end - begin, whole = g.k / I::kStep, s = 0;
   auto* first = static_cast<const typename I::X*>(g.x) + begin * g.x_stride;
-#if defined(OCTAVO_ISA_AVX512)
-  // A step is 4 bytes in and out: 16 by 16 at a time through registers, 4 times as fast as one by one.
-  for (; done + 16 <= whole; done += 16) {
-    Vec block[16];
-#pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) {
-      block[r] = r < rows ? load(reinterpret_cast<const float*>(first + r * g.x_stride + done * I::kStep)) : zero();
-    }
-    transpose(block);
-#pragma GCC unroll 16
-    for (int s = 0; s < 16; ++s) store_n(reinterpret_cast<float*>(packed + (done + s) * rows), block[s], int(rows));
+  for (; s + kBlock <= whole; s += kBlock) {
+    auto* x = first + s * I::kStep;
+    for (int64_t r = 0; r < rows; ++r, x += g.x_stride, packed += kBlock) I::pack_block(x, packed);
   }
-#endif
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < rows; ++r, packed += kBlock) {
     auto* x = first + r * g.x_stride;
-    auto* to = packed + r;
-    for (int64_t s = done; s < whole; ++s) to[s * rows] = I::pack(x + s * I::kStep, I::kStep);
-    if (whole < steps) to[whole * rows] = I::pack(x + whole * I::kStep, 1);
+    for (int64_t i = s; i < whole; ++i) packed[i - s] = I::pack(x + i * I::kStep, I::kStep);
+    if (whole < steps) packed[whole - s] = I::pack(x + whole * I::kStep, 1);
   }
+}
+
+// The micro-kernel takes x as it lies when an element is a step and a row block's cache lines have room in L1 beside
+// each other (8 ways; rows 4 KiB apart share one set, 2 KiB apart two). Packing cost 0.6 % of 960 x 576 at 64 rows and
+// 1.2 % at 512.
+template <class W>
+OCTAVO_INLINE bool reads_plain(const LinearArgs& g) {
+  using I = Inner<W>;
+  if (!I::kPlain || g.k % I::kStep || g.x_stride % I::kStep) return false;
+  return g.m <= 4 || g.x_stride * int64_t(sizeof(typename I::X)) % 2048;
 }
 
 // With this many rows times steps an item takes some microseconds and is claimed by itself: a thread that wakes late or
@@ -169,25 +219,37 @@ void linear_typed(const LinearArgs& g) {
   using I = Inner<W>;
   using A = typename I::A;
   const int64_t steps = (g.k + I::kStep - 1) / I::kStep;
+  const int64_t padded = (steps + kBlock - 1) / kBlock * kBlock;
   const int64_t panels = (g.n + kPanel - 1) / kPanel;
   const int64_t blocks = (g.m + kRows - 1) / kRows;
   const int threads = num_threads();
   auto first_row = [&](int64_t block) { return g.m * block / blocks; };
 
-  A* packed = static_cast<A*>(thread_scratch(size_t(g.m * steps) * sizeof(A)));
-  // Packing is shared out only when it would take longer than the fork.
-  parallel_for(blocks, 1 + (16 << 10) / (kRows * steps), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      pack_rows<W>(g, first_row(b), first_row(b + 1), steps, packed + first_row(b) * steps);
-    }
-  });
+  const bool plain = reads_plain<W>(g);
+  A* packed = nullptr;
+  if (!plain) {
+    packed = static_cast<A*>(thread_scratch(size_t(g.m * padded) * sizeof(A)));
+    // Packing is shared out only when it would take longer than the fork.
+    parallel_for(blocks, 1 + (16 << 10) / (kRows * steps), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        pack_rows<W>(g, first_row(b), first_row(b + 1), steps, packed + first_row(b) * padded);
+      }
+    });
+  }
+  auto rows_from = [&](int64_t row, int rows) -> Rows<A> {
+    if (!plain) return {packed + row * padded, kBlock, rows * kBlock};
+    auto* x = static_cast<const typename I::X*>(g.x) + row * g.x_stride;
+    return {reinterpret_cast<const A*>(x), g.x_stride / I::kStep, kBlock};
+  };
 
   int64_t chunks = (g.m * steps * int64_t(sizeof(A)) + kChunkBytes - 1) / kChunkBytes;
   if (panels % threads != 0 && chunks * panels < 16 * threads) chunks = 16 * threads / panels + 1;
+  int64_t finer = kItemsPerThread * threads / panels + 1, most = g.m * steps / kLeastItem;
+  if (finer > most) finer = most;
+  if (threads > 1 && chunks < finer) chunks = finer;
   if (chunks > blocks) chunks = blocks;
   const int64_t items = chunks * panels;
   auto compute = [&](int64_t begin, int64_t end, int64_t stride) {
-    alignas(64) float tile[kRows * kPanel];
     for (int64_t item = begin; item < end; ++item) {
       int64_t chunk = item / panels, panel = item % panels;
       int64_t first = blocks * chunk / chunks, count = blocks * (chunk + 1) / chunks - first;
@@ -201,9 +263,8 @@ void linear_typed(const LinearArgs& g) {
         auto* bytes = reinterpret_cast<const char*>(w);
         Ahead ahead = count == 1 ? Ahead{bytes + kPrefetchBytes, line}
                                  : Ahead{bytes + stride * steps * line + steps * line * i / count, line / count + 1};
-        prefetch_output(g, row, rows, panel);
-        run_micro_kernel<W>(rows, packed + row * steps, w, steps, tile, ahead);
-        write_tile(g.y, tile, row, rows, panel);
+        prefetch_output(g.y, g.m, row, rows, panel);
+        run_tile<W>(g, row, rows, panel, rows_from(row, rows), w, steps, ahead);
       }
     }
   };

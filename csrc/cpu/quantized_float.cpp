@@ -1,10 +1,10 @@
 // Matrix products of float activations with 4 and 8 bit weights (W4A16, W8A16), see Activations.FLOAT.
 //
-// Law 6: K is cut in blocks, which are the weight's groups, or 128 k each when the group is the whole row. Within a block
-// each output element is two chains of multiply-adds from zero (the pairs of the first and of the second half of a step,
-// below), in the order of k; then acc = fma(scale, chain0 + chain1, acc), and of an asymmetric weight acc = fma(offset,
-// sum of x in the block, acc), block after block. None of this depends on how many rows there are. Two chains,
-// because one row alone would wait for the multiply-adds of one (6 clocks each on Zen 4) and not for memory.
+// Law 6: K is cut in blocks, which are the weight's groups, or 128 k each when the group is the whole row. Within one,
+// each output element is two chains of multiply-adds from zero (the pairs of the first and of the second half of each
+// step, see Steps), in the order of k; then acc = fma(scale, chain0 + chain1, acc), and of an asymmetric weight acc =
+// fma(offset, sum of x in the block, acc), block after block. None of it depends on how many rows there are. There are
+// two chains because a row alone would wait for one (6 clocks a multiply-add on Zen 4) and not for memory.
 #include "octavo/kernels_quantized.h"
 
 #include "octavo/linear_output.h"
@@ -16,23 +16,23 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // most k of a block
 
-// Rows that a micro-kernel takes. Two chains each for a line of 16 outputs (of up to kTwoLines rows: for both lines of a
-// panel at a time), the weights and an activation must fit the registers; an ymm Vec is two of them.
+// Rows and lines of 16 outputs that a micro-kernel takes: two chains each, the weights and an activation must fit the
+// registers; an ymm Vec is two of them.
 #if defined(OCTAVO_ISA_AVX512)
-constexpr int kRows = 12, kTwoLines = 6;
+constexpr int kRows = 6, kLines = 2;
 #elif defined(OCTAVO_ISA_AVX2)
-constexpr int kRows = 3, kTwoLines = 1;
+constexpr int kRows = 3, kLines = 1;
 #else
-constexpr int kRows = 2, kTwoLines = 1;
+constexpr int kRows = 2, kLines = 1;
 #endif
-// Rows blocks that share an unpacked block of weights: their sums (9 KiB), the weights and their activations fit L1.
-constexpr int kSharing = 6;
+// Row blocks that share a panel while it is in L1: their sums (9 KiB), the weights and their activations fit.
+constexpr int kSharing = 12;
 
 // ---- weights ---------------------------------------------------------------------------------------------------
 
-// Which k of a step are multiplied together. A dword of 4 bits holds code[k + i] at bit 8 i and code[k + 4 + i] at bit
-// 8 i + 4, so that shifts by 0, 4, 8 and 12 leave the codes of a pair at the bottom of its two halves. The first half of
-// the pairs is the first chain.
+// Which k of a step are multiplied together. A dword of 4 bit codes holds code[k + i] at bit 8 i and code[k + 4 + i] at
+// bit 8 i + 4, so that shifts by 0, 4, 8 and 12 leave the codes of a pair at the bottom of its two halves. The first
+// half of the pairs is the first chain.
 template <int kBits>
 struct Steps;
 template <>
@@ -74,11 +74,22 @@ OCTAVO_INLINE Line load_line(const uint8_t* p) {
 #endif
 }
 
+// The compiler would load a line again for every pair: right with many rows, when registers are short, but one or two
+// wait for memory.
+OCTAVO_INLINE void keep_in_register(Line& line) {
+#if defined(OCTAVO_ISA_AVX512)
+  asm("" : "+v"(line.v));
+#else
+  (void)line;
+#endif
+}
+
 template <int kBits>
 OCTAVO_INLINE Vec codes_at(Line d, int bit, Vec zero) {
   constexpr int mask = (1 << kBits) - 1;
 #if defined(OCTAVO_ISA_AVX512)
-  return Vec{_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(d.v, unsigned(bit)), _mm512_set1_epi32(mask)))} - zero;
+  __m512i code = _mm512_and_si512(_mm512_srli_epi32(d.v, unsigned(bit)), _mm512_set1_epi32(mask));
+  return Vec{_mm512_cvtepi32_ps(code)} - zero;
 #elif defined(OCTAVO_ISA_AVX2)
   __m256i m = _mm256_set1_epi32(mask);
   return Vec{_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(d.lo, bit), m)),
@@ -94,6 +105,9 @@ OCTAVO_INLINE Vec codes_at(Line d, int bit, Vec zero) {
 template <class X, int kBits>
 struct Inner {
   using S = Steps<kBits>;
+  // Whether several row blocks unpack the weights each for itself: cheaper than storing them where unpacking runs
+  // beside the multiply-adds.
+  static constexpr bool kDirect = false;
   // Widened once a row, not once a panel.
   struct A {
     float even, odd;
@@ -106,10 +120,9 @@ struct Inner {
     Vec zero;
   };
   OCTAVO_INLINE Unpacker unpacker(bool symmetric) { return {broadcast(symmetric ? float(1 << (kBits - 1)) : 0.0f)}; }
-  OCTAVO_INLINE Pair unpack(const Unpacker& u, const uint8_t* p_codes, int p) {
-    Line codes = load_line(p_codes);
-    return {codes_at<kBits>(codes, bit_of<kBits>(S::kEven[p]), u.zero),
-            codes_at<kBits>(codes, bit_of<kBits>(S::kOdd[p]), u.zero)};
+  OCTAVO_INLINE Pair unpack(const Unpacker& u, Line line, int p) {
+    return {codes_at<kBits>(line, bit_of<kBits>(S::kEven[p]), u.zero),
+            codes_at<kBits>(line, bit_of<kBits>(S::kOdd[p]), u.zero)};
   }
   OCTAVO_INLINE A pack(const X* x, int even, int odd, int64_t left) {
     return {even < left ? to_float(x[even]) : 0.0f, odd < left ? to_float(x[odd]) : 0.0f};
@@ -126,6 +139,7 @@ struct Inner {
 template <int kBits>
 struct InnerPairs {
   using S = Steps<kBits>;
+  static constexpr bool kDirect = kBits == 4;
   using A = uint32_t;
   using Pair = Pairs;
   OCTAVO_INLINE A pack(const bf16* x, int even, int odd, int64_t left) {
@@ -146,19 +160,15 @@ struct Inner<bf16, 4> : InnerPairs<4> {
     for (int i = 0; i < 32; ++i) table[i] = to_bf16(float(i % 16 - (symmetric ? 8 : 0))).bits;
     return {_mm512_load_si512(table)};
   }
-  OCTAVO_INLINE Pairs unpack(const Unpacker& u, const uint8_t* codes, int p) {
-    // A load from the next byte is a shift by 8.
-    __m512i line = _mm512_loadu_si512(codes + p / 2);
-    if (p % 2) line = _mm512_srli_epi32(line, 4);
-    return {_mm512_permutexvar_epi16(line, u.table)};
+  OCTAVO_INLINE Pairs unpack(const Unpacker& u, Line codes, int p) {
+    return {_mm512_permutexvar_epi16(_mm512_srli_epi32(codes.v, unsigned(4 * p)), u.table)};
   }
 };
 
 template <>
 struct Inner<bf16, 8> : InnerPairs<8> {
-  // The codes of k and k + 1 put into the last bits of 2^23, and 8 bits higher into 2^15, make 2^23 + code and 2^15 +
-  // code; less that power and zero they are floats, whose upper halves are the bfloat16. All of it but the last
-  // step runs beside the multiply-adds (shifts and shuffles would share a unit with them on Zen 4).
+  // A code put into the last bits of 2^23 makes 2^23 + code, and one put 8 bits higher into 2^15 makes 2^15 + code;
+  // less that power and the zero they are floats, whose upper halves are the bfloat16s.
   struct Unpacker {
     Vec even, odd;
   };
@@ -166,13 +176,17 @@ struct Inner<bf16, 8> : InnerPairs<8> {
     float zero = symmetric ? 128.0f : 0.0f;
     return {broadcast(8388608.0f + zero), broadcast(32768.0f + zero)};
   }
-  OCTAVO_INLINE Pairs unpack(const Unpacker& u, const uint8_t* codes, int p) {
-    constexpr int insert = 0xea;  // (a & b) | c
-    __m512i line = _mm512_loadu_si512(codes + 2 * p);
-    Vec even = Vec{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b000000), insert))} - u.even;
-    Vec odd = Vec{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0xff00), _mm512_set1_epi32(0x47000000), insert))} - u.odd;
+  OCTAVO_INLINE Vec insert(__m512i line, int mask, int power) {
+    constexpr int select = 0xea;  // (a & b) | c
+    __m512i bits = _mm512_ternarylogic_epi32(line, _mm512_set1_epi32(mask), _mm512_set1_epi32(power), select);
+    return {_mm512_castsi512_ps(bits)};
+  }
+  OCTAVO_INLINE Pairs unpack(const Unpacker& u, Line codes, int p) {
+    __m512i line = _mm512_srli_epi32(codes.v, unsigned(16 * p));
+    __m512i even = _mm512_castps_si512((insert(line, 0xff, 0x4b000000) - u.even).v);
+    __m512i odd = _mm512_castps_si512((insert(line, 0xff00, 0x47000000) - u.odd).v);
     __m512i upper = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
-    return {_mm512_mask_shuffle_epi8(_mm512_castps_si512(odd.v), 0x3333333333333333, _mm512_castps_si512(even.v), upper)};
+    return {_mm512_mask_shuffle_epi8(odd, 0x3333333333333333, even, upper)};
   }
 };
 #endif
@@ -199,7 +213,7 @@ void block_kernel(const typename Inner<X, kBits>::A* OCTAVO_RESTRICT activations
                   int64_t steps, const typename Inner<X, kBits>::Unpacker& unpacker, const Factors& f,
                   float* OCTAVO_RESTRICT tile) {
   using I = Inner<X, kBits>;
-  constexpr int kPairs = I::S::kPairs, kLines = R <= kTwoLines ? 2 : 1;
+  constexpr int kPairs = I::S::kPairs;
   for (int first = 0; first < 2; first += kLines) {
     Vec chains[R][kLines][2];
 #pragma GCC unroll 16
@@ -211,6 +225,14 @@ void block_kernel(const typename Inner<X, kBits>::A* OCTAVO_RESTRICT activations
     auto* codes = static_cast<const uint8_t*>(weights) + 64 * first;
     auto* pairs = static_cast<const typename I::Pair*>(weights) + first;
     for (int64_t s = 0; s < steps; ++s) {
+      Line line[kLines];
+      if constexpr (!kUnpacked) {
+#pragma GCC unroll 2
+        for (int l = 0; l < kLines; ++l) {
+          line[l] = load_line(codes + 64 * l);
+          if constexpr (R <= 2) keep_in_register(line[l]);
+        }
+      }
 #pragma GCC unroll 4
       for (int p = 0; p < kPairs; ++p) {
         typename I::Pair w[kLines];
@@ -219,7 +241,7 @@ void block_kernel(const typename Inner<X, kBits>::A* OCTAVO_RESTRICT activations
           if constexpr (kUnpacked) {
             w[l] = pairs[2 * p + l];
           } else {
-            w[l] = I::unpack(unpacker, codes + 64 * l, p);
+            w[l] = I::unpack(unpacker, line[l], p);
           }
         }
 #pragma GCC unroll 16
@@ -261,16 +283,6 @@ OCTAVO_INLINE void run_block_kernel(int rows, const typename Inner<X, kBits>::A*
 }
 
 // ---- activations -----------------------------------------------------------------------------------------------
-
-// Where the blocks of a weight lie.
-struct Blocks {
-  QuantizedLayout layout;
-  int64_t size;  // k of a block
-
-  OCTAVO_INLINE Blocks of(const QuantizedLayout& layout) {
-    return {layout, layout.group_size ? layout.group_size : kBlock};
-  }
-};
 
 // Rows [begin, end) of x as [steps][pairs][rows], and of an asymmetric weight each row's sum over each block.
 template <class X, int kBits>
@@ -339,28 +351,94 @@ void sum_rows(const QuantizedArgs& g, int64_t begin, int64_t end, int64_t block,
 // ---- product ---------------------------------------------------------------------------------------------------
 
 template <class X, int kBits>
-void linear_typed(const QuantizedArgs& g) {
+struct Product {
   using I = Inner<X, kBits>;
   using S = typename I::S;
-  using A = typename I::A;
+  const QuantizedArgs& g;
+  int64_t size, blocks;          // k of a block, and how many there are
+  int64_t steps;                 // of a row
+  int64_t row_blocks;
+  typename I::A* packed;         // [m][steps][pairs], a block of R rows as [steps][pairs][R]
+  float* sums;                   // [m][blocks] of an asymmetric weight
+
+  __attribute__((always_inline)) int64_t first_row(int64_t row_block) const { return g.m * row_block / row_blocks; }
+};
+
+template <class X, int kBits>
+OCTAVO_INLINE void unpack_block(const uint8_t* codes, int64_t steps, const typename Inner<X, kBits>::Unpacker& unpacker,
+                                typename Inner<X, kBits>::Pair* to) {
+  using I = Inner<X, kBits>;
+  for (int64_t s = 0; s < steps; ++s, codes += 128) {
+    Line line0 = load_line(codes), line1 = load_line(codes + 64);
+#pragma GCC unroll 4
+    for (int p = 0; p < I::S::kPairs; ++p, to += 2) {
+      to[0] = I::unpack(unpacker, line0, p);
+      to[1] = I::unpack(unpacker, line1, p);
+    }
+  }
+}
+
+// tile [rows][32]: row blocks [first, last) times one panel.
+template <class X, int kBits>
+void compute_panel(const Product<X, kBits>& job, int64_t panel, int64_t first, int64_t last, float* tile) {
+  using I = Inner<X, kBits>;
+  using S = typename I::S;
+  const QuantizedLayout& w = job.g.layout;
+  const bool wide = w.group_size == 0, share = !I::kDirect && last - first > 1;
+  const int64_t scale_bytes = w.scale_bytes(), factor_bytes = wide ? 0 : scale_bytes * (w.symmetric ? 1 : 2);
+  const auto unpacker = I::unpacker(w.symmetric);
+  alignas(64) typename I::Pair unpacked[I::kDirect ? 1 : kBlock / S::kWidth * S::kPairs * 2];
+  const uint8_t* codes = job.g.weight + panel * w.panel_bytes();
+  const uint8_t* row_scales = codes + job.steps * 128;
+  for (int64_t i = 0; i < (job.first_row(last) - job.first_row(first)) * 2; ++i) store(tile + 16 * i, zero());
+  for (int64_t b = 0; b < job.blocks; ++b) {
+    const int64_t start = b * job.size / S::kWidth;
+    const int64_t steps = job.steps - start < job.size / S::kWidth ? job.steps - start : job.size / S::kWidth;
+    const uint8_t* scales = wide ? row_scales : codes + steps * 128;
+    Factors f{scales, w.symmetric ? nullptr : scales + scale_bytes, wide, nullptr, job.blocks};
+    if (share) unpack_block<X, kBits>(codes, steps, unpacker, unpacked);
+    const uint8_t* next = codes + steps * 128 + factor_bytes;
+    // While several row blocks compute, memory would fall idle. (One alone reads on; prefetching cost it up to half.)
+    if (last - first > 1) {
+      for (const uint8_t* line = next; line < next + (next - codes); line += 64) __builtin_prefetch(line, 0, 2);
+    }
+    float* part = tile;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t row = job.first_row(i);
+      const int rows = int(job.first_row(i + 1) - row);
+      auto* a = job.packed + (row * job.steps + start * rows) * S::kPairs;
+      f.sums = job.sums + row * job.blocks + b;
+      if (share) {
+        run_block_kernel<X, kBits, true>(rows, a, unpacked, steps, unpacker, f, part);
+      } else {
+        run_block_kernel<X, kBits, false>(rows, a, codes, steps, unpacker, f, part);
+      }
+      part += rows * kPanel;
+    }
+    codes = next;
+  }
+}
+
+template <class X, int kBits>
+void linear_typed(const QuantizedArgs& g) {
+  using S = Steps<kBits>;
+  using A = typename Inner<X, kBits>::A;
   const QuantizedLayout& w = g.layout;
   const int64_t size = w.group_size ? w.group_size : kBlock, blocks = (w.k + size - 1) / size;
-  const int64_t steps = (w.k + S::kWidth - 1) / S::kWidth, block_steps = size / S::kWidth;
-  const int64_t panels = w.panels(), panel_bytes = w.panel_bytes();
-  const int64_t row_blocks = (g.m + kRows - 1) / kRows;
+  const int64_t steps = (w.k + S::kWidth - 1) / S::kWidth, row_blocks = (g.m + kRows - 1) / kRows;
+  const int64_t panels = w.panels();
   const int threads = num_threads();
-  const bool wide = w.group_size == 0;
-  auto first_row = [&](int64_t block) { return g.m * block / row_blocks; };
 
   const size_t sum_bytes = w.symmetric ? 0 : (size_t(g.m * blocks) * sizeof(float) + 63) / 64 * 64;
   char* scratch = static_cast<char*>(thread_scratch(sum_bytes + size_t(g.m * steps * S::kPairs) * sizeof(A)));
-  float* sums = reinterpret_cast<float*>(scratch);
-  A* packed = reinterpret_cast<A*>(scratch + sum_bytes);
+  const Product<X, kBits> job{g, size, blocks, steps, row_blocks, reinterpret_cast<A*>(scratch + sum_bytes),
+                              reinterpret_cast<float*>(scratch)};
   // Packing is shared out only when it would take longer than the fork.
   parallel_for(row_blocks, 1 + (16 << 10) / (kRows * steps * S::kPairs), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      pack_rows<X, kBits>(g, first_row(b), first_row(b + 1), steps, packed + first_row(b) * steps * S::kPairs);
-      if (!w.symmetric) sum_rows<X>(g, first_row(b), first_row(b + 1), size, blocks, sums);
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t row = job.first_row(i), stop = job.first_row(i + 1);
+      pack_rows<X, kBits>(g, row, stop, steps, job.packed + row * steps * S::kPairs);
+      if (!w.symmetric) sum_rows<X>(g, row, stop, size, blocks, job.sums);
     }
   });
 
@@ -369,42 +447,12 @@ void linear_typed(const QuantizedArgs& g) {
   if (chunks > row_blocks) chunks = row_blocks;
   parallel_for(chunks * panels, 1, [&](int64_t begin, int64_t end) {
     alignas(64) float tile[kSharing * kRows * kPanel];
-    alignas(64) typename I::Pair unpacked[kBlock / S::kWidth * S::kPairs * 2];
-    const auto unpacker = I::unpacker(w.symmetric);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t chunk = item / panels, panel = item % panels;
       const int64_t first = row_blocks * chunk / chunks, last = row_blocks * (chunk + 1) / chunks;
-      const int64_t row0 = first_row(first), rows = first_row(last) - row0;
-      const uint8_t* codes = g.weight + panel * panel_bytes;
-      for (int64_t i = 0; i < rows * 2; ++i) store(tile + 16 * i, zero());
-      for (int64_t b = 0; b < blocks; ++b) {
-        int64_t here = b * block_steps, count = steps - here < block_steps ? steps - here : block_steps;
-        const uint8_t* scales = wide ? g.weight + panel * panel_bytes + steps * 128 : codes + count * 128;
-        Factors f{scales, w.symmetric ? nullptr : scales + w.scale_bytes(), wide, sums + row0 * blocks + b, blocks};
-        auto* a = packed + row0 * steps * S::kPairs;
-        if (last - first == 1) {
-          run_block_kernel<X, kBits, false>(int(rows), a + here * S::kPairs * rows, codes, count, unpacker, f, tile);
-        } else {
-          for (int64_t s = 0; s < count; ++s) {
-#pragma GCC unroll 4
-            for (int p = 0; p < S::kPairs; ++p) {
-              auto* to = unpacked + (s * S::kPairs + p) * 2;
-              to[0] = I::unpack(unpacker, codes + s * 128, p);
-              to[1] = I::unpack(unpacker, codes + s * 128 + 64, p);
-            }
-          }
-          float* part = tile;
-          for (int64_t i = first; i < last; ++i) {
-            int64_t row = first_row(i), n = first_row(i + 1) - row;
-            f.sums = sums + row * blocks + b;
-            run_block_kernel<X, kBits, true>(int(n), packed + row * steps * S::kPairs + here * S::kPairs * n, unpacked,
-                                             count, unpacker, f, part);
-            part += n * kPanel;
-          }
-        }
-        codes += count * 128 + (wide ? 0 : w.scale_bytes() * (w.symmetric ? 1 : 2));
-      }
-      write_tile(g.y, tile, row0, int(rows), panel);
+      const int64_t row = job.first_row(first);
+      compute_panel(job, panel, first, last, tile);
+      write_tile(g.y, tile, row, int(job.first_row(last) - row), panel);
     }
   });
 }

@@ -156,7 +156,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     try:
         page_bytes = kv_cache.page_bytes(shape, options.page_size, kv_dtype)
     except ValueError as error:
-        raise StartFailed("invalid_option", str(error)) from error
+        name = str(kv_dtype).removeprefix("torch.")
+        raise StartFailed("invalid_option", f"kv_cache_dtype={name}: {error}") from error
     memory = options.kv_cache_memory or kv_cache.default_kv_memory(
         available=config.available_memory(),
         page_bytes=page_bytes,

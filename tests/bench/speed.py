@@ -23,7 +23,7 @@ __all__ = ["engine_options", "print_speed", "speed"]
 
 def engine_options(model: str, held: Weights, todo: Sequence[Case]) -> EngineOptions:
     """Room for the longest and for the widest of the cases, twice over, so that pages are never what is waited for."""
-    longest = max(case.prompt + case.output for case in todo)
+    longest = max(64, *(case.prompt + case.output for case in todo))
     tokens = max(case.streams * (case.prompt + case.output) for case in todo)
     return EngineOptions(
         dtype="bfloat16",

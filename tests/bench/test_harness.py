@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 
 from octavo import InvalidOption
 from tests.bench.floors import Floor, Machine
 from tests.bench.measure import Measurement, _Arrivals
 from tests.bench.models import MODELS, model_path
+from tests.bench.peers.__main__ import Rounds
+from tests.bench.peers.engines import DEFAULT, best, is_known, order, width
 from tests.bench.weights import weights
 from tests.bench.workload import Case, cases, prompts
 
@@ -92,3 +96,37 @@ def test_prompts_differ_between_streams_and_seeds_but_not_between_engines():
 def test_cases_end_with_the_prefill():
     assert [case.name for case in cases([1, 8], 128, 128, 2048)] == ["1 stream", "8 streams", "prefill of 2048"]
     assert [case.counted for case in cases([8], 128, 64, 2048)] == [512, 2048]
+
+
+def test_peers_are_compared_with_those_of_their_width():
+    assert [width(engine) for engine in ("octavo:bf16", "octavo:int8:float", "octavo:llm_int8")] == [16, 8, 8]
+    assert {width(engine) for engine in ("octavo:int4:g128", "octavo:stored", "llamacpp:q4_1", "openvino:int4")} == {4}
+    rates = {
+        "octavo:int4": 900.0,
+        "openvino:int4": 300.0,
+        "llamacpp:q4_0": 400.0,
+        "vllm:bf16": 500.0,
+        "llamacpp:q4_1": None,
+    }
+    assert best(rates, 4) == 400
+    assert best(rates) == 500
+    assert best(rates, 8) is None
+    for engines in DEFAULT.values():
+        assert all(map(is_known, engines))
+        assert list(engines) == sorted(engines, key=lambda engine: (order(engine)[0], engines.index(engine)))
+    assert not is_known("octavo")
+    assert not is_known("openvino:int5")
+
+
+def test_a_slow_case_is_not_repeated_and_none_wider_is_asked():
+    narrow, wide, long = Case(8, 128, 128), Case(64, 128, 128), Case(1, 2048, 1)
+    options = Namespace(model="smollm2", patience=60.0, give_up=240.0)
+    rounds = Rounds(options, [narrow, wide, long], [])
+    assert not rounds.is_spared("slow", narrow)
+    rounds.took["slow", narrow] = 61.0
+    assert rounds.is_spared("slow", narrow)
+    assert not rounds.is_spared("slow", wide)
+    assert not rounds.is_spared("fast", narrow)
+    rounds.took["slow", narrow] = 241.0
+    assert rounds.is_spared("slow", wide)
+    assert not rounds.is_spared("slow", long)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from octavo_engine.execution.kv_cache import KVCache
 from octavo_engine.layers.batch import BATCH_SPECS, Batch
 from octavo_engine.models import CausalLM
-from octavo_engine.ops import Ops, TensorSpec
+from octavo_engine.ops import KVLayout, Ops, TensorSpec
 
 PAGE_SIZE = 16
 
@@ -19,7 +20,14 @@ class Stepper:
     """`step` runs the next tokens of some sequences and returns each one's logits [tokens, V]."""
 
     def __init__(
-        self, model: CausalLM, ops: Ops, *, sequences: int = 4, max_len: int = 256, recorded: bool = False
+        self,
+        model: CausalLM,
+        ops: Ops,
+        *,
+        sequences: int = 4,
+        max_len: int = 256,
+        recorded: bool = False,
+        int8_cache: bool = False,
     ) -> None:
         config = model.config
         pages = -(-max_len // PAGE_SIZE)
@@ -36,6 +44,9 @@ class Stepper:
             (torch.full(keys, torch.nan, dtype=kind), torch.full(values, torch.nan, dtype=kind))
             for _ in range(config.num_layers)
         ]
+        if int8_cache:
+            layout = KVLayout(config.num_layers, len(order), heads, size, PAGE_SIZE, torch.int8)
+            self.kv = KVCache(layout).layers
         self.lengths = [0] * sequences
         self.forward: Callable[..., Tensor] = lambda *tensors: model.forward(Batch.of(tensors, self.kv))
         self.logits: Callable[..., Tensor] = model.logits

@@ -113,6 +113,19 @@ def test_codes_as_stored(quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert torch.equal(dequantized(weight), published(name, value, quant)), name
 
 
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_released_pages_come_back(quant: str, tmp_path: Path) -> None:
+    tensors = random_tensors()
+    checkpoint = open_source(write_gguf(tmp_path / "m.gguf", WIDE, tensors, quant)).checkpoint
+    assert isinstance(checkpoint, gguf_llama.GGUFCheckpoint)
+    held = {name: checkpoint.get(name) for name in tensors}  # of F32, views of the file
+    for name in tensors:
+        checkpoint.release(name)
+    for name, value in tensors.items():
+        assert torch.equal(held[name], published(name, value, quant)), name
+        assert torch.equal(checkpoint.get(name), held[name]), name
+
+
 def test_config_and_metadata(tmp_path: Path) -> None:
     tensors = random_tensors(bias=True)
     source = open_source(write_gguf(tmp_path / "m.gguf", WIDE, tensors, "Q8_0", general__name="tiny"))

@@ -59,6 +59,18 @@ def test_recorded_equals_eager_to_the_bit(name: str, dtype: torch.dtype, native:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("int8_cache", [False, True], ids=["float-cache", "int8-cache"])
+@pytest.mark.parametrize("scheme", ["int4", "int4:float", "int8", "llm_int8"])
+@pytest.mark.parametrize("name", ["llama-mha-tied", "opt-350m", "gpt2"])
+def test_quantised_weights_and_caches_too(name: str, scheme: str, int8_cache: bool, checkpoint: Folder) -> None:
+    ops = load_ops("cpu")
+    model = load_model(open_source(checkpoint(name)), ops, torch.bfloat16, quantization=scheme)
+    recorded = run(Stepper(model, ops, recorded=True, int8_cache=int8_cache))
+    for ours, theirs in zip(recorded, run(Stepper(model, ops, int8_cache=int8_cache)), strict=True):
+        assert not ours.isnan().any()
+        assert torch.equal(ours, theirs)
+
+
 def test_an_error_in_a_recorded_op_arrives_and_the_next_run_works(checkpoint: Folder) -> None:
     ops = load_ops("cpu")
     model = load_model(open_source(checkpoint("llama-gqa")), ops, torch.float32)

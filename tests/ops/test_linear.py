@@ -112,17 +112,18 @@ def test_packed_layout(ops: CpuOps, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "k"), [(100, 131), (64, 576)])
+@pytest.mark.parametrize(("n", "k"), [(100, 131), (64, 576), (40, 1024)])
 def test_a_row_never_depends_on_its_batch(ops: CpuOps, dtype: torch.dtype, n: int, k: int) -> None:
+    """k = 1024: rows 2 KiB apart are packed in a batch and read as they lie alone."""
     torch.manual_seed(2)
     weight, x, bias = torch.randn(n, k).to(dtype), activations(65, k, dtype), torch.randn(n)
-    for gated in (False, True):
+    for gated, act in ((False, Activation.NONE), (False, Activation.SILU), (True, Activation.SILU)):
         packed = ops.pack_linear(weight, gated=gated)
-        alone = torch.cat([ops.linear(row[None], packed, bias, act=Activation.SILU) for row in x])
+        alone = torch.cat([ops.linear(row[None], packed, bias, act=act) for row in x])
         for num_threads in (1, 2, 3):
             threaded = CpuOps(isa=ops.isa, num_threads=num_threads)
             for rows in (2, 12, 13, 64, 65):
-                batch = threaded.linear(x[:rows], packed, bias, act=Activation.SILU)
+                batch = threaded.linear(x[:rows], packed, bias, act=act)
                 assert torch.equal(batch, alone[:rows]), f"{rows} rows on {num_threads} threads"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.ops.quantized import KINDS, Kind, random_weight
 
 REFERENCE = ReferenceOps()
 FLOAT = Activations.FLOAT
-SIZES = [(1, 1), (17, 7), (31, 31), (33, 33), (100, 77), (100, 131), (33, 160), (64, 300)]
+SIZES = [(1, 1), (31, 33), (64, 300), *product((1, 17, 33, 100), (7, 31, 77, 131, 160))]
 ROWS = [1, 2, 7, 17, 65]
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -104,6 +105,20 @@ def test_bias_activation_gate_and_sum(ops: CpuOps, kind: Kind, act: Activation) 
     packed = ops.pack_quantized(weight, FLOAT)
     ops.linear_add_(total := residual.clone(), x, packed, bias)
     assert torch.equal(total, residual + ops.linear(x, packed, bias, out_dtype=torch.float32))
+
+
+def test_a_broken_row_breaks_no_other(ops: CpuOps) -> None:
+    for kind in (Kind(4, 32, True), Kind(8, 64, False)):
+        packed = ops.pack_quantized(random_weight(kind, 40, 50), FLOAT)
+        for dtype in DTYPES:
+            x = torch.randn(9, 50).to(dtype)
+            before = ops.linear(x, packed)
+            x[2, 49], x[7, 0] = torch.nan, torch.inf
+            after = ops.linear(x, packed)
+            whole = [0, 1, 3, 4, 5, 6, 8]
+            assert torch.equal(after[whole], before[whole])
+            assert after[2].isnan().all()
+            assert not after[7].isfinite().any()
 
 
 def test_no_rows(ops: CpuOps) -> None:

@@ -1,7 +1,7 @@
 // What a cache type is to the attention kernel: its lines, the words that meet them, and the arithmetic between.
 //
 //   T, kPack       the element, and how many of them lie side by side in a lane of a line (KVLayout's p)
-//   kQueryWords    32-bit words of a query that meet one line of keys
+//   kQueryWords    32-bit words of a query that meet one line of keys, each a part of it
 //   pack_query     a query of head_dim floats to its words; returns the scale that finish_score takes
 //   Score          16 sums of key . query; key_line, query_word, dot_key, and finish_score into a Vec
 //   put_probabilities   64 probabilities to the words that meet lines of values, and into the row's sum
@@ -53,7 +53,7 @@ struct FloatCache {
     return 1.0f;
   }
   OCTAVO_INLINE Score no_score() { return zero(); }
-  OCTAVO_INLINE KeyLine key_line(const T* p) { return load(p); }
+  OCTAVO_INLINE KeyLine key_line(const T* p, int) { return load(p); }
   OCTAVO_INLINE QueryWord query_word(const uint32_t* p) { return broadcast(from_bits(*p)); }
   OCTAVO_INLINE Score dot_key(Score sum, KeyLine line, QueryWord word) { return fma(word, line, sum); }
   OCTAVO_INLINE Vec finish_score(Score sum, const T*, float) { return sum; }
@@ -79,7 +79,7 @@ struct FloatCache {
 
 struct HalfCache : FloatCache {
   using T = f16;
-  OCTAVO_INLINE KeyLine key_line(const T* p) { return load(p); }
+  OCTAVO_INLINE KeyLine key_line(const T* p, int) { return load(p); }
   OCTAVO_INLINE Vec finish_score(Score sum, const T*, float) { return sum; }
   OCTAVO_INLINE ValueLine value_line(const T* p) { return load(p); }
 };
@@ -100,7 +100,7 @@ struct BFloatCache {
     return 1.0f;
   }
   OCTAVO_INLINE Score no_score() { return zero(); }
-  OCTAVO_INLINE KeyLine key_line(const T* p) { return load_pairs(p); }
+  OCTAVO_INLINE KeyLine key_line(const T* p, int) { return load_pairs(p); }
   OCTAVO_INLINE QueryWord query_word(const uint32_t* p) { return broadcast_pair(reinterpret_cast<const bf16*>(p)); }
   OCTAVO_INLINE Score dot_key(Score sum, KeyLine line, QueryWord word) { return dot2_bf16(sum, line, word); }
   OCTAVO_INLINE Vec finish_score(Score sum, const T*, float) { return sum; }
@@ -151,32 +151,36 @@ struct Ints {
 };
 OCTAVO_INLINE Ints no_ints() { return {_mm512_setzero_si512()}; }
 OCTAVO_INLINE Vec to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
-// Four bytes of each of 16 lanes; as the even and the odd ones, widened to 16 bits.
+// Four bytes of each of 16 lanes.
 struct Bytes {
   __m512i v;
 };
+// The even (part 0) or odd (1) ones of them, widened to 16 bits: two parts at once would not fit the registers.
 struct Shorts {
-  __m512i even, odd;
+  __m512i v;
 };
 OCTAVO_INLINE Bytes load_bytes(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
-OCTAVO_INLINE Shorts widen_signed(Bytes b) {
-  return {_mm512_srai_epi16(_mm512_slli_epi16(b.v, 8), 8), _mm512_srai_epi16(b.v, 8)};
+OCTAVO_INLINE Shorts shorts(Bytes b, int part) {
+  return {_mm512_srai_epi16(part ? b.v : _mm512_slli_epi16(b.v, 8), 8)};
 }
 struct ShortWord {
-  __m512i even, odd;
+  __m512i v;
 };
-OCTAVO_INLINE ShortWord short_word(const uint32_t* p) {
-  return {_mm512_set1_epi32(int(p[0])), _mm512_set1_epi32(int(p[1]))};
-}
+OCTAVO_INLINE ShortWord short_word(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
+// Spelled out because gcc 12 moves the sums of the intrinsic to the stack and back each time round the loop.
 OCTAVO_INLINE Ints dot_shorts(Ints sum, Shorts x, ShortWord w) {
-  return {_mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum.v, x.even, w.even), x.odd, w.odd)};
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum.v) : "v"(x.v), "v"(w.v));
+  return sum;
 }
 struct ByteWord {
   __m512i v;
 };
 OCTAVO_INLINE ByteWord byte_word(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
 // Signed bytes times bytes without sign.
-OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
+OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(x.v));
+  return sum;
+}
 // Sixteen floats in 0..255, rounded half to even, to 16 bytes.
 OCTAVO_INLINE void put_bytes(uint8_t* to, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
@@ -191,35 +195,31 @@ struct Bytes {
   __m256i lo, hi;
 };
 struct Shorts {
-  __m256i even_lo, even_hi, odd_lo, odd_hi;
+  __m256i lo, hi;
 };
 OCTAVO_INLINE Bytes load_bytes(const int8_t* p) {
   auto* line = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(line), _mm256_loadu_si256(line + 1)};
 }
-OCTAVO_INLINE __m256i even_bytes(__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
-OCTAVO_INLINE Shorts widen_signed(Bytes b) {
-  return {even_bytes(b.lo), even_bytes(b.hi), _mm256_srai_epi16(b.lo, 8), _mm256_srai_epi16(b.hi, 8)};
-}
+OCTAVO_INLINE __m256i shorts8(__m256i x, int part) { return _mm256_srai_epi16(part ? x : _mm256_slli_epi16(x, 8), 8); }
+OCTAVO_INLINE Shorts shorts(Bytes b, int part) { return {shorts8(b.lo, part), shorts8(b.hi, part)}; }
 struct ShortWord {
-  __m256i even, odd;
+  __m256i v;
 };
-OCTAVO_INLINE ShortWord short_word(const uint32_t* p) {
-  return {_mm256_set1_epi32(int(p[0])), _mm256_set1_epi32(int(p[1]))};
-}
-OCTAVO_INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-}
+OCTAVO_INLINE ShortWord short_word(const uint32_t* p) { return {_mm256_set1_epi32(int(*p))}; }
 OCTAVO_INLINE Ints dot_shorts(Ints sum, Shorts x, ShortWord w) {
-  return {add_products(add_products(sum.lo, x.even_lo, w.even), x.odd_lo, w.odd),
-          add_products(add_products(sum.hi, x.even_hi, w.even), x.odd_hi, w.odd)};
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(x.lo, w.v)), _mm256_add_epi32(sum.hi, _mm256_madd_epi16(x.hi, w.v))};
 }
-using ByteWord = ShortWord;
+struct ByteWord {
+  ShortWord even, odd;
+};
 OCTAVO_INLINE ByteWord byte_word(const uint32_t* p) {
   const __m256i word = _mm256_set1_epi32(int(*p));
-  return {_mm256_and_si256(word, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(word, 8)};
+  return {{_mm256_and_si256(word, _mm256_set1_epi16(0xff))}, {_mm256_srli_epi16(word, 8)}};
 }
-OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) { return dot_shorts(sum, widen_signed(x), w); }
+OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) {
+  return dot_shorts(dot_shorts(sum, shorts(x, 0), w.even), shorts(x, 1), w.odd);
+}
 OCTAVO_INLINE void put_bytes(uint8_t* to, Vec v) {
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.lo), _mm256_cvtps_epi32(v.hi));
   const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words),
@@ -240,25 +240,31 @@ struct Bytes {
   I4 part[4];
 };
 OCTAVO_INLINE Bytes load_bytes(const int8_t* p) { Bytes r; __builtin_memcpy(&r, p, 64); return r; }
-struct ShortWord {
-  int32_t lane[4];
+struct Shorts {
+  Bytes bytes;
+  int part;
 };
-OCTAVO_INLINE ShortWord short_word(const uint32_t* p) {
-  return {{int16_t(p[0]), int16_t(p[1]), int16_t(p[0] >> 16), int16_t(p[1] >> 16)}};
-}
-using Shorts = Bytes;
-OCTAVO_INLINE Shorts widen_signed(Bytes b) { return b; }
+OCTAVO_INLINE Shorts shorts(Bytes b, int part) { return {b, part}; }
+struct ShortWord {
+  int32_t lane[2];
+};
+OCTAVO_INLINE ShortWord short_word(const uint32_t* p) { return {{int16_t(*p), int16_t(*p >> 16)}}; }
 OCTAVO_INLINE Ints dot_shorts(Ints sum, Shorts x, ShortWord w) {
   for (int i = 0; i < 4; ++i) {
-    for (int j = 0; j < 4; ++j) sum.part[i] += (x.part[i] << (24 - 8 * j) >> 24) * w.lane[j];
+    sum.part[i] += (x.bytes.part[i] << (24 - 8 * x.part) >> 24) * w.lane[0];
+    sum.part[i] += (x.bytes.part[i] << (8 - 8 * x.part) >> 24) * w.lane[1];
   }
   return sum;
 }
-using ByteWord = ShortWord;
+struct ByteWord {
+  ShortWord even, odd;
+};
 OCTAVO_INLINE ByteWord byte_word(const uint32_t* p) {
-  return {{int32_t(*p & 255), int32_t(*p >> 8 & 255), int32_t(*p >> 16 & 255), int32_t(*p >> 24)}};
+  return {{{int32_t(*p & 255), int32_t(*p >> 16 & 255)}}, {{int32_t(*p >> 8 & 255), int32_t(*p >> 24)}}};
 }
-OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) { return dot_shorts(sum, x, w); }
+OCTAVO_INLINE Ints dot_bytes(Ints sum, Bytes x, ByteWord w) {
+  return dot_shorts(dot_shorts(sum, shorts(x, 0), w.even), shorts(x, 1), w.odd);
+}
 OCTAVO_INLINE void put_bytes(uint8_t* to, Vec v) {
   const Vec whole = round(v);
   for (int i = 0; i < 16; ++i) to[i] = uint8_t(whole.part[i / 4][i % 4]);
@@ -294,7 +300,7 @@ struct Int8Cache {
     return amax / 32767.0f;
   }
   OCTAVO_INLINE Score no_score() { return no_ints(); }
-  OCTAVO_INLINE KeyLine key_line(const T* p) { return widen_signed(load_bytes(p)); }
+  OCTAVO_INLINE KeyLine key_line(const T* p, int part) { return shorts(load_bytes(p), part); }
   OCTAVO_INLINE QueryWord query_word(const uint32_t* p) { return short_word(p); }
   OCTAVO_INLINE Score dot_key(Score sum, KeyLine line, QueryWord word) { return dot_shorts(sum, line, word); }
   // scales: of the line's 16 keys.

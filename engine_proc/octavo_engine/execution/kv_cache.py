@@ -73,7 +73,7 @@ def _pack(head_dim: int, page_size: int, dtype: torch.dtype) -> int:
     pack = {torch.int8: 4, torch.bfloat16: 2}.get(dtype, 1)
     if head_dim % pack or page_size % 16:
         raise ValueError(
-            f"head_dim={head_dim} must be a multiple of {pack} in a cache of {dtype}, and page_size={page_size} of 16: "
+            f"head_dim={head_dim} must be a multiple of {pack} for {dtype}, and page_size={page_size} of 16; "
             "change EngineOptions.kv_cache_dtype or page_size"
         )
     return pack

@@ -1,7 +1,7 @@
 """Draws a result of `make bench-peers` as a PNG: picture.py RESULT.json OUT.png.
 
-One panel a case, one bar an engine with its value written at the end; octavo in its own colour. Run by an environment
-that has matplotlib.
+One panel a case, one bar an engine with its value written at the end; octavo in its own colour, rounded weights paler.
+Run by an environment that has matplotlib: standard library and that alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
-OURS, FULL, QUANTISED = "#d1495b", "#30638e", "#a9bcd0"
+OURS, OURS_QUANTISED, FULL, QUANTISED = "#d1495b", "#eaa0aa", "#30638e", "#a9bcd0"
+
+
+def colour(engine: str) -> str:
+    """By whose it is and whether its weights are quantised."""
+    full = engine.endswith((":bf16", ":eager")) or ":" not in engine
+    if engine.startswith("octavo"):
+        return OURS if full else OURS_QUANTISED
+    return FULL if full else QUANTISED
 
 
 def main(source: str, target: str) -> None:
@@ -29,11 +37,8 @@ def main(source: str, target: str) -> None:
     )
     for axis, name in zip(figure.axes, names, strict=True):
         values = [rates[engine][name] or 0.0 for engine in engines]
-        colours = [
-            OURS if e == "octavo" else QUANTISED if e.endswith(("int8", "int4", "q4_1")) else FULL for e in engines
-        ]
-        bars = axis.barh(engines, values, color=colours)
-        axis.bar_label(bars, [f" {value:,.0f}" if value else " failed" for value in values], fontsize=8)
+        bars = axis.barh(engines, values, color=[colour(engine) for engine in engines])
+        axis.bar_label(bars, [f" {value:,.0f}" if value else " not run" for value in values], fontsize=8)
         axis.set_title(name, fontsize=10)
         axis.set_xlim(0, (max(values) or 1.0) * 1.28)
         axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -6,6 +6,8 @@ as its server does: prompts in chunks of n_batch, then one token of every sequen
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -16,16 +18,35 @@ _BATCH = 2048
 
 
 class LlamaCpp:
-    """The GGUF as it is for variant "q4_1", the bfloat16 one for "bf16". A context is made for each run."""
+    """Variants: "bf16", "q8_0" and "q4_0", which llama.cpp makes of the bfloat16 file, and "q4_1", the demo model's
+    own file. A context is made for each run."""
 
     def load(self, spec: dict[str, Any]) -> None:
         self.threads = spec["threads"]
         llama_cpp.llama_backend_init()
-        path = spec["gguf"] if spec["variant"] == "bf16" else spec["gguf_q4_1"]
+        path = self._file(spec)
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
             raise RuntimeError(f"llama.cpp can't load {path}")
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def _file(self, spec: dict[str, Any]) -> str:
+        variant, source = spec["variant"], Path(spec["gguf"])
+        if variant == "bf16":
+            return str(source)
+        if variant == "q4_1" and spec["gguf_q4_1"]:
+            return str(spec["gguf_q4_1"])
+        target = source.with_name(f"model-{variant}.gguf")
+        if not target.exists():
+            settings = llama_cpp.llama_model_quantize_default_params()
+            settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{variant.upper()}")
+            settings.nthread = self.threads
+            scratch = target.with_suffix(f".{os.getpid()}")
+            failed = llama_cpp.llama_model_quantize(str(source).encode(), str(scratch).encode(), settings)
+            if failed:
+                raise RuntimeError(f"llama.cpp can't make {target.name} of {source}: {failed}")
+            os.replace(scratch, target)
+        return str(target)
 
     def run(self, prompts: list[list[int]], output: int) -> list[list[int]]:
         settings = llama_cpp.llama_context_default_params()

@@ -12,12 +12,20 @@ from octavo import AsyncClient, EngineOptions, SamplingParams
 
 
 class Octavo:
-    """One event loop kept between runs; the engine process is spawned once."""
+    """One event loop kept between runs; the engine process is spawned once. Variants: bf16, stored, a quantization."""
 
     def load(self, spec: dict[str, Any]) -> None:
         self.loop = uvloop.new_event_loop()
         asyncio.set_event_loop(self.loop)
-        options = EngineOptions(dtype="bfloat16", num_threads=spec["threads"], max_model_len=spec["max_model_len"])
+        weights = {"": "none", "bf16": "none", "stored": None, "int4": spec["octavo_int4"]}
+        options = EngineOptions(
+            dtype="bfloat16",
+            quantization=weights.get(spec["variant"], spec["variant"]),
+            num_threads=spec["threads"],
+            max_model_len=spec["max_model_len"],
+            kv_cache_memory=spec["cache_bytes"],
+            ready_timeout=600.0,
+        )
         self.client = AsyncClient(spec["octavo"], options)
         self.loop.run_until_complete(self.client.__aenter__())
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from protocol import serve
 
-# int4 in groups of 64: SmolLM2's hidden size of 576 is no multiple of the exporter's default of 128.
+# int4 in groups that divide the model's width: 64 for SmolLM2's 576, else the exporter's default of 128.
 _WEIGHTS = {
     "bf16": ("--weight-format", "fp16"),
     "int8": ("--weight-format", "int8"),
-    "int4": ("--weight-format", "int4", "--group-size", "64", "--ratio", "1.0"),
+    "int4": ("--weight-format", "int4", "--ratio", "1.0"),
 }
 
 
@@ -24,11 +24,11 @@ class OpenVino:
     def load(self, spec: dict[str, Any]) -> None:
         import openvino_genai
 
-        folder = _export(spec["hf"], spec["variant"])
+        folder = _export(spec["hf"], spec["variant"], spec["int4_group"])
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = 2  # GiB
+        scheduler.cache_size = max(1, -(-spec["cache_bytes"] >> 30))  # GiB
         scheduler.max_num_batched_tokens = 2048
-        scheduler.max_num_seqs = 64
+        scheduler.max_num_seqs = spec["max_num_seqs"]
         settings = {"INFERENCE_NUM_THREADS": spec["threads"], "INFERENCE_PRECISION_HINT": "bf16"}
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", settings)
 
@@ -47,15 +47,14 @@ class OpenVino:
         return [list(result.m_generation_ids[0]) for result in done]
 
 
-def _export(hf: str, variant: str) -> str:
+def _export(hf: str, variant: str, group: int) -> str:
     """The checkpoint in OpenVINO's format, beside the original."""
     target = Path(f"{hf}-openvino-{variant}")
     if not (target / "openvino_model.xml").exists():
         tool = Path(sys.executable).with_name("optimum-cli")
         command = [str(tool), "export", "openvino", "--model", hf, "--task", "text-generation-with-past"]
-        subprocess.run(
-            [*command, *_WEIGHTS[variant], str(target)], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
+        weights = _WEIGHTS[variant] + (("--group-size", str(group)) if variant == "int4" else ())
+        subprocess.run([*command, *weights, str(target)], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     return str(target)
 
 

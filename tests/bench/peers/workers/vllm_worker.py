@@ -14,7 +14,7 @@ class Vllm:
     def load(self, spec: dict[str, Any]) -> None:
         # Read when vllm is imported. Without the binding its OpenMP threads sit on one core of a small machine.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{spec['threads'] - 1}"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, -(-spec["cache_bytes"] >> 30)))  # GiB
         os.environ["HF_HUB_OFFLINE"] = "1"
         from vllm import LLM
 
@@ -23,7 +23,7 @@ class Vllm:
             dtype="bfloat16",
             skip_tokenizer_init=True,
             max_model_len=spec["max_model_len"],
-            max_num_seqs=64,
+            max_num_seqs=spec["max_num_seqs"],
             enforce_eager=spec["variant"] == "eager",
         )
 
