@@ -68,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--activations", help="int8 or float; it can be changed when the model is loaded")
     parser.add_argument("--threshold", type=float, help="of llm_int8: activations at least this large stay in float")
     parser.add_argument("--no-lm-head", action="store_true", help="leave the projection to the vocabulary in floats")
+    parser.add_argument("--lm-head-int8", action="store_true", help="the projection to the vocabulary in 8 bits")
     parser.add_argument("--embeddings", action="store_true", help="also an embedding of its own, in int8")
     parser.add_argument("--dtype", default="auto", help="of what stays in floats: auto, bfloat16, float32, float16")
     parser.add_argument("--revision", help="of a hub id")
@@ -85,6 +86,8 @@ def _quantization(arguments: argparse.Namespace) -> Quantization:
         changes["symmetric"] = False
     if arguments.no_lm_head:
         changes["lm_head"] = False
+    if arguments.lm_head_int8:
+        changes["lm_head"] = "int8"
     if arguments.embeddings:
         changes["embeddings"] = True
     quantization: Quantization = replace(Quantization.parse(arguments.scheme), **changes)

@@ -156,6 +156,7 @@ _WORDS: dict[str, tuple[str, Any]] = {
     "float": ("activations", "float"),
     "lm_head": ("lm_head", True),
     "no_lm_head": ("lm_head", False),
+    "lm_head_int8": ("lm_head", "int8"),
     "embeddings": ("embeddings", True),
     "no_embeddings": ("embeddings", False),
 }
@@ -168,8 +169,8 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
     (arXiv 2208.07339); "none", floats, also where the file holds less.
     group_size: of int4, weights a scale: 32, 64 or 128. symmetric: of int4, a scale a group, or a scale and an offset.
     activations: "int8" (W4A8, W8A8), "float" (W4A16, W8A16), or "auto", the scheme's default, which is "int8".
-    lm_head: also the projection to the vocabulary, and with it an embedding that is tied to it. embeddings: also an
-    embedding of its own, in int8, a scale a row.
+    lm_head: also the projection to the vocabulary, and with it an embedding that is tied to it; "int8" rounds them to 8
+    bits, a scale a row, whatever the scheme. embeddings: also an embedding of its own, in int8, a scale a row.
     threshold: of llm_int8: activations at least this large stay in float.
 
     Never quantised: norms, biases, position embeddings. A linear layer is, whatever it is called (OPT's project_in and
@@ -180,7 +181,7 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
     group_size: int = 32
     symmetric: bool = True
     activations: str = "auto"
-    lm_head: bool = True
+    lm_head: bool | str = True
     embeddings: bool = False
     threshold: float = 6.0
 
@@ -192,8 +193,12 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
         _choice("quantization.activations", self.activations, ("auto", "int8", "float"))
         if self.scheme == "llm_int8" and self.activations == "float":
             raise InvalidOption("quantization.activations", "float", "'auto' or 'int8' with llm_int8")
-        for name in ("symmetric", "lm_head", "embeddings"):
+        for name in ("symmetric", "embeddings"):
             _flag(f"quantization.{name}", getattr(self, name))
+        if self.lm_head not in (True, False, "int8") or not isinstance(self.lm_head, (bool, str)):
+            raise InvalidOption("quantization.lm_head", self.lm_head, "True, False or 'int8'")
+        if self.lm_head == "int8" and self.scheme != "int4":
+            msgspec.structs.force_setattr(self, "lm_head", True)
         _number("quantization.threshold", self.threshold, 0.0, above=True)
 
     @classmethod
@@ -224,7 +229,8 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
         words.append(f"W{bits}A{16 if self.activations == 'float' else 8}")
         if self.scheme == "llm_int8":
             words.append(f"threshold {self.threshold:g}")
-        return " ".join(words) + ("" if self.lm_head else ", lm_head float")
+        head = {True: "", False: ", lm_head float", "int8": ", lm_head int8"}
+        return " ".join(words) + head[self.lm_head]
 
 
 def _threshold(text: str, word: str) -> float:

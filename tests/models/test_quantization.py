@@ -28,7 +28,14 @@ Folder = Callable[[str], Path]
 # Untied and tied heads, q, k and v merged and published as one, gated and plain MLPs, transposed weights, projections
 # around a narrow embedding. Widths of 48, 80 and 32: groups of 32, 64 and 128 leave rests.
 MODELS = ["llama-biases", "llama-mha-tied", "opt-350m", "gpt2"]
-FLOAT = ["int4:float", "int4:g64,float", "int4:g128,asymmetric,float", "int8:float", "int4:float,no_lm_head,embeddings"]
+FLOAT = [
+    "int4:float",
+    "int4:g64,float",
+    "int4:g128,asymmetric,float",
+    "int8:float",
+    "int4:float,no_lm_head,embeddings",
+    "int4:asymmetric,float,lm_head_int8",
+]
 INT8 = ["int4", "int4:g64,asymmetric", "int8", "llm_int8:threshold=2"]
 
 
@@ -57,6 +64,7 @@ def dequantized(folder: Path, target: Path, quantization: Quantization) -> Path:
         own_rows = embedding and not tied
         transposed = re.search(r"c_(attn|proj|fc)\.weight", name) is not None
         plain = value.t().contiguous() if transposed else value
+        own_rows = own_rows or (head and form["lm_head"] == "int8")
         bits, size, symmetric = (8, 0, True) if own_rows else (form["bits"], form["group_size"], form["symmetric"])
         codes = ReferenceOps().quantize([plain], bits=bits, group_size=size, symmetric=symmetric)
         floats = dequantize(codes).float()
@@ -81,12 +89,12 @@ def test_with_float_activations_it_is_the_dequantised_model(
 def test_int8_activations_cost_a_few_percent(
     name: str, short: str, ops: Ops, checkpoint: Folder, tmp_path: Path
 ) -> None:
-    """Of the dequantised model's logits, through two layers that amplify; measured 0.6 to 4 %."""
+    """Of the dequantised model's logits, through two layers that amplify; measured 0.8 to 3.7 %."""
     model = load_model(open_source(checkpoint(name)), ops, torch.float32, quantization=short)
     floats = dequantized(checkpoint(name), tmp_path / "m", Quantization.parse(short))
     expected = load_model(open_source(floats), ops, torch.float32)
     error = relative(logits(model, ops, name), logits(expected, ops, name))
-    assert 1e-4 < error < 0.08
+    assert 1e-3 < error < 0.05
 
 
 @pytest.mark.parametrize("short", INT8)
@@ -132,6 +140,9 @@ def test_what_is_quantised_and_what_is_not(checkpoint: Folder) -> None:
     tied = load("llama-mha-tied", "int8:float")
     assert tied.embed.table is tied.head.weight
     assert tied.head.weight.activations == Activations.FLOAT
+    wide = load("llama-mha-tied", "int4:lm_head_int8")
+    assert wide.embed.table is wide.head.weight
+    assert (wide.head.weight.bits, wide.head.weight.group_size, wide.layers[0].mlp.down.weight.bits) == (8, 0, 4)
     kept = load("llama-mha-tied", "int8:no_lm_head")
     assert isinstance(kept.embed.table, PackedLinear)
     assert kept.embed.table is kept.head.weight
@@ -184,6 +195,8 @@ def test_short_forms() -> None:
     assert parsed == Quantization("int4", 64, False, "float", False, True)
     assert Quantization.parse("llm_int8:threshold=5.5").threshold == 5.5
     assert parsed.describe() == "int4 g64 asymmetric W4A16, lm_head float"
+    assert Quantization.parse("int4:lm_head_int8").describe() == "int4 g32 W4A8, lm_head int8"
+    assert Quantization("int8", lm_head="int8") == Quantization("int8")
     assert Quantization("int8").describe() == "int8 W8A8"
     assert Quantization("llm_int8").describe() == "llm_int8 W8A8 threshold 6"
     resolved = resolve("int4")
@@ -195,6 +208,7 @@ def test_short_forms() -> None:
     ("text", "message"),
     [
         ("int5", "one of 'int4'"),
+        ("int4:lm_head=4", "lm_head_int8"),
         ("int4:g16", "int4:g16.*any of g32, g64"),
         ("llm_int8:float", "llm_int8"),
         ("llm_int8:threshold=x", "a number after threshold="),

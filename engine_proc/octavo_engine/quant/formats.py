@@ -76,4 +76,9 @@ def choose_formats(quantization: Quantization | None, dtype: torch.dtype, *, sto
     else:
         linear = RoundedScheme(quantization.scheme, bits=8, activations=activations, threshold=quantization.threshold)
     rows = RoundedScheme("int8", bits=8)
-    return Formats(linear, linear if quantization.lm_head else floats, rows if quantization.embeddings else None)
+    heads: dict[bool | str, Scheme] = {
+        True: linear,
+        False: floats,
+        "int8": RoundedScheme("int8", bits=8, activations=activations),
+    }
+    return Formats(linear, heads[quantization.lm_head], rows if quantization.embeddings else None)
