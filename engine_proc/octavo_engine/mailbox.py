@@ -59,7 +59,8 @@ class Mailbox:
             self._poller.poll(milliseconds)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-        while True:
+        # Asking costs less than the exception that tells that nothing is there, and that is the answer at most steps.
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             try:
                 client, frame = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -87,6 +87,34 @@ def test_every_field_over_many_steps(seed: int, decode_only: bool) -> None:
             check(build(seqs), seqs, tables)  # a step may be run again
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_same_sequences_decode_on(seed: int) -> None:
+    """Mostly one token further each, over page boundaries; now and then another batch, a fork, or a step twice."""
+    rng = random.Random(seed)
+    build = builder().build
+    tables: dict[int, list[int]] = {slot: [rng.randrange(1000)] for slot in range(5)}
+    lengths = {slot: rng.randrange(PAGE - 1) for slot in range(5)}
+    build([SeqStep(slot, 0, [0] * (lengths[slot] + 1), 0, tables[slot], []) for slot in range(5)])
+    order = [3, 0, 4]
+    for _ in range(40):
+        change = rng.random()
+        if change < 0.15:
+            order = rng.sample(range(5), rng.randint(1, 5))
+        seqs = []
+        for slot in order:
+            start = lengths[slot] = lengths[slot] + 1
+            new = [rng.randrange(1000)] if start == len(tables[slot]) * PAGE else []
+            offset = len(tables[slot]) if new else 0
+            tables[slot] += new
+            samplers = [slot] if change > 0.2 else [slot, 6]
+            seqs.append(SeqStep(slot, start, [rng.randrange(500)], offset, new, samplers))
+        check(build(seqs), seqs, tables)
+        if change > 0.9:
+            check(build(seqs), seqs, tables)
+            check(build(seqs[:1]), seqs[:1], tables)
+
+
 def test_a_page_table_entry_may_be_replaced() -> None:
     build = builder().build
     build([SeqStep(3, 0, list(range(20)), 0, [5, 6], [])])

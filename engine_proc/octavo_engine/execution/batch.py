@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from octavo_engine.layers.batch import Batch
 from octavo_engine.scheduling.plan import SeqStep
@@ -19,13 +20,25 @@ class BuiltBatch:
     """A Batch and who draws from it.
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
-    draws from. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode).
+    draws from. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode). It holds until the
+    next build, which may write to the same tensors.
     """
 
     batch: Batch
     draw_slots: list[int]
     draw_rows: torch.Tensor
     every_row: bool
+
+
+@dataclass
+class _Decode:
+    """A batch of one token a sequence, drawn by its own slot: the next one is mostly the same, one further."""
+
+    slots: list[int]
+    starts: list[int]
+    token_ids: NDArray[np.int32]
+    advancing: tuple[NDArray[np.int32], ...]  # positions, cache slots, seq_lens
+    built: BuiltBatch
 
 
 class BatchBuilder:
@@ -46,10 +59,14 @@ class BatchBuilder:
         self._kv = kv
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
+        self._last: _Decode | None = None
         self._count = np.arange(max_num_seqs + 1, dtype=np.int32)
 
     def build(self, seqs: list[SeqStep]) -> BuiltBatch:
         """Applies the sequences' page table changes and lays out their tokens. Idempotent; seqs is not empty."""
+        if self._last is not None and self._advance(self._last, seqs):
+            return self._last.built
+        self._last = None
         table = self._table
         for seq in seqs:
             if seq.pages:
@@ -95,4 +112,29 @@ class BatchBuilder:
             page_table=torch.from_numpy(table[slots, :num_pages]),
             kv=self._kv,
         )
-        return BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
+        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
+        if every_row:
+            advancing = positions, cache_slots, seq_lens
+            self._last = _Decode([seq.slot for seq in seqs], starts.tolist(), token_ids, advancing, built)
+        return built
+
+    def _advance(self, last: _Decode, seqs: list[SeqStep]) -> bool:
+        """Turn the last batch into this one, if each sequence is one token further on the same page."""
+        if len(seqs) != len(last.slots):
+            return False
+        size = self._page_size
+        for seq, slot, start in zip(seqs, last.slots, last.starts, strict=True):
+            if (
+                seq.start != start + 1
+                or seq.slot != slot
+                or seq.pages
+                or not seq.start % size
+                or len(seq.tokens) != 1
+                or seq.samplers != [slot]
+            ):
+                return False
+        for values in last.advancing:
+            values += 1
+        last.token_ids[:] = [seq.tokens[0] for seq in seqs]
+        last.starts = [seq.start for seq in seqs]
+        return True

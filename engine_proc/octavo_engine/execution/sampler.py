@@ -6,6 +6,8 @@ in its sequence's output. So a request draws the same tokens in any batch, and a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,19 @@ __all__ = ["NothingAllowed", "Sampler", "token_logprobs"]
 _NO_IDS = torch.zeros(0, dtype=torch.int32)
 _NO_VALUES = torch.zeros(0, dtype=torch.float32)
 _Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+_Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class _Rows:
+    """What Ops.sample takes of some slots, kept while the same ones draw: a decoding batch seldom changes."""
+
+    slots: list[int]
+    index: NDArray[np.intp]
+    positions: NDArray[np.int32]
+    parameters: _Parameters  # temperature, top_k, top_p, min_p, seeds, positions
+    entries: _Entries | None  # None: they grow with the output
+    mask: tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 class NothingAllowed(Exception):
@@ -47,6 +62,7 @@ class Sampler:
         self._masked: set[int] = set()
         self._mask_row = np.full(max_num_seqs, -1, np.int32)
         self._masks: NDArray[np.int32] | None = None  # [max_num_seqs, ceil(V / 32)] bit sets, see Ops.sample
+        self._rows: _Rows | None = None
         self._no_entries = torch.zeros(max_num_seqs + 1, dtype=torch.int32)
 
     def start(self, start: SeqStart) -> None:
@@ -68,6 +84,7 @@ class Sampler:
 
     def end(self, slot: int) -> None:
         """The slot is free. Idempotent."""
+        self._rows = None
         self._adjustments.pop(slot, None)
         self._logprobs.pop(slot, None)
         if slot in self._masked:
@@ -79,26 +96,11 @@ class Sampler:
 
         Raises NothingAllowed with the slot. Slots are distinct: a sequence draws one token a step.
         """
-        rows = np.array(slots, np.intp)
-        start, ids, scale, add = self._entries(slots)
-        mask = mask_rows = None
-        if self._masks is not None and self._masked:
-            mask, mask_rows = torch.from_numpy(self._masks), torch.from_numpy(self._mask_row[rows])
-        drawn = self._ops.sample(
-            logits,
-            torch.from_numpy(self._temperature[rows]),
-            torch.from_numpy(self._top_k[rows]),
-            torch.from_numpy(self._top_p[rows]),
-            torch.from_numpy(self._min_p[rows]),
-            torch.from_numpy(self._seed[rows]),
-            torch.from_numpy(self._position[rows]),
-            start,
-            ids,
-            scale,
-            add,
-            mask,
-            mask_rows,
-        )
+        rows = self._rows
+        if rows is None or rows.slots != slots:
+            rows = self._rows = self._gather(slots)
+        entries = self._entries(slots) if rows.entries is None else rows.entries
+        drawn = self._ops.sample(logits, *rows.parameters, *entries, *rows.mask)
         tokens: list[int] = drawn.tolist()
         if min(tokens) < 0:
             slot = slots[tokens.index(min(tokens))]
@@ -111,24 +113,47 @@ class Sampler:
             asked = [(i, top) for i, slot in enumerate(slots) if (top := self._logprobs.get(slot)) is not None]
             if asked:
                 index = torch.tensor([i for i, _ in asked])
-                entries = token_logprobs(
+                found = token_logprobs(
                     self._ops,
                     logits if len(asked) == len(slots) else logits.index_select(0, index),
                     drawn.index_select(0, index),
                     [top for _, top in asked],
                 )
-                for (i, _), entry in zip(asked, entries, strict=True):
+                for (i, _), entry in zip(asked, found, strict=True):
                     logprobs[i] = entry
         return tokens, logprobs
 
     def commit(self, slots: list[int], tokens: list[int]) -> None:
         """The step went through: what was drawn is output now."""
-        self._position[np.array(slots, np.intp)] += 1
+        rows = self._rows
+        if rows is not None and rows.slots == slots:
+            rows.positions += 1
+            self._position[rows.index] = rows.positions
+        else:
+            self._position[np.array(slots, np.intp)] += 1
+            self._rows = None
         if self._adjustments:
             for slot, token in zip(slots, tokens, strict=True):
                 adjustments = self._adjustments.get(slot)
                 if adjustments is not None:
                     adjustments.push(token)
+
+    def _gather(self, slots: list[int]) -> _Rows:
+        index = np.array(slots, np.intp)
+        positions = self._position[index]
+        mask = mask_rows = None
+        if self._masks is not None and self._masked:
+            mask, mask_rows = torch.from_numpy(self._masks), torch.from_numpy(self._mask_row[index])
+        parameters = (
+            torch.from_numpy(self._temperature[index]),
+            torch.from_numpy(self._top_k[index]),
+            torch.from_numpy(self._top_p[index]),
+            torch.from_numpy(self._min_p[index]),
+            torch.from_numpy(self._seed[index]),
+            torch.from_numpy(positions),
+        )
+        entries = None if self._adjustments else self._entries(slots)
+        return _Rows(slots.copy(), index, positions, parameters, entries, (mask, mask_rows))
 
     def _entries(self, slots: list[int]) -> _Entries:
         """adjust_start, adjust_ids, adjust_scale, adjust_add of Ops.sample."""
