@@ -112,14 +112,15 @@ def print_load(rows: list[dict[str, Any]]) -> None:
         "stays",
         "2nd peak",
         "stays",
+        "plain s",
         "first s",
         "second s",
     ]
     base = rows[0]["base_rss"] if rows else 0
     title = (
         f"loading, MB over the {_mb(base)} of an engine without weights ({_mb(_KV_BYTES)} of KV cache included);\n"
-        "plain: quantised at load; first: and the cache written; second: from that cache; of both: of the file and the\n"
-        "held weights together"
+        "plain: quantised at load; first: and the cache written; second: from that cache; of both: of the file\n"
+        "and the held weights together"
     )
     print(table(title, header, cells))
 
