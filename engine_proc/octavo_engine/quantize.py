@@ -55,6 +55,9 @@ def main() -> int:
     return 0
 
 
+_HEADS: dict[str, bool | str] = {"int8": "int8", "scheme": True, "float": False}
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="octavo quantize",
@@ -62,13 +65,16 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="a local folder, a GGUF file, or a hub id")
     parser.add_argument("out", help="a folder that does not exist yet, or is empty")
-    parser.add_argument("--scheme", default="int4", help="int4, int8, llm_int8, or a short form as int4:g64,asymmetric")
+    parser.add_argument("--scheme", default="int4", help="int4, int8, llm_int8, or a short form as int4:g64,symmetric")
     parser.add_argument("--group-size", type=int, help="of int4: weights a scale, 32, 64 or 128")
-    parser.add_argument("--asymmetric", action="store_true", help="of int4: a scale and an offset a group")
+    parser.add_argument("--symmetric", action="store_true", help="of int4: a scale a group and no offset")
     parser.add_argument("--activations", help="int8 or float; it can be changed when the model is loaded")
     parser.add_argument("--threshold", type=float, help="of llm_int8: activations at least this large stay in float")
-    parser.add_argument("--no-lm-head", action="store_true", help="leave the projection to the vocabulary in floats")
-    parser.add_argument("--lm-head-int8", action="store_true", help="the projection to the vocabulary in 8 bits")
+    parser.add_argument(
+        "--lm-head",
+        choices=list(_HEADS),
+        help="the projection to the vocabulary: in 8 bits (default), like the other layers, or left in floats",
+    )
     parser.add_argument("--embeddings", action="store_true", help="also an embedding of its own, in int8")
     parser.add_argument("--dtype", default="auto", help="of what stays in floats: auto, bfloat16, float32, float16")
     parser.add_argument("--revision", help="of a hub id")
@@ -82,12 +88,10 @@ def _quantization(arguments: argparse.Namespace) -> Quantization:
     for name in ("group_size", "activations", "threshold"):
         if getattr(arguments, name) is not None:
             changes[name] = getattr(arguments, name)
-    if arguments.asymmetric:
-        changes["symmetric"] = False
-    if arguments.no_lm_head:
-        changes["lm_head"] = False
-    if arguments.lm_head_int8:
-        changes["lm_head"] = "int8"
+    if arguments.symmetric:
+        changes["symmetric"] = True
+    if arguments.lm_head is not None:
+        changes["lm_head"] = _HEADS[arguments.lm_head]
     if arguments.embeddings:
         changes["embeddings"] = True
     quantization: Quantization = replace(Quantization.parse(arguments.scheme), **changes)

@@ -168,9 +168,11 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
     scheme: "int4" (also "weight_int4"), group-wise round to nearest; "int8", a scale an output channel; "llm_int8"
     (arXiv 2208.07339); "none", floats, also where the file holds less.
     group_size: of int4, weights a scale: 32, 64 or 128. symmetric: of int4, a scale a group, or a scale and an offset.
-    activations: "int8" (W4A8, W8A8), "float" (W4A16, W8A16), or "auto", the scheme's default, which is "int8".
-    lm_head: also the projection to the vocabulary, and with it an embedding that is tied to it; "int8" rounds them to 8
-    bits, a scale a row, whatever the scheme. embeddings: also an embedding of its own, in int8, a scale a row.
+    activations: "int8" (W4A8, W8A8), each 32 elements of a row with a scale, "float" (W4A16, W8A16), or "auto": "int8",
+    which costs SmolLM2 0.3 to 0.5 % of perplexity and takes half the time of "float" from 16 rows on.
+    lm_head: also the projection to the vocabulary, and with it an embedding that is tied to it: True like the other
+    layers, "int8" in 8 bits, a scale a row, whatever the scheme. embeddings: also an embedding of its own, in int8, a
+    scale a row.
     threshold: of llm_int8: activations at least this large stay in float.
 
     Never quantised: norms, biases, position embeddings. A linear layer is, whatever it is called (OPT's project_in and
@@ -179,9 +181,9 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
 
     scheme: str
     group_size: int = 32
-    symmetric: bool = True
+    symmetric: bool = False
     activations: str = "auto"
-    lm_head: bool | str = True
+    lm_head: bool | str = "int8"
     embeddings: bool = False
     threshold: float = 6.0
 
@@ -203,7 +205,7 @@ class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def parse(cls, text: str) -> Quantization:
-        """A scheme's name, or its short form: "int4:g64,asymmetric,float", "llm_int8:threshold=5,no_lm_head"."""
+        """A scheme's name, or its short form: "int4:g64,symmetric,float", "llm_int8:threshold=5,no_lm_head"."""
         scheme, _, rest = text.partition(":")
         _choice("quantization", scheme, QUANTIZATIONS)
         values: dict[str, Any] = {}
@@ -247,7 +249,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     dtype: of weights and cache; "auto" is bfloat16 where the machine has it in hardware and the checkpoint is not
     float32 on purpose, else float32. device: "auto", "cpu".
     quantization: None runs a checkpoint as it is stored (a GGUF file's Q8_0, Q4_0 and Q4_1 included); a scheme's name
-    ("int4", "int8", "llm_int8", "none"), its short form ("int4:g64,asymmetric") or a `Quantization` quantises float
+    ("int4", "int8", "llm_int8", "none"), its short form ("int4:g64,symmetric") or a `Quantization` quantises float
     weights at load.
     quantized_cache: folder where what was quantised at load is kept for the next start; "auto" is octavo/quantized in
     the user's cache folder, None keeps nothing.

@@ -41,4 +41,5 @@ def weights(name: str, model: str) -> Weights:
     elif asked.scheme == "none":
         bits = 16
     integer = asked.scheme != "none" and asked.activations != "float"
-    return Weights(name, name, bits, bits if asked.lm_head else 16, integer)
+    head_bits = {True: bits, False: 16.0, "int8": 8 + 32 / MODELS[model].hidden}[asked.lm_head]
+    return Weights(name, name, bits, head_bits, integer)

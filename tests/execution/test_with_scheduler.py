@@ -20,7 +20,14 @@ Outputs = dict[Key, tuple[list[int], list[TokenLogprob | None]]]
 PromptLogprobs = dict[int, list[TokenLogprob]]
 Setup = tuple[str, torch.dtype, torch.dtype, str | None]
 """Ops, the dtypes of weights and cache, EngineOptions.quantization."""
-SCHEMES = ["int4", "int4:float", "int4:g128,asymmetric", "int8", "int8:float,no_lm_head", "llm_int8:threshold=1.5"]
+SCHEMES = [
+    "int4",
+    "int4:symmetric,float,lm_head",
+    "int4:g128",
+    "int8",
+    "int8:float,no_lm_head",
+    "llm_int8:threshold=1.5",
+]
 
 
 def requests(count: int) -> list[Request]:

@@ -32,7 +32,7 @@ from tests.models.tiny import prompts
 from tests.support.checkpoints import real_model, tiny_llama
 
 Folder = Callable[[str], Path]
-SHORT = ["int4", "int4:g128,asymmetric,no_lm_head", "int8:float,embeddings", "llm_int8"]
+SHORT = ["int4:symmetric,lm_head", "int4:g128,asymmetric,no_lm_head", "int8:float,embeddings", "llm_int8"]
 MODELS = ["llama-biases", "llama-mha-tied", "opt-350m", "gpt2"]
 
 
@@ -277,7 +277,11 @@ def test_a_written_folder_runs_alone_and_alike(name: str, checkpoint: Folder, tm
     assert same(logits(load(tmp_path / "out", ops, None, None), ops, name), expected)
     assert same(logits(load(tmp_path / "out", ops, None, "int4:g64"), ops, name), expected)
     told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert (told["quant_method"], told["description"], told["group_size"]) == ("octavo", "int4 g64 W4A8", 64)
+    assert (told["quant_method"], told["description"], told["group_size"]) == (
+        "octavo",
+        "int4 g64 asymmetric W4A8, lm_head int8",
+        64,
+    )
 
 
 def test_a_written_folder_keeps_its_storage(model_folder: Path, tmp_path: Path) -> None:
@@ -327,7 +331,7 @@ def test_the_command(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")
     (model / "tokenizer_config.json").write_text("{}")
     (model / "LICENSE").write_text("free")
-    flags = ["--scheme", "int4", "--group-size", 64, "--asymmetric", "--no-lm-head", "--activations", "float"]
+    flags = ["--scheme", "int4", "--group-size", 64, "--lm-head", "float", "--activations", "float"]
     done = run(model, tmp_path / "out", *flags)
     assert done.returncode == 0, done.stderr
     assert "int4 g64 asymmetric W4A16, lm_head float" in done.stderr

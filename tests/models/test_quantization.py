@@ -29,14 +29,14 @@ Folder = Callable[[str], Path]
 # around a narrow embedding. Widths of 48, 80 and 32: groups of 32, 64 and 128 leave rests.
 MODELS = ["llama-biases", "llama-mha-tied", "opt-350m", "gpt2"]
 FLOAT = [
-    "int4:float",
-    "int4:g64,float",
+    "int4:symmetric,float,lm_head",
+    "int4:g64,symmetric,float",
     "int4:g128,asymmetric,float",
     "int8:float",
     "int4:float,no_lm_head,embeddings",
     "int4:asymmetric,float,lm_head_int8",
 ]
-INT8 = ["int4", "int4:g64,asymmetric", "int8", "llm_int8:threshold=2"]
+INT8 = ["int4", "int4:g64,symmetric,lm_head", "int8", "llm_int8:threshold=2"]
 
 
 def logits(model: Any, ops: Ops, name: str) -> list[Tensor]:
@@ -129,7 +129,8 @@ def test_what_is_quantised_and_what_is_not(checkpoint: Folder) -> None:
 
     untied = load("llama-biases", "int4")
     assert isinstance(untied.embed.table, Tensor)
-    assert untied.head.weight.bits == 4
+    assert untied.head.weight.bits == 8
+    assert load("llama-biases", "int4:lm_head").head.weight.bits == 4
     layer = untied.layers[0]
     assert layer.attention.qkv.weight.activations == Activations.INT8
     assert layer.attention.qkv.weight.bits == 4
@@ -163,7 +164,7 @@ def test_any_float_checkpoint(dtype: torch.dtype, checkpoint: Folder, tmp_path: 
     )
     made = ops.unpack_quantized(model.layers[0].mlp.down.weight)
     expected = ReferenceOps().quantize(
-        [tensors["model.layers.0.mlp.down_proj.weight"]], bits=4, group_size=32, symmetric=True
+        [tensors["model.layers.0.mlp.down_proj.weight"]], bits=4, group_size=32, symmetric=False
     )
     assert torch.equal(made.codes, expected.codes)
     assert torch.equal(made.scales, expected.scales)
@@ -195,7 +196,8 @@ def test_short_forms() -> None:
     assert parsed == Quantization("int4", 64, False, "float", False, True)
     assert Quantization.parse("llm_int8:threshold=5.5").threshold == 5.5
     assert parsed.describe() == "int4 g64 asymmetric W4A16, lm_head float"
-    assert Quantization.parse("int4:lm_head_int8").describe() == "int4 g32 W4A8, lm_head int8"
+    assert Quantization.parse("int4").describe() == "int4 g32 asymmetric W4A8, lm_head int8"
+    assert Quantization.parse("int4:symmetric,lm_head").describe() == "int4 g32 W4A8"
     assert Quantization("int8", lm_head="int8") == Quantization("int8")
     assert Quantization("int8").describe() == "int8 W8A8"
     assert Quantization("llm_int8").describe() == "llm_int8 W8A8 threshold 6"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STORED_ACTIVATIONS", "StoredScheme"]
 
-STORED_ACTIVATIONS = Activations.FLOAT
+STORED_ACTIVATIONS = Activations.INT8
 """What a weight that its file holds in 4 or 8 bits is multiplied with, unless told otherwise.
 
 Measured on SmolLM2's file (Q4_1, the head Q8_0), perplexity of English text against the same weights in float32:
