@@ -12,15 +12,15 @@ namespace octavo::OCTAVO_ISA {
 namespace {
 
 // Rows of a tile: R by 32 int32 sums, the weights and a broadcast must fit the registers (a spill in the inner loop
-// halves the speed). As many float sums don't fit beside 12 rows: the compiler keeps them in L1 between groups. Groups
-// of 32 meet them four times as often as groups of 128 and run best with 8 rows (64 rows: 75 % of peak with 12, 81 %
-// with 8).
+// halves the speed). As many float sums don't fit beside 8 rows: the compiler keeps some in L1 between blocks. Groups of
+// several blocks have two kinds of float sums and run best with 6 rows (512 rows, groups of 128 with offsets: 67 % of
+// peak with 8, 74 % with 6; whole rows: 71 % with 12, 81 % with 8).
 #if defined(OCTAVO_ISA_AVX512)
-constexpr int kRows = 12, kRowsOfSmallGroups = 8;
+constexpr int kRows = 8, kRowsOfLongGroups = 6;
 #elif defined(OCTAVO_ISA_AVX2)
-constexpr int kRows = 2, kRowsOfSmallGroups = 2;
+constexpr int kRows = 2, kRowsOfLongGroups = 2;
 #else
-constexpr int kRows = 1, kRowsOfSmallGroups = 1;
+constexpr int kRows = 1, kRowsOfLongGroups = 1;
 #endif
 // Below this largest magnitude 127 / amax would leave float32's range: such a row counts as zeros.
 constexpr float kTiny = 1e-36f;
@@ -68,7 +68,7 @@ OCTAVO_INLINE Shape shape_of(const QuantizedLayout& layout, bool one_scale) {
 
 // Tiles that the rows are cut in.
 OCTAVO_INLINE int64_t blocks_of(const QuantizedArgs& g) {
-  int rows = g.layout.group_size == 32 ? kRowsOfSmallGroups : kRows;
+  int rows = g.layout.group_size > 4 * kBlockWords ? kRowsOfLongGroups : kRows;
   return (g.m + rows - 1) / rows;
 }
 
