@@ -138,7 +138,8 @@ struct BFloatCache {
 // with two key channels 15 times larger):
 //
 //   keys and values in int8, all else exact      1.71 %   4.35 %
-//   query in 16 bits, probabilities in 8         1.79 %   4.38 %     this one
+//   query exact, probabilities in 8              1.79 %
+//   query in 16 bits, probabilities in 8                    4.38 %     this one
 //   query in 16 bits, probabilities in bfloat16  1.71 %   4.35 %
 //   query in 8 bits, probabilities in 8          2.28 %   5.20 %
 //   probabilities relative to the row's largest  2.28 %   4.62 %
