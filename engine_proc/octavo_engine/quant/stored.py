@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["STORED_ACTIVATIONS", "StoredScheme"]
 
 STORED_ACTIVATIONS = Activations.FLOAT
-"""What a weight that its file holds in 4 or 8 bits is multiplied with: 16 bits, so that a file answers as its weights do.
+"""What a weight that its file holds in 4 or 8 bits is multiplied with: 16 bits, so that a file answers as its weights.
 
 Measured on SmolLM2's file (Q4_1, the head Q8_0), perplexity of 8,000 tokens of English against bfloat16 weights of the
-same values: FLOAT -0.02 %, INT8 +0.5 %; but with INT8 that model, asked for the capital of France, answers in French and
-at length. With FLOAT one stream takes 14 % longer, 64 streams and prefill twice as long.
+same values: FLOAT -0.02 %, INT8 +0.5 %; but with INT8 that model, asked for the capital of France, answers in French
+and at length. With FLOAT one stream takes 14 % longer, 64 streams and prefill twice as long.
 """
 
 
