@@ -29,9 +29,9 @@ class RoundedScheme:
     """Round to nearest, groups of `group_size` along K with float16 scales, or (0) a float32 scale an output channel.
 
     How scales are chosen is `Ops.quantize`'s; nothing is calibrated, so any float checkpoint will do. What it costs,
-    tests/bench/quality.py measures: int8 0.9 %, int4 0.8 % of SmolLM2-135M's perplexity. In 4 bits SmolLM2's tied head costs 8 % of perplexity by itself, in 8
-    bits under 0.5 %, hence the default of `Quantization.lm_head`; that model's file holds asymmetric groups of 32, so
-    the layers' own loss in that form is no measure.
+    tests/bench/quality.py measures: int8 0.9 %, int4 0.8 % of SmolLM2-135M's perplexity. In 4 bits that model's tied
+    head costs 8 % by itself, in 8 bits under 0.5 %, hence the default of `Quantization.lm_head`; its file holds
+    asymmetric groups of 32 already, so the layers' own loss in that form is no measure.
     """
 
     def __init__(
