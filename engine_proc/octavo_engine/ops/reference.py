@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from octavo_engine.ops import (
     Activation,
     Activations,
+    KeptRows,
     LinearWeight,
     PackedLinear,
     QuantizedLinear,
@@ -75,8 +76,12 @@ class ReferenceOps:
     isa = "torch"
     device = torch.device("cpu")
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
-        return function
+    def record(
+        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+    ) -> Callable[..., Tensor]:
+        if kept is None:
+            return function
+        return lambda *tensors: function(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)])
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
