@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -11,17 +12,33 @@ if TYPE_CHECKING:
     from octavo_engine.layers.linear import Linear
     from octavo_engine.ops import Ops
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "QKVEdit"]
+
+QKVEdit = Callable[[Tensor, Tensor], None]
+"""edit(qkv [T, (Hq + 2 Hkv) D], positions [T]): changes q, k and v in place before they are rotated and cached."""
 
 
 class Attention:
     """W_out softmax(scale q k^T + position terms) v.
 
-    qkv: one Linear with rows q heads; k heads; v heads. cos_sin: the rotation table (layers.rope) or None.
-    sliding_window counts the query itself, 0 is full attention. alibi_slopes, softcap: see Ops.paged_attention.
+    qkv: one Linear with rows q heads; k heads; v heads. cos_sin: the rotation table (layers.rope) or None; interleaved:
+    which pairs it turns, see Ops.rope_and_cache. sliding_window counts the query itself, 0 is full attention.
+    alibi_slopes, softcap: see Ops.paged_attention. edits: what happens to q, k and v before the rotation.
     """
 
-    __slots__ = ("alibi_slopes", "cos_sin", "num_heads", "ops", "out", "qkv", "scale", "sliding_window", "softcap")
+    __slots__ = (
+        "alibi_slopes",
+        "cos_sin",
+        "edits",
+        "interleaved",
+        "num_heads",
+        "ops",
+        "out",
+        "qkv",
+        "scale",
+        "sliding_window",
+        "softcap",
+    )
 
     def __init__(
         self,
@@ -32,19 +49,33 @@ class Attention:
         num_heads: int,
         scale: float,
         cos_sin: Tensor | None = None,
+        interleaved: bool = False,
         sliding_window: int = 0,
         alibi_slopes: Tensor | None = None,
         softcap: float = 0.0,
+        edits: Sequence[QKVEdit] = (),
     ) -> None:
         self.ops, self.qkv, self.out = ops, qkv, out
         self.num_heads, self.scale, self.cos_sin = num_heads, scale, cos_sin
         self.sliding_window, self.alibi_slopes, self.softcap = sliding_window, alibi_slopes, softcap
+        self.interleaved, self.edits = interleaved, tuple(edits)
 
     def add_to(self, residual: Tensor, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> None:
         """residual [T, H] float32 += Attention(x); writes the tokens' keys and values to `kv`, one layer's cache."""
         keys, values = kv
         qkv = self.qkv(x)  # [T, (Hq + 2 Hkv) D]
-        self.ops.rope_and_cache(qkv, keys, values, batch.slots, batch.positions, self.cos_sin, num_heads=self.num_heads)
+        for edit in self.edits:
+            edit(qkv, batch.positions)
+        self.ops.rope_and_cache(
+            qkv,
+            keys,
+            values,
+            batch.slots,
+            batch.positions,
+            self.cos_sin,
+            num_heads=self.num_heads,
+            interleaved=self.interleaved,
+        )
         heads = self.ops.paged_attention(
             qkv,
             keys,

@@ -67,6 +67,8 @@ class PackedLoader(Loader):
         *,
         gated: bool = False,
         transposed: bool = False,
+        rows: Tensor | None = None,
+        unit_rows: bool = False,
     ) -> LinearWeight:
         name = packed_name(names)
         data = self.tensor(name)
