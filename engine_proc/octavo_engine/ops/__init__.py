@@ -283,7 +283,42 @@ class Ops(Protocol):
         """x [T, H] float32 -> (x - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450)."""
         ...
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        """residual [T, H] float32 += rms_norm(x); x [T, H] float32, contiguous. For norms behind a block."""
+        ...
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        """x [L, V] float32 = cap * tanh(x / cap), in place; cap > 0."""
+        ...
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        """residual [T, H] float32 += sigmoid(gate) * x; x [T, H] and gate [T, 1] float32."""
+        ...
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        """Normalise queries and keys in place, before they are rotated.
+
+        x [T, N] bfloat16 or float32. Columns start : start + len(weight) are cut in groups of `size`, a head or the
+        whole width, and each is normalised by itself: rms_norm, or layer_norm where `centred`. weight and bias
+        [groups * size] float32, so that every head may have its own.
+        """
+        ...
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        """x [T, N] bfloat16 or float32, in place: no element beyond -limit or limit; limit > 0."""
+        ...
+
     def rope_and_cache(
         self,
         qkv: Tensor,

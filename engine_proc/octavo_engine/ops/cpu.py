@@ -119,6 +119,11 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._cast = library.cast
         self._rms_norm = library.rms_norm
         self._layer_norm = library.layer_norm
+        self._rms_norm_add = library.rms_norm_add
+        self._softcap = library.softcap
+        self._gated_add = library.gated_add
+        self._head_norm = library.head_norm
+        self._clip = library.clip
         self._rope_and_cache = library.rope_and_cache
         self._paged_attention = library.paged_attention
         self._copy_pages = library.copy_pages
@@ -210,7 +215,32 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._layer_norm(out, x, weight, bias, eps)
         return out
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        self._rms_norm_add(residual, x, weight, eps)
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        self._softcap(x, cap)
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        self._gated_add(residual, x, gate)
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        self._head_norm(x, weight, bias, eps, size, start, centred)
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        self._clip(x, limit)
+
     def rope_and_cache(
         self,
         qkv: Tensor,
