@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_engine.ops import TensorSpec
+from octavo_engine.ops import KeptRows, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-__all__ = ["BATCH_SPECS", "Batch"]
+__all__ = ["BATCH_SPECS", "KEPT_ROWS", "Batch"]
 
 
 @dataclass
@@ -49,3 +49,5 @@ class Batch:
 BATCH_SPECS = tuple(
     TensorSpec(shape, torch.int32) for shape in (("T",), ("T",), ("T",), ("S + 1",), ("S",), ("S", "pages"))
 )
+# The slots say where keys and values are written; query_start, seq_lens and page_table what a row attends to.
+KEPT_ROWS = KeptRows(writes=2, inputs=(3, 4, 5))

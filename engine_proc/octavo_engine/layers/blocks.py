@@ -11,15 +11,36 @@ if TYPE_CHECKING:
 
     from octavo_engine.layers.attention import Attention
     from octavo_engine.layers.batch import Batch
-    from octavo_engine.layers.mlp import MLP
+    from octavo_engine.layers.norm import RMSNorm
 
-__all__ = ["Block", "Norm", "NormedResidualBlock", "ParallelBlock", "SequentialBlock"]
+__all__ = [
+    "Block",
+    "FeedForward",
+    "Norm",
+    "NormedResidualBlock",
+    "ParallelBlock",
+    "PostNormBlock",
+    "SandwichBlock",
+    "SequentialBlock",
+]
 
 
 class Norm(Protocol):
     """x [T, H] float32 -> [T, H]."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class FeedForward(Protocol):
+    """layers.mlp.MLP, layers.moe.MoE: M."""
+
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """residual [T, H] float32 += M(x), x in the activation type."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """M(x) [T, H] float32."""
+        ...
 
 
 class Block(Protocol):
@@ -33,7 +54,7 @@ class SequentialBlock:
 
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
 
-    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: MLP) -> None:
+    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: FeedForward) -> None:
         self.attention_norm, self.attention, self.mlp_norm, self.mlp = attention_norm, attention, mlp_norm, mlp
 
     def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
@@ -48,7 +69,7 @@ class NormedResidualBlock(SequentialBlock):
     __slots__ = ("act_dtype",)
 
     def __init__(
-        self, act_dtype: dtype, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: MLP
+        self, act_dtype: dtype, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: FeedForward
     ) -> None:
         super().__init__(attention_norm, attention, mlp_norm, mlp)
         self.act_dtype = act_dtype
@@ -67,7 +88,7 @@ class ParallelBlock:
 
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
 
-    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm | None, mlp: MLP) -> None:
+    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm | None, mlp: FeedForward) -> None:
         self.attention_norm, self.attention, self.mlp_norm, self.mlp = attention_norm, attention, mlp_norm, mlp
 
     def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,4 +96,50 @@ class ParallelBlock:
         g = h if self.mlp_norm is None else self.mlp_norm(x)
         self.attention.add_to(x, h, batch, kv)
         self.mlp.add_to(x, g)
+        return x
+
+
+class SandwichBlock:
+    """x += N2(Attention(N1(x))); x += N4(MLP(N3(x)))."""
+
+    __slots__ = ("after_attention", "after_mlp", "attention", "attention_norm", "mlp", "mlp_norm")
+
+    def __init__(
+        self,
+        attention_norm: Norm,
+        attention: Attention,
+        after_attention: RMSNorm,
+        mlp_norm: Norm,
+        mlp: FeedForward,
+        after_mlp: RMSNorm,
+    ) -> None:
+        self.attention_norm, self.attention, self.after_attention = attention_norm, attention, after_attention
+        self.mlp_norm, self.mlp, self.after_mlp = mlp_norm, mlp, after_mlp
+
+    def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
+        self.after_attention.add_to(x, self.attention(self.attention_norm(x), batch, kv))
+        self.after_mlp.add_to(x, self.mlp(self.mlp_norm(x)))
+        return x
+
+
+class PostNormBlock:
+    """x += N1(Attention(x)); x += N2(MLP(x)): attention and feed-forward read the stream itself."""
+
+    __slots__ = ("act_dtype", "after_attention", "after_mlp", "attention", "mlp")
+
+    def __init__(
+        self,
+        act_dtype: dtype,
+        attention: Attention,
+        after_attention: RMSNorm,
+        mlp: FeedForward,
+        after_mlp: RMSNorm,
+    ) -> None:
+        self.attention, self.after_attention, self.mlp, self.after_mlp = attention, after_attention, mlp, after_mlp
+        self.act_dtype = act_dtype
+
+    def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> Tensor:
+        cast, act_dtype = self.attention.ops.cast, self.act_dtype
+        self.after_attention.add_to(x, self.attention(cast(x, act_dtype), batch, kv))
+        self.after_mlp.add_to(x, self.mlp(cast(x, act_dtype)))
         return x

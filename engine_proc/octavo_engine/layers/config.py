@@ -46,6 +46,10 @@ class ConfigReader:
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
+        """The same config where keys that are absent, not null, have the values of `defaults`."""
+        return ConfigReader({**defaults, **self.values})
+
     def get(self, *keys: str, default: Any = _REQUIRED) -> Any:
         for key in keys:
             if self.values.get(key) is not None:

@@ -148,8 +148,9 @@ class Loader:
         tied: bool,
         bias: bool = False,
         unit_rows: bool = False,
+        scale: float = 1.0,
     ) -> tuple[Embedding, Linear]:
-        """The token embedding and the projection back to the vocabulary; one packed weight where they are tied.
+        """The token embedding, times `scale`, and the projection to the vocabulary; one weight where they are tied.
 
         In a tied model the embedding wins over a `head` tensor that the file may carry. bias: of the head.
         unit_rows: an untied head whose rows are divided by their lengths (Baichuan 2).
@@ -157,19 +158,22 @@ class Loader:
         if tied:
             self.ignore(re.escape(f"{head}.weight"))
             weight = self._weight((name,), (rows,), width, self.formats.head)
-            return Embedding(self.ops, weight), self._linear(weight, None, (rows,), Parallel.COLUMN)
+            return Embedding(self.ops, weight, scale), self._linear(weight, None, (rows,), Parallel.COLUMN)
         if self.formats.embedding is None:
             embed = self.embedding(name, rows, width)
         else:
             embed = Embedding(self.ops, self._weight((name,), (rows,), width, self.formats.embedding))
+        embed.scale = scale
         root = self.at("")
         root.prefix = ""
         weight = root._weight((head,), (rows,), width, self.formats.head, unit_rows=unit_rows)
         biases = root.vector(f"{head}.bias", rows) if bias else None
         return embed, self._linear(weight, biases, (rows,), Parallel.COLUMN)
 
-    def rms_norm(self, name: str, size: int, eps: float) -> RMSNorm:
-        return RMSNorm(self.ops, self.vector(f"{name}.weight", size), eps, self.act_dtype)
+    def rms_norm(self, name: str, size: int, eps: float, *, offset: float = 0.0, scale: float = 1.0) -> RMSNorm:
+        """Its weight is (offset + what is stored) * scale."""
+        weight = (self.vector(f"{name}.weight", size) + offset) * scale
+        return RMSNorm(self.ops, weight, eps, self.act_dtype)
 
     def layer_norm(
         self,
@@ -180,10 +184,11 @@ class Loader:
         affine: bool = True,
         bias: bool = True,
         stream: bool = False,
+        scale: float = 1.0,
     ) -> LayerNorm:
-        """stream: what comes out is the residual stream itself, and so float32."""
-        weight = self.vector(f"{name}.weight", size) if affine else None
-        shift = self.vector(f"{name}.bias", size) if affine and bias else None
+        """stream: what comes out is the residual stream itself, and so float32. scale: of what comes out."""
+        weight = self.vector(f"{name}.weight", size) * scale if affine else None
+        shift = self.vector(f"{name}.bias", size) * scale if affine and bias else None
         return LayerNorm(self.ops, weight, shift, eps, torch.float32 if stream else self.act_dtype)
 
     def linear(
@@ -199,16 +204,23 @@ class Loader:
         transposed: bool = False,
         parts: tuple[int, ...] | None = None,
         rows: Tensor | None = None,
+        scheme: Scheme | None = None,
     ) -> Linear:
         """One Linear of one published layer, or of several that share their input, stacked by rows.
 
         parts: where a published layer is itself a stack, its parts' sizes (see Linear). rows: row i of the Linear is
-        row rows[i] of a single published layer (see `qkv_rows`).
+        row rows[i] of a single published layer (see `qkv_rows`). scheme: where it is not that of all linear layers.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
         sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
         weight = self._weight(
-            names, sizes, in_features, self.formats.linear, gated=gated, transposed=transposed, rows=rows
+            names,
+            sizes,
+            in_features,
+            scheme or self.formats.linear,
+            gated=gated,
+            transposed=transposed,
+            rows=rows,
         )
         biases = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True) if bias]
         stacked = torch.cat(biases) if biases else None
@@ -228,9 +240,9 @@ class Loader:
 
     # ---- what a layer is made of ------------------------------------------------------------------------------
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """[size] float32: a bias or a norm's weight."""
-        value = self.tensor(name, size).to(torch.float32, copy=True)
+    def vector(self, name: str, *shape: int) -> Tensor:
+        """[elements] float32: a bias or a norm's weight."""
+        value = self.tensor(name, *shape).to(torch.float32, copy=True).flatten()
         self._keep(name, value)
         return value
 

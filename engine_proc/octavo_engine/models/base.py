@@ -104,6 +104,7 @@ class Decoder:
     layers: Sequence[Block]
     norm: Norm
     head: Linear
+    softcap: float = 0.0  # of the logits
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, H] float32
@@ -116,4 +117,7 @@ class Decoder:
         return x
 
     def logits(self, rows: Tensor) -> Tensor:
-        return self.head(self.norm(rows), torch.float32)
+        logits = self.head(self.norm(rows), torch.float32)
+        if self.softcap:
+            self.head.ops.softcap_(logits, self.softcap)
+        return logits

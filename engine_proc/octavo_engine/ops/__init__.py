@@ -33,6 +33,7 @@ __all__ = [
     "Activation",
     "Activations",
     "KVLayout",
+    "KeptRows",
     "LinearWeight",
     "Ops",
     "OpsUnavailable",
@@ -171,6 +172,19 @@ class TensorSpec:
     dtype: dtype
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """Which inputs of a recorded function depend on the rows that are wanted of its result.
+
+    writes: the input, one entry a row, that says where a row leaves a trace beyond the result (a cache slot): calls
+    that read it, and those before, are for every row. inputs: those that describe sequences; each is given once more,
+    with every kept row as a sequence of its own.
+    """
+
+    writes: int
+    inputs: tuple[int, ...]
+
+
 class Ops(Protocol):
     """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
 
@@ -178,13 +192,18 @@ class Ops(Protocol):
     isa: str  # the kernels' instruction set
     device: device
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+    def record(
+        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+    ) -> Callable[..., Tensor]:
         """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
 
         It is run once, with stand-ins for tensors of `inputs`' shapes that know shape and dtype alone. The number of
         rows of what it returns is that of an input. What comes back takes tensors of those shapes, contiguous, and
         returns the same bits as `function` would, in a new tensor; it keeps the weights and caches that `function`
         uses alive. A backend that has no programs returns `function`.
+
+        With `kept`, what comes back takes more tensors: rows [R] int32, then `kept.inputs` once more for those rows. It
+        returns these rows of the result [R, ...], and leaves out what only others need: of a prompt's last layer most.
         """
         ...
 
@@ -264,7 +283,42 @@ class Ops(Protocol):
         """x [T, H] float32 -> (x - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450)."""
         ...
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        """residual [T, H] float32 += rms_norm(x); x [T, H] float32, contiguous. For norms behind a block."""
+        ...
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        """x [L, V] float32 = cap * tanh(x / cap), in place; cap > 0."""
+        ...
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        """residual [T, H] float32 += sigmoid(gate) * x; x [T, H] and gate [T, 1] float32."""
+        ...
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        """Normalise queries and keys in place, before they are rotated.
+
+        x [T, N] bfloat16 or float32. Columns start : start + len(weight) are cut in groups of `size`, a head or the
+        whole width, and each is normalised by itself: rms_norm, or layer_norm where `centred`. weight and bias
+        [groups * size] float32, so that every head may have its own.
+        """
+        ...
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        """x [T, N] bfloat16 or float32, in place: no element beyond -limit or limit; limit > 0."""
+        ...
+
     def rope_and_cache(
         self,
         qkv: Tensor,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from octavo_engine.ops import TensorSpec
+    from octavo_engine.ops import KeptRows, TensorSpec
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -106,6 +106,7 @@ class CpuOps(QuantizedOps, RoundingOps):
         self.num_threads: int = int(library.num_threads())
         self._memory = _WeightMemory(library.advise_huge_pages)
         self._make_program = library.make_program
+        self._gather_rows = library.gather_rows
         self._empty: Callable[..., Tensor] = _empty
         # Bound once: a module attribute costs a lookup by name in the library at every access.
         self._pack_linear = library.pack_linear
@@ -118,6 +119,11 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._cast = library.cast
         self._rms_norm = library.rms_norm
         self._layer_norm = library.layer_norm
+        self._rms_norm_add = library.rms_norm_add
+        self._softcap = library.softcap
+        self._gated_add = library.gated_add
+        self._head_norm = library.head_norm
+        self._clip = library.clip
         self._rope_and_cache = library.rope_and_cache
         self._paged_attention = library.paged_attention
         self._copy_pages = library.copy_pages
@@ -126,10 +132,12 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._bind_quantized(library)
         self._bind_rounding(library)
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
+    def record(
+        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+    ) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
-        return record(self, self._make_program, function, inputs)
+        return record(self, self._make_program, function, inputs, kept, self._gather_rows)
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -207,7 +215,32 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._layer_norm(out, x, weight, bias, eps)
         return out
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        self._rms_norm_add(residual, x, weight, eps)
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        self._softcap(x, cap)
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        self._gated_add(residual, x, gate)
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        self._head_norm(x, weight, bias, eps, size, start, centred)
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        self._clip(x, limit)
+
     def rope_and_cache(
         self,
         qkv: Tensor,

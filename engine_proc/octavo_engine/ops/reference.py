@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from octavo_engine.ops import (
     Activation,
     Activations,
+    KeptRows,
     LinearWeight,
     PackedLinear,
     QuantizedLinear,
@@ -75,8 +76,12 @@ class ReferenceOps:
     isa = "torch"
     device = torch.device("cpu")
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
-        return function
+    def record(
+        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+    ) -> Callable[..., Tensor]:
+        if kept is None:
+            return function
+        return lambda *tensors: function(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)])
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:
@@ -161,7 +166,37 @@ class ReferenceOps:
     ) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype)
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        residual += self.rms_norm(x, weight, eps, torch.float32)
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        x.copy_(cap * torch.tanh(x / cap))
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        residual += torch.sigmoid(gate) * x
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        columns = x[:, start : start + len(weight)]
+        groups = columns.float().unflatten(1, (-1, size))
+        if centred:
+            groups = groups - groups.mean(-1, keepdim=True)
+        normed = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(1) * weight
+        columns.copy_(normed if bias is None else normed + bias)
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        x.clamp_(-limit, limit)
+
     def rope_and_cache(
         self,
         qkv: Tensor,
