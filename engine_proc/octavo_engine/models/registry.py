@@ -58,7 +58,7 @@ ARCHITECTURES: dict[str, ModelBuilder] = {
     "RWForCausalLM": Falcon,
 }
 
-_BY_MODEL_TYPE = {
+_BY_MODEL_TYPE: dict[str, ModelBuilder] = {
     "RefinedWeb": Falcon,
     "RefinedWebModel": Falcon,
     "baichuan": Baichuan,
