@@ -10,12 +10,20 @@ import torch
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.loading import Checkpoint, CheckpointMismatch, Loader, Progress
+from octavo_engine.models.baichuan import Baichuan
 from octavo_engine.models.base import CausalLM, ModelBuilder
+from octavo_engine.models.bloom import Bloom
+from octavo_engine.models.falcon import Falcon
 from octavo_engine.models.gpt2 import GPT2
+from octavo_engine.models.gpt_bigcode import GPTBigCode, SantaCoder
+from octavo_engine.models.gpt_neox import GPTNeoX
+from octavo_engine.models.gptj import GPTJ
 from octavo_engine.models.llama import Llama
 from octavo_engine.models.mistral import Mistral
+from octavo_engine.models.mpt import MPT
 from octavo_engine.models.opt import OPT
 from octavo_engine.models.packed import packed_contents, packed_loader, quantization_of
+from octavo_engine.models.qwen import Qwen
 from octavo_engine.quant.formats import choose_formats, storage
 from octavo_engine.weights.packed_file import PackedFile
 from octavo_engine.weights.source import Source, SourceError
@@ -30,14 +38,42 @@ if TYPE_CHECKING:
 __all__ = ["ARCHITECTURES", "load_model"]
 
 ARCHITECTURES: dict[str, ModelBuilder] = {
+    "BaiChuanForCausalLM": Baichuan,
+    "BaichuanForCausalLM": Baichuan,
+    "BloomForCausalLM": Bloom,
+    "BloomModel": Bloom,  # as the first uploads of the smaller sizes have it
+    "FalconForCausalLM": Falcon,
+    "GPT2LMHeadCustomModel": SantaCoder,
     "GPT2LMHeadModel": GPT2,
+    "GPTBigCodeForCausalLM": GPTBigCode,
+    "GPTJForCausalLM": GPTJ,
+    "GPTNeoXForCausalLM": GPTNeoX,
     "LLaMAForCausalLM": Llama,  # as the first conversions spelled it
     "LlamaForCausalLM": Llama,
+    "MPTForCausalLM": MPT,
     "MistralForCausalLM": Mistral,
+    "MptForCausalLM": MPT,
     "OPTForCausalLM": OPT,
+    "QWenLMHeadModel": Qwen,
+    "RWForCausalLM": Falcon,
 }
 
-_BY_MODEL_TYPE = {"gpt2": GPT2, "llama": Llama, "mistral": Mistral, "opt": OPT}
+_BY_MODEL_TYPE = {
+    "RefinedWeb": Falcon,
+    "RefinedWebModel": Falcon,
+    "baichuan": Baichuan,
+    "bloom": Bloom,
+    "falcon": Falcon,
+    "gpt2": GPT2,
+    "gpt_bigcode": GPTBigCode,
+    "gpt_neox": GPTNeoX,
+    "gptj": GPTJ,
+    "llama": Llama,
+    "mistral": Mistral,
+    "mpt": MPT,
+    "opt": OPT,
+    "qwen": Qwen,
+}
 
 
 class ModelSource(Protocol):
