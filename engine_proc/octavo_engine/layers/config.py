@@ -50,6 +50,10 @@ class ConfigReader:
         """The same config where keys that are absent, not null, have the values of `defaults`."""
         return ConfigReader({**defaults, **self.values})
 
+    def without(self, *keys: str) -> ConfigReader:
+        """The same config without these keys."""
+        return ConfigReader({key: value for key, value in self.values.items() if key not in keys})
+
     def get(self, *keys: str, default: Any = _REQUIRED) -> Any:
         for key in keys:
             if self.values.get(key) is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from octavo_engine.layers.config import UnsupportedModel
 from octavo_engine.layers.embedding import Embedding
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.norm import LayerNorm, RMSNorm
@@ -238,6 +239,20 @@ class Loader:
     ) -> Linear:
         return Linear(self.ops, weight, bias, parts=parts, parallel=parallel, act=act)
 
+    def experts(self, names: Sequence[str], experts: int, size: int, in_features: int, *, gated: bool) -> LinearWeight:
+        """The weights of `experts` layers as one, see Ops.moe_add_; names have {} where an expert's number stands.
+
+        Each of the layers `names` has `size` rows; gated: they are the gate and what it gates.
+        """
+        multiple = 16 if gated else 32
+        if size % multiple:
+            raise UnsupportedModel("the rows of an expert's matrix", size, f"a multiple of {multiple}")
+        each = tuple(name.format(e) for name in names for e in range(experts))
+        kept = "+".join(name.format("*") for name in names) + ".weight"
+        return self._weight(
+            each, (size,) * len(each), in_features, self.formats.linear, gated=gated, keep_as=kept
+        )
+
     # ---- what a layer is made of ------------------------------------------------------------------------------
 
     def vector(self, name: str, *shape: int) -> Tensor:
@@ -263,10 +278,11 @@ class Loader:
         transposed: bool = False,
         rows: Tensor | None = None,
         unit_rows: bool = False,
+        keep_as: str | None = None,
     ) -> LinearWeight:
         """The weights of published layers, stacked by rows and packed.
 
-        rows: see `linear`. unit_rows: each row is divided by its length.
+        rows: see `linear`. unit_rows: each row is divided by its length. keep_as: what a packed checkpoint calls it.
         """
         reader = _UnitRows(self) if unit_rows else self
         read = [
@@ -278,7 +294,7 @@ class Loader:
         weight = scheme.pack(self.ops, read, gated=gated)
         for name in names:
             self._release(f"{self.prefix}{name}.weight")
-        self._keep(packed_name(names), weight)
+        self._keep(keep_as or packed_name(names), weight)
         return weight
 
     def _keep(self, name: str, value: LinearWeight | Tensor) -> None:

@@ -70,8 +70,9 @@ class PackedLoader(Loader):
         transposed: bool = False,
         rows: Tensor | None = None,
         unit_rows: bool = False,
+        keep_as: str | None = None,
     ) -> LinearWeight:
-        name = packed_name(names)
+        name = keep_as or packed_name(names)
         data = self.tensor(name)
         form = self._forms.get(self.prefix + name)
         wanted = (sum(sizes), in_features, gated)

@@ -287,6 +287,29 @@ class Ops(Protocol):
         """residual [T, H] float32 += rms_norm(x); x [T, H] float32, contiguous. For norms behind a block."""
         ...
 
+    def moe_add_(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        scores: Tensor,
+        up: LinearWeight,
+        down: LinearWeight,
+        *,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        act: Activation,
+    ) -> None:
+        """residual [T, H] float32 += sum over a token's top_k experts e of p_e * down_e(act(gate_e(x)) * up_e(x)).
+
+        x [T, K] in the activation type; scores [T, experts] float32, p their softmax, over all experts even where
+        `renormalise` then divides by the sum of those chosen; of equal scores the lower expert comes first. up [experts
+        * 2 N, K] is gated, all experts' gates stacked before all that they gate; down [experts * H, N] all experts'
+        rows. So that an expert has panels of its own, N is a multiple of 16 and H of 32. A token's experts are added in
+        the order of their scores.
+        """
+        ...
+
     def softcap_(self, x: Tensor, cap: float) -> None:
         """x [L, V] float32 = cap * tanh(x / cap), in place; cap > 0."""
         ...

@@ -84,6 +84,13 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
+def _form(weight: LinearWeight) -> tuple[int, int, bool, int, float]:
+    """bits (0: floats), group_size, symmetric, activations, threshold."""
+    if isinstance(weight, PackedLinear):
+        return 0, 0, True, 0, 0.0
+    return weight.bits, weight.group_size, weight.symmetric, int(weight.activations), weight.threshold
+
+
 class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
@@ -125,6 +132,7 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._head_norm = library.head_norm
         self._clip = library.clip
         self._scale_rows = library.scale_rows
+        self._moe_add = library.moe_add
         self._rope_and_cache = library.rope_and_cache
         self._paged_attention = library.paged_attention
         self._copy_pages = library.copy_pages
@@ -218,6 +226,39 @@ class CpuOps(QuantizedOps, RoundingOps):
 
     def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
         self._rms_norm_add(residual, x, weight, eps)
+
+    def moe_add_(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        scores: Tensor,
+        up: LinearWeight,
+        down: LinearWeight,
+        *,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        act: Activation,
+    ) -> None:
+        tokens, width = x.shape[0], up.out_features // experts // 2
+        self._moe_add(
+            residual,
+            x,
+            scores,
+            up.data,
+            down.data,
+            self._empty((tokens, top_k * x.shape[1]), x.dtype),
+            self._empty((tokens, top_k * width), x.dtype),
+            self._empty((tokens, top_k * residual.shape[1]), torch.float32),
+            self._empty((tokens, 2 * top_k), torch.int32),
+            self._empty((tokens, top_k), torch.float32),
+            experts,
+            top_k,
+            renormalise,
+            int(act),
+            *_form(up),
+            *_form(down),
+        )
 
     def softcap_(self, x: Tensor, cap: float) -> None:
         self._softcap(x, cap)

@@ -169,6 +169,34 @@ class ReferenceOps:
     def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
         residual += self.rms_norm(x, weight, eps, torch.float32)
 
+    def moe_add_(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        scores: Tensor,
+        up: LinearWeight,
+        down: LinearWeight,
+        *,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        act: Activation,
+    ) -> None:
+        p, chosen = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        p, chosen = p[:, :top_k], chosen[:, :top_k]
+        if renormalise:
+            p = p / p.sum(-1, keepdim=True)
+        # A product of the whole stack, of which each expert's own rows are kept.
+        width, size = up.out_features // experts // 2, down.out_features // experts
+        inner = self.linear(x, up, act=act).unflatten(1, (experts, width))
+        parts = torch.zeros(*chosen.shape, size)
+        for expert in range(experts):
+            tokens, ranks = (chosen == expert).nonzero(as_tuple=True)
+            every = self.linear(inner[tokens, expert], down, out_dtype=torch.float32)
+            parts[tokens, ranks] = every.unflatten(1, (experts, size))[:, expert]
+        for rank in range(top_k):
+            residual += p[:, rank : rank + 1] * parts[:, rank]
+
     def softcap_(self, x: Tensor, cap: float) -> None:
         x.copy_(cap * torch.tanh(x / cap))
 

@@ -54,8 +54,9 @@ class Scheme(Protocol):
 
 def take_rows(part: Any, rows: Tensor) -> Any:
     """What `Scheme.read` gave, with its rows [N, K] in another order: row i is the old row rows[i]."""
-    if not is_dataclass(part) or isinstance(part, type):
+    if not is_dataclass(part):
         return part[rows]
+    assert not isinstance(part, type)
     # A float with its name, or codes with their scales and offsets: every tensor has a row an output.
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     return replace(part, **{name: value[rows] for name, value in values.items() if hasattr(value, "shape")})
