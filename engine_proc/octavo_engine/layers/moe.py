@@ -28,8 +28,13 @@ class Routing(NamedTuple):
     renormalise: bool
 
     @classmethod
-    def read(cls, config: ConfigReader, experts: str, *, renormalise: bool) -> Routing:
-        routing = cls(config.integer(experts), config.integer("num_experts_per_tok"), renormalise)
+    def read(cls, config: ConfigReader, *, experts: int, top_k: int, renormalise: bool) -> Routing:
+        """experts, top_k: what the family's configs mean where they lack the keys."""
+        routing = cls(
+            config.integer("num_experts", "num_local_experts", default=experts),
+            config.integer("num_experts_per_tok", default=top_k),
+            renormalise,
+        )
         if routing.top_k > routing.experts:
             raise UnsupportedModel("num_experts_per_tok", routing.top_k, f"at most the {routing.experts} experts")
         return routing

@@ -23,13 +23,11 @@ class Mixtral(Mistral):
         "sliding_window": None,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
     }
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
-        self.routing = Routing.read(config, "num_local_experts", renormalise=True)
+        self.routing = Routing.read(config, experts=8, top_k=2, renormalise=True)
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         names = ("experts.{}.w1", "experts.{}.w3", "experts.{}.w2")

@@ -24,8 +24,6 @@ class Qwen2MoE(Qwen2):
     defaults = {
         **Qwen2.defaults,
         "num_key_value_heads": 16,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
     }
@@ -34,12 +32,12 @@ class Qwen2MoE(Qwen2):
         super().read(config, max_model_len)
         config.only("use_sliding_window", [False])
         self.qkv_bias = config.flag("qkv_bias", default=True)
-        self.read_experts(config)
+        self.read_experts(config, experts=60, top_k=4)
         self.shared_width = config.integer("shared_expert_intermediate_size")
 
-    def read_experts(self, config: ConfigReader) -> None:
+    def read_experts(self, config: ConfigReader, *, experts: int, top_k: int) -> None:
         renormalise = config.flag("norm_topk_prob", default=False)
-        self.routing = Routing.read(config, "num_experts", renormalise=renormalise)
+        self.routing = Routing.read(config, experts=experts, top_k=top_k, renormalise=renormalise)
         self.expert_width = config.integer("moe_intermediate_size")
         step, dense = config.integer("decoder_sparse_step", default=1), config.get("mlp_only_layers", default=[])
         self.sparse = [i not in dense and (i + 1) % step == 0 for i in range(len(self.windows))]

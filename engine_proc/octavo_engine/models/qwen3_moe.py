@@ -19,8 +19,6 @@ class Qwen3MoE(Qwen3):
     defaults = {
         **Qwen3.defaults,
         "num_key_value_heads": 4,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
     }
     read_experts = Qwen2MoE.read_experts
@@ -28,7 +26,7 @@ class Qwen3MoE(Qwen3):
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
         config.only("use_sliding_window", [False])
-        self.read_experts(config)
+        self.read_experts(config, experts=128, top_k=8)
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         if not self.sparse[i]:
