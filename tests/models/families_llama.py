@@ -316,9 +316,7 @@ LLAMA_LIKE: dict[str, Family] = {
     "qwen2-window": Family(
         of(Qwen2Config, SIZES, use_sliding_window=True, sliding_window=24, max_window_layers=1), without("layer_types")
     ),
-    "qwen2-window-unused": Family(
-        of(Qwen2Config, SIZES, use_sliding_window=False, max_window_layers=0), unused_window
-    ),
+    "qwen2-window-unused": Family(of(Qwen2Config, SIZES, use_sliding_window=False, max_window_layers=0), unused_window),
     "qwen2-yarn-tied": Family(
         of(
             Qwen2Config,

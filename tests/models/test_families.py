@@ -35,7 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return of
 
 
-def loaded(folder: Path, ops: Ops, name: str, dtype: torch.dtype = torch.float32, scheme: str | None = None) -> CausalLM:
+def loaded(
+    folder: Path, ops: Ops, name: str, dtype: torch.dtype = torch.float32, scheme: str | None = None
+) -> CausalLM:
     length = FAMILIES[name].max_model_len
     return load_model(open_source(folder), ops, dtype, max_model_len=length, quantization=scheme)
 

@@ -5,6 +5,8 @@ An expert's w1 is the gate, w3 what it gates, w2 the way down.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.blocks import FeedForward
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.loading import Loader
@@ -18,7 +20,7 @@ class Mixtral(Mistral):
     """MixtralForCausalLM."""
 
     architecture = "MixtralForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         **Mistral.defaults,
         "sliding_window": None,
         "rms_norm_eps": 1e-5,

@@ -1,9 +1,10 @@
-"""OLMoE (arXiv 2409.02060): LLaMA with a mixture of experts in each layer, q and k normalised over their whole widths, and
-with clip_qkv then q, k and v held within its bounds. intermediate_size is an expert's."""
+"""OLMoE (arXiv 2409.02060): LLaMA with a mixture of experts in each layer, q and k normalised over their whole widths,
+and with clip_qkv then q, k and v held within its bounds. intermediate_size is an expert's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from octavo_engine.layers.attention import Clip, QKVEdit
 from octavo_engine.layers.blocks import FeedForward
@@ -20,7 +21,7 @@ class Olmoe(Llama):
     """OlmoeForCausalLM."""
 
     architecture = "OlmoeForCausalLM"
-    defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    defaults: ClassVar = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)

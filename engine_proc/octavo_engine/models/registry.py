@@ -114,9 +114,7 @@ FAMILIES = (
     ),
     Family("StarCoder2", Starcoder2, ("Starcoder2ForCausalLM",), ("starcoder2",)),
 )
-ARCHITECTURES: dict[str, ModelBuilder] = {
-    name: family.builder for family in FAMILIES for name in family.architectures
-}
+ARCHITECTURES: dict[str, ModelBuilder] = {name: family.builder for family in FAMILIES for name in family.architectures}
 _BY_MODEL_TYPE = {name: family.builder for family in FAMILIES for name in family.types}
 
 

@@ -188,12 +188,12 @@ class ReferenceOps:
             p = p / p.sum(-1, keepdim=True)
         # A product of the whole stack, of which each expert's own rows are kept.
         width, size = up.out_features // experts // 2, down.out_features // experts
-        inner = self.linear(x, up, act=act).unflatten(1, (experts, width))
+        inner = self.linear(x, up, act=act).view(-1, experts, width)
         parts = torch.zeros(*chosen.shape, size)
         for expert in range(experts):
             tokens, ranks = (chosen == expert).nonzero(as_tuple=True)
             every = self.linear(inner[tokens, expert], down, out_dtype=torch.float32)
-            parts[tokens, ranks] = every.unflatten(1, (experts, size))[:, expert]
+            parts[tokens, ranks] = every.view(-1, experts, size)[:, expert]
         for rank in range(top_k):
             residual += p[:, rank : rank + 1] * parts[:, rank]
 
@@ -216,7 +216,7 @@ class ReferenceOps:
         centred: bool = False,
     ) -> None:
         columns = x[:, start : start + len(weight)]
-        groups = columns.float().unflatten(1, (-1, size))
+        groups = columns.float().reshape(len(x), -1, size)
         if centred:
             groups = groups - groups.mean(-1, keepdim=True)
         normed = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(1) * weight
