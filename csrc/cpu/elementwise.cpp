@@ -40,6 +40,29 @@ void clip(void* x, bool bf16_x, int64_t stride, int64_t rows, int64_t columns, f
   });
 }
 
+template <class T>
+OCTAVO_INLINE void scale_row(T* x, int64_t columns, float factor) {
+  const Vec f = broadcast(factor);
+  for (int64_t i = 0; i < columns; i += 16) {
+    const int n = columns - i < 16 ? int(columns - i) : 16;
+    store_n(x + i, load_n(x + i, n) * f, n);
+  }
+}
+
+void scale_rows(void* x, bool bf16_x, int64_t stride, int64_t rows, int64_t columns, const int32_t* positions,
+                const float* table) {
+  parallel_for(rows, 1 + kWorthAThread / (columns + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float factor = table[positions[row]];
+      if (bf16_x) {
+        scale_row(static_cast<bf16*>(x) + row * stride, columns, factor);
+      } else {
+        scale_row(static_cast<float*>(x) + row * stride, columns, factor);
+      }
+    }
+  });
+}
+
 void gated_add(float* residual, const float* x, const float* gate, int64_t rows, int64_t width) {
   parallel_for(rows, 1 + kWorthAThread / (width + 1), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -55,6 +78,6 @@ void gated_add(float* residual, const float* x, const float* gate, int64_t rows,
 
 }  // namespace
 
-const ElementwiseKernels elementwise_kernels = {softcap, clip, gated_add};
+const ElementwiseKernels elementwise_kernels = {softcap, clip, scale_rows, gated_add};
 
 }  // namespace octavo::OCTAVO_ISA

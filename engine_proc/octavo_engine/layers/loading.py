@@ -57,7 +57,7 @@ def qkv_rows(kv_heads: int, group: int, head_dim: int) -> Tensor:
     """`rows` of Loader.linear for a layer whose rows are, for each key-value head, the `group` query heads that share
     it, then its key, then its value: it makes of them all queries; all keys; all values."""
     published = torch.arange(kv_heads * (group + 2) * head_dim).view(kv_heads, group + 2, head_dim)
-    return torch.cat([part.flatten() for part in published.split((group, 1, 1), dim=1)])
+    return torch.cat([published[:, :group].flatten(), published[:, group].flatten(), published[:, group + 1].flatten()])
 
 
 class Loader:

@@ -37,7 +37,7 @@ class Baichuan(Decoder):
         else:
             slopes = alibi_slopes(sizes.num_heads).to(loader.ops.device)
         body = loader.at("model.")
-        body.ignore(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # a buffer
+        body.ignore(r".*\.self_attn\.rotary_emb\.inv_freq")  # a buffer
 
         def layer(at: Loader) -> SequentialBlock:
             attn, mlp = at.at("self_attn."), at.at("mlp.")

@@ -2,10 +2,13 @@
 
 Attention and feed-forward side by side but in rw: 7b and 11b through one norm, 40b and 180b through one each. Rows of
 query_key_value are, for each key-value head, its queries, its key, its value. In rw the bias is added before the
-scores are divided by sqrt(d). The first uploads spell the config otherwise: RefinedWeb is 40b, RefinedWebModel 7b and rw.
+scores are divided by sqrt(d), and slopes and products are bfloat16 whatever the weights are. The first uploads spell
+the config otherwise: RefinedWeb is 40b, RefinedWebModel 7b and rw.
 """
 
 from __future__ import annotations
+
+import torch
 
 from octavo_engine.layers.alibi import alibi_slopes
 from octavo_engine.layers.attention import Attention
@@ -43,7 +46,7 @@ class Falcon(Decoder):
         parallel = new or config.flag("parallel_attn", default=True)
         two_norms = new and config.integer("num_ln_in_parallel_attn", default=2) == 2
         cos_sin = None if alibi else rope.table().to(loader.ops.device)
-        slopes = (alibi_slopes(heads) * d**-0.5).to(loader.ops.device) if alibi else None
+        slopes = alibi_slopes(heads).to(loader.ops.device, torch.bfloat16) if alibi else None
         parts = (hidden, kv_heads * d, kv_heads * d)
         body = loader.at("transformer.")
 

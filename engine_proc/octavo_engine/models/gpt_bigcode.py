@@ -37,7 +37,7 @@ class GPTBigCode(Decoder):
         scale = sizes.head_dim**-0.5 if config.flag("scale_attn_weights", default=True) else 1.0
         tied = config.flag("tie_word_embeddings", default=True)
         body = loader.at("transformer.")
-        body.ignore(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal-mask buffers
+        body.ignore(r".*\.attn\.(bias|masked_bias)")  # causal-mask buffers
 
         def layer(at: Loader) -> SequentialBlock:
             def linear(name: str, rows: int, columns: int, parallel: Parallel, **more: Any) -> Linear:
@@ -78,9 +78,7 @@ class SantaCoder(GPTBigCode):
 
     def __init__(self, config: ConfigReader, loader: Loader, max_model_len: int | None = None) -> None:
         config.only("attention_head_type", ["multiquery"])
-        super().__init__(
-            ConfigReader({"activation_function": "gelu_new"} | dict(config.values)), loader, max_model_len
-        )
+        super().__init__(ConfigReader({"activation_function": "gelu_new"} | dict(config.values)), loader, max_model_len)
 
     def qkv(self, attn: Loader) -> Linear:
         q, k, v = self.parts

@@ -41,7 +41,7 @@ class GPTNeoX(Decoder):
         tied = config.flag("tie_word_embeddings", default=False)
         head = "lm_head" if "lm_head.weight" in loader else "embed_out"
         body = loader.at("gpt_neox.")
-        body.ignore(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")  # buffers
+        body.ignore(r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")  # buffers
 
         def layer(at: Loader) -> ParallelBlock | SequentialBlock:
             attn, mlp = at.at("attention."), at.at("mlp.")

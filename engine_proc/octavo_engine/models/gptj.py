@@ -29,7 +29,7 @@ class GPTJ(Decoder):
         act = config.activation("activation_function", default="gelu_new")
         cos_sin = cos_sin.to(loader.ops.device)
         body = loader.at("transformer.")
-        body.ignore(r"h\.\d+\.attn\.(bias|masked_bias|embed_positions)")  # buffers
+        body.ignore(r".*\.attn\.(bias|masked_bias|embed_positions)")  # buffers
 
         def layer(at: Loader) -> ParallelBlock:
             attn, mlp = at.at("attn."), at.at("mlp.")

@@ -1,21 +1,21 @@
 """MPT (MosaicML 2023): ALiBi or learned positions, no biases as published, exact GELU, a tied head.
 
 Wqkv's rows are all queries; keys; values. clip_qkv bounds all three, then qk_ln normalises q and k over their whole
-widths. Slopes are MPT's own where the number of heads is no power of two. Storywriter has alibi_bias_max 16.
+widths. Storywriter has alibi_bias_max 16, so that its slopes end at 2^-16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from octavo_engine.layers.alibi import mpt_alibi_slopes
-from octavo_engine.layers.attention import Attention, QKVEdit
+from octavo_engine.layers.alibi import alibi_slopes
+from octavo_engine.layers.attention import Attention, Clip, QKVEdit
 from octavo_engine.layers.blocks import SequentialBlock
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
-from octavo_engine.layers.norm import LayerNorm
+from octavo_engine.layers.norm import query_key_norms
 from octavo_engine.models.base import Decoder, read_sizes
 from octavo_engine.ops import Activation
 
@@ -39,23 +39,19 @@ class MPT(Decoder):
         bias = not config.flag("no_bias", default=True)
         norm_eps = config.number("layer_norm_epsilon", default=1e-5)
         alibi = attn.flag("alibi", default=True)
-        slopes = mpt_alibi_slopes(heads, attn.number("alibi_bias_max", default=8)).to(loader.ops.device)
+        slopes = alibi_slopes(heads, attn.number("alibi_bias_max", default=8)).to(loader.ops.device)
         parts = (hidden, kv_heads * d, kv_heads * d)
         clip, qk_ln = attn.number("clip_qkv", default=0), attn.flag("qk_ln", default=False)
         scale = attn.number("softmax_scale", default=d**-0.5)
         body = loader.at("transformer.")
 
-        def qk_norm(at: Loader, name: str, start: int, size: int) -> QKVEdit:
-            weight = at.vector(f"{name}.weight", size)
-            shift = at.vector(f"{name}.bias", size) if bias else None
-            return lambda qkv, _: at.ops.head_norm_(qkv, weight, shift, 1e-5, size=size, start=start, centred=True)
-
         def edits(at: Loader) -> Iterator[QKVEdit]:
             if clip:
-                yield lambda qkv, _: at.ops.clip_(qkv, clip)
+                yield Clip(at.ops, clip)
             if qk_ln:
-                yield qk_norm(at, "q_ln", 0, parts[0])
-                yield qk_norm(at, "k_ln", parts[0], parts[1])
+                weights = at.vector("q_ln.weight", parts[0]), at.vector("k_ln.weight", parts[1])
+                shifts = (at.vector("q_ln.bias", parts[0]), at.vector("k_ln.bias", parts[1])) if bias else None
+                yield from query_key_norms(at.ops, weights, shifts, 1e-5, head_dim=None, centred=True)
 
         def layer(at: Loader) -> SequentialBlock:
             return SequentialBlock(
@@ -81,8 +77,8 @@ class MPT(Decoder):
         if not alibi and config.flag("learned_pos_emb", default=True):
             self.embed_positions = body.embedding("wpe", sizes.max_position, hidden)
         self.layers = [layer(body.at(f"blocks.{i}.")) for i in range(sizes.num_layers)]
-        self.norm = body.layer_norm("norm_f", hidden, norm_eps, bias=bias)
-        _scale_logits(self.norm, config, hidden)
+        # The head has no bias, so the logits' factor may as well be its input's.
+        self.norm = body.layer_norm("norm_f", hidden, norm_eps, bias=bias, scale=_logit_scale(config, hidden))
 
 
 def _kv_heads(attn: ConfigReader, heads: int) -> int:
@@ -97,10 +93,7 @@ def _kv_heads(attn: ConfigReader, heads: int) -> int:
     return counts[kind]
 
 
-def _scale_logits(norm: LayerNorm, config: ConfigReader, hidden: int) -> None:
-    """The head has no bias, so logit_scale may as well act on what it reads."""
-    scale = config.get("logit_scale", default=1.0)
-    scale = hidden**-0.5 if scale == "inv_sqrt_d_model" else ConfigReader({"logit_scale": scale}).number("logit_scale")
-    for vector in (norm.weight, norm.bias):
-        if vector is not None:
-            vector *= scale
+def _logit_scale(config: ConfigReader, hidden: int) -> float:
+    if config.get("logit_scale", default=None) == "inv_sqrt_d_model":
+        return float(hidden**-0.5)
+    return config.number("logit_scale", default=1.0)

@@ -57,7 +57,7 @@ class Qwen(Decoder):
             ops.scale_rows_(qkv, positions, logn, width=hidden)
 
         body = loader.at("transformer.")
-        body.ignore(r"rotary_emb\.inv_freq|h\.\d+\.attn\.(rotary_emb\.inv_freq|masked_bias|bias)")  # buffers
+        body.ignore(r".*\.rotary_emb\.inv_freq|.*\.attn\.(masked_bias|bias)")  # buffers
 
         def layer(at: Loader) -> SequentialBlock:
             return SequentialBlock(

@@ -342,6 +342,13 @@ class Ops(Protocol):
         """x [T, N] bfloat16 or float32, in place: no element beyond -limit or limit; limit > 0."""
         ...
 
+    def scale_rows_(self, x: Tensor, positions: Tensor, table: Tensor, *, width: int) -> None:
+        """x [T, N] bfloat16 or float32, in place: the first `width` columns of row t times table[positions[t]].
+
+        positions [T] int32, table [max_position] float32. For queries whose length grows with their position.
+        """
+        ...
+
     def rope_and_cache(
         self,
         qkv: Tensor,
@@ -384,8 +391,10 @@ class Ops(Protocol):
         max_pages] int32; query_start [S + 1] int32, sequence s owns rows query_start[s]:query_start[s+1]; seq_lens
         [S] int32 counts all its tokens, this step's included, so its first row is at position seq_lens[s] -
         num_queries. Key j is seen from position i when j <= i and (sliding_window == 0 or i - j < sliding_window).
-        Score = q.k * scale, then softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i). ->
-        [T, Hq * D] of qkv.dtype. Slots past seq_len may hold anything, NaN included, and never reach the result.
+        Score = q.k * scale, then softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i).
+        alibi_slopes [Hq] float32, or bfloat16 for Falcon's bias: then score = (q.k + bf16(slope * bf16(j))) * scale,
+        rounded as that model was trained. -> [T, Hq * D] of qkv.dtype. Slots past seq_len may hold anything, NaN
+        included, and never reach the result.
         """
         ...
 

@@ -131,6 +131,7 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._gated_add = library.gated_add
         self._head_norm = library.head_norm
         self._clip = library.clip
+        self._scale_rows = library.scale_rows
         self._moe_add = library.moe_add
         self._rope_and_cache = library.rope_and_cache
         self._paged_attention = library.paged_attention
@@ -281,6 +282,9 @@ class CpuOps(QuantizedOps, RoundingOps):
 
     def clip_(self, x: Tensor, limit: float) -> None:
         self._clip(x, limit)
+
+    def scale_rows_(self, x: Tensor, positions: Tensor, table: Tensor, *, width: int) -> None:
+        self._scale_rows(x, positions, table, width)
 
     def rope_and_cache(
         self,

@@ -225,6 +225,9 @@ class ReferenceOps:
     def clip_(self, x: Tensor, limit: float) -> None:
         x.clamp_(-limit, limit)
 
+    def scale_rows_(self, x: Tensor, positions: Tensor, table: Tensor, *, width: int) -> None:
+        x[:, :width] = (x[:, :width].float() * table[positions.long()].unsqueeze(1)).to(x.dtype)
+
     def rope_and_cache(
         self,
         qkv: Tensor,
@@ -276,7 +279,9 @@ class ReferenceOps:
                 scores = softcap * torch.tanh(scores / softcap)
             i = torch.arange(length - (end - start), length).unsqueeze(1)
             j = torch.arange(length)
-            if alibi_slopes is not None:
+            if alibi_slopes is not None and alibi_slopes.dtype == torch.bfloat16:
+                scores = scores + scale * (alibi_slopes.view(-1, 1, 1) * j.bfloat16()).float()
+            elif alibi_slopes is not None:
                 scores = scores + alibi_slopes.view(-1, 1, 1) * (j - i)
             seen = j <= i
             if sliding_window:

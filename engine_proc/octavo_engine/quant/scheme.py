@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ def take_rows(part: Any, rows: Tensor) -> Any:
     """What `Scheme.read` gave, with its rows [N, K] in another order: row i is the old row rows[i]."""
     if not is_dataclass(part):
         return part[rows]
+    assert not isinstance(part, type)
     # A float with its name, or codes with their scales and offsets: every tensor has a row an output.
-    taken = {field.name: getattr(part, field.name) for field in fields(part)}
-    return type(part)(**{name: value[rows] if hasattr(value, "shape") else value for name, value in taken.items()})
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return replace(part, **{name: value[rows] for name, value in values.items() if hasattr(value, "shape")})
 
 
 @dataclass(frozen=True)
