@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from octavo_engine.layers.attention import Attention
     from octavo_engine.layers.batch import Batch
+    from octavo_engine.layers.mlp import MLP
     from octavo_engine.layers.norm import RMSNorm
 
 __all__ = [
@@ -36,10 +37,6 @@ class FeedForward(Protocol):
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
         """residual [T, H] float32 += M(x), x in the activation type."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """M(x) [T, H] float32."""
         ...
 
 
@@ -110,7 +107,7 @@ class SandwichBlock:
         attention: Attention,
         after_attention: RMSNorm,
         mlp_norm: Norm,
-        mlp: FeedForward,
+        mlp: MLP,
         after_mlp: RMSNorm,
     ) -> None:
         self.attention_norm, self.attention, self.after_attention = attention_norm, attention, after_attention
@@ -132,7 +129,7 @@ class PostNormBlock:
         act_dtype: dtype,
         attention: Attention,
         after_attention: RMSNorm,
-        mlp: FeedForward,
+        mlp: MLP,
         after_mlp: RMSNorm,
     ) -> None:
         self.attention, self.after_attention, self.mlp, self.after_mlp = attention, after_attention, mlp, after_mlp

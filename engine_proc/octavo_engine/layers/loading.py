@@ -249,9 +249,7 @@ class Loader:
             raise UnsupportedModel("the rows of an expert's matrix", size, f"a multiple of {multiple}")
         each = tuple(name.format(e) for name in names for e in range(experts))
         kept = "+".join(name.format("*") for name in names) + ".weight"
-        return self._weight(
-            each, (size,) * len(each), in_features, self.formats.linear, gated=gated, keep_as=kept
-        )
+        return self._weight(each, (size,) * len(each), in_features, self.formats.linear, gated=gated, keep_as=kept)
 
     # ---- what a layer is made of ------------------------------------------------------------------------------
 

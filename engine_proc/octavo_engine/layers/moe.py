@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from octavo_engine.layers.mlp import MLP
     from octavo_engine.ops import Activation
 
-__all__ = ["MoE", "Routing"]
+__all__ = ["MoE", "Routing", "sparse_layers"]
 
 
 class Routing(NamedTuple):
@@ -28,11 +28,22 @@ class Routing(NamedTuple):
     renormalise: bool
 
     @classmethod
-    def read(cls, config: ConfigReader, experts: str, *, renormalise: bool) -> Routing:
-        routing = cls(config.integer(experts), config.integer("num_experts_per_tok"), renormalise)
+    def read(cls, config: ConfigReader, *, experts: int, top_k: int, renormalise: bool) -> Routing:
+        """experts, top_k: what the family's configs mean where they lack the keys."""
+        routing = cls(
+            config.integer("num_experts", "num_local_experts", default=experts),
+            config.integer("num_experts_per_tok", default=top_k),
+            renormalise,
+        )
         if routing.top_k > routing.experts:
             raise UnsupportedModel("num_experts_per_tok", routing.top_k, f"at most the {routing.experts} experts")
         return routing
+
+
+def sparse_layers(config: ConfigReader) -> list[bool]:
+    """Which layers have experts: all but mlp_only_layers and those that decoder_sparse_step passes over."""
+    step, dense = config.integer("decoder_sparse_step", default=1), config.get("mlp_only_layers", default=[])
+    return [i not in dense and (i + 1) % step == 0 for i in range(config.integer("num_hidden_layers"))]
 
 
 class MoE:

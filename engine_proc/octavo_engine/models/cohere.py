@@ -2,13 +2,15 @@
 
     x += W_o Attention(h) + W_down (silu(W_gate h) * W_up h),  h = LayerNorm(x);  logits = s W LayerNorm(x)
 
-LayerNorm has a weight and no bias; neighbouring dimensions of a head rotate together; logit_scale s is in the last norm's
-weight, the head is tied. R+ (use_qk_norm) normalises each head of q and k, by a weight of its own, before rotation.
+LayerNorm has a weight and no bias; neighbouring dimensions of a head rotate together; logit_scale s is in the last
+norm's weight, the head is tied. R+ (use_qk_norm) normalises each head of q and k, by a weight of its own, before
+rotation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from octavo_engine.layers.attention import QKVEdit
 from octavo_engine.layers.blocks import Block, Norm, ParallelBlock
@@ -24,7 +26,7 @@ class Cohere(Llama):
     """CohereForCausalLM."""
 
     architecture = "CohereForCausalLM"
-    defaults = {"max_position_embeddings": 8192, "tie_word_embeddings": True, "logit_scale": 0.0625}
+    defaults: ClassVar = {"max_position_embeddings": 8192, "tie_word_embeddings": True, "logit_scale": 0.0625}
     interleaved = True
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:

@@ -6,6 +6,8 @@ The factor of the embeddings is rounded to the type of the activations, as train
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from octavo_engine.layers.blocks import Norm
@@ -22,7 +24,7 @@ class Gemma(Llama):
     """GemmaForCausalLM."""
 
     architecture = "GemmaForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         "num_key_value_heads": 16,
         "head_dim": 256,
         "max_position_embeddings": 8192,

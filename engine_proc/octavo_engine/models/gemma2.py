@@ -2,11 +2,13 @@
 
     x += N2(Attention(N1(x)));  x += N4(MLP(N3(x)))
 
-Scores are q.k * query_pre_attn_scalar^-0.5, capped by 50 tanh(s / 50) before the mask; logits by 30 tanh(s / 30). Layers
-0, 2, 4, ... see a sliding window.
+Scores are q.k * query_pre_attn_scalar^-0.5, capped by 50 tanh(s / 50) before the mask; logits by 30 tanh(s / 30).
+Layers 0, 2, 4, ... see a sliding window.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from octavo_engine.layers.attention import layer_windows
 from octavo_engine.layers.blocks import Block, SandwichBlock
@@ -21,7 +23,7 @@ class Gemma2(Gemma):
     """Gemma2ForCausalLM."""
 
     architecture = "Gemma2ForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         **Gemma.defaults,
         "num_key_value_heads": 4,
         "query_pre_attn_scalar": 256,
@@ -48,6 +50,6 @@ class Gemma2(Gemma):
             self.attention(loader.at("self_attn."), i),
             self.rms_norm(loader, "post_attention_layernorm"),
             self.new_norm(loader, "pre_feedforward_layernorm"),
-            self.mlp(loader, i),
+            self.gated_mlp(loader.at("mlp."), self.width),
             self.rms_norm(loader, "post_feedforward_layernorm"),
         )

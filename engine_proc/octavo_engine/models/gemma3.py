@@ -9,7 +9,7 @@ image model's are left unread.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from octavo_engine.layers.attention import QKVEdit
 from octavo_engine.layers.config import ConfigReader
@@ -25,7 +25,7 @@ class Gemma3(Gemma2):
     """Gemma3ForCausalLM."""
 
     architecture = "Gemma3ForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         **Gemma2.defaults,
         "vocab_size": 262208,
         "hidden_size": 2304,

@@ -5,6 +5,8 @@ The window counts the query itself. Configs without the key mean 4096; null (v0.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.models.llama import Llama
 
@@ -15,7 +17,7 @@ class Mistral(Llama):
     """MistralForCausalLM."""
 
     architecture = "MistralForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
         "attention_bias": False,

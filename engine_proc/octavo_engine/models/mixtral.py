@@ -5,6 +5,8 @@ An expert's w1 is the gate, w3 what it gates, w2 the way down.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.blocks import FeedForward
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.loading import Loader
@@ -18,18 +20,16 @@ class Mixtral(Mistral):
     """MixtralForCausalLM."""
 
     architecture = "MixtralForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         **Mistral.defaults,
         "sliding_window": None,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
     }
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
-        self.routing = Routing.read(config, "num_local_experts", renormalise=True)
+        self.routing = Routing.read(config, experts=8, top_k=2, renormalise=True)
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         names = ("experts.{}.w1", "experts.{}.w3", "experts.{}.w2")

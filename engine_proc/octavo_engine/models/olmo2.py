@@ -1,5 +1,5 @@
-"""OLMo 2 (arXiv 2501.00656): norms behind attention and feed-forward instead of before, and q and k normalised over their
-whole widths.
+"""OLMo 2 (arXiv 2501.00656): norms behind attention and feed-forward instead of before, and q and k normalised over
+their whole widths.
 
     x += N1(W_o Attention(x));  x += N2(MLP(x))
 """
@@ -7,6 +7,7 @@ whole widths.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from octavo_engine.layers.attention import QKVEdit
 from octavo_engine.layers.blocks import Block, PostNormBlock
@@ -21,14 +22,14 @@ class Olmo2(Llama):
     """Olmo2ForCausalLM."""
 
     architecture = "Olmo2ForCausalLM"
-    defaults = {"rms_norm_eps": 1e-5}
+    defaults: ClassVar = {"rms_norm_eps": 1e-5}
 
     def block(self, loader: Loader, i: int) -> Block:
         return PostNormBlock(
             self.act_dtype,
             self.attention(loader.at("self_attn."), i),
             loader.rms_norm("post_attention_layernorm", self.hidden, self.eps),
-            self.mlp(loader, i),
+            self.gated_mlp(loader.at("mlp."), self.width),
             loader.rms_norm("post_feedforward_layernorm", self.hidden, self.eps),
         )
 

@@ -1,9 +1,10 @@
-"""OLMoE (arXiv 2409.02060): LLaMA with a mixture of experts in each layer, q and k normalised over their whole widths, and
-with clip_qkv then q, k and v held within its bounds. intermediate_size is an expert's."""
+"""OLMoE (arXiv 2409.02060): LLaMA with a mixture of experts in each layer, q and k normalised over their whole widths,
+and with clip_qkv then q, k and v held within its bounds. intermediate_size is an expert's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from octavo_engine.layers.attention import Clip, QKVEdit
 from octavo_engine.layers.blocks import FeedForward
@@ -20,18 +21,13 @@ class Olmoe(Llama):
     """OlmoeForCausalLM."""
 
     architecture = "OlmoeForCausalLM"
-    defaults = {
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 4096,
-        "num_experts": 64,
-        "num_experts_per_tok": 8,
-    }
+    defaults: ClassVar = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
         self.clip = config.number("clip_qkv", default=0.0)
         renormalise = config.flag("norm_topk_prob", default=False)
-        self.routing = Routing.read(config, "num_experts", renormalise=renormalise)
+        self.routing = Routing.read(config, experts=64, top_k=8, renormalise=renormalise)
 
     def edits(self, loader: Loader) -> Sequence[QKVEdit]:
         weights = loader.vector("q_norm.weight", self.heads.q), loader.vector("k_norm.weight", self.heads.kv)

@@ -9,6 +9,7 @@ qk_layernorm each head of q and k goes through a LayerNorm before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ class Phi(Llama):
     """PhiForCausalLM."""
 
     architecture = "PhiForCausalLM"
-    defaults = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}
+    defaults: ClassVar = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}
     norm_name = "model.final_layernorm"
     head_bias = True
 

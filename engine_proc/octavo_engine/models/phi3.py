@@ -1,11 +1,13 @@
-"""Phi-3 (arXiv 2404.14219), Phi-3.5, Phi-4 (arXiv 2412.08905) and Phi-4-mini: LLaMA with q, k and v in one matrix, gate
-and up in another.
+"""Phi-3 (arXiv 2404.14219), Phi-3.5, Phi-4 (arXiv 2412.08905) and Phi-4-mini: LLaMA with q, k and v in one matrix,
+gate and up in another.
 
-Long contexts use LongRoPE; the published configs also call it "su", and one of the first "yarn". Phi-4-mini rotates three
-quarters of a head.
+Long contexts use LongRoPE; the published configs also call it "su", and one of the first "yarn". Phi-4-mini rotates
+three quarters of a head.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from octavo_engine.layers.blocks import FeedForward
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
@@ -22,7 +24,7 @@ class Phi3(Llama):
     """Phi3ForCausalLM."""
 
     architecture = "Phi3ForCausalLM"
-    defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    defaults: ClassVar = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         scaling = dict(config.get("rope_parameters", "rope_scaling", default={}))

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.attention import layer_windows
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.models.llama import Llama
@@ -16,7 +18,7 @@ class Qwen2(Llama):
     """Qwen2ForCausalLM."""
 
     architecture = "Qwen2ForCausalLM"
-    defaults = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+    defaults: ClassVar = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)

@@ -1,17 +1,19 @@
-"""Qwen1.5-MoE and Qwen2-57B-A14B (arXiv 2407.10671): Qwen2 with mixtures of experts and one expert that every token shares.
+"""Qwen1.5-MoE and Qwen2-57B-A14B (arXiv 2407.10671): Qwen2 with mixtures of experts and one that every token shares.
 
     MLP(x) = sum_e p_e MLP_e(x) + sigmoid(W_g x) MLP_shared(x)
 
-The chosen experts' shares are left as the softmax over all gave them unless norm_topk_prob. Layers in mlp_only_layers, and
-those that decoder_sparse_step passes over, have the plain feed-forward.
+The chosen experts' shares are left as the softmax over all gave them unless norm_topk_prob. Layers in mlp_only_layers,
+and those that decoder_sparse_step passes over, have the plain feed-forward.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.blocks import FeedForward
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.loading import Loader
-from octavo_engine.layers.moe import MoE, Routing
+from octavo_engine.layers.moe import MoE, Routing, sparse_layers
 from octavo_engine.models.qwen2 import Qwen2
 
 __all__ = ["Qwen2MoE"]
@@ -21,11 +23,9 @@ class Qwen2MoE(Qwen2):
     """Qwen2MoeForCausalLM."""
 
     architecture = "Qwen2MoeForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         **Qwen2.defaults,
         "num_key_value_heads": 16,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
     }
@@ -34,15 +34,11 @@ class Qwen2MoE(Qwen2):
         super().read(config, max_model_len)
         config.only("use_sliding_window", [False])
         self.qkv_bias = config.flag("qkv_bias", default=True)
-        self.read_experts(config)
-        self.shared_width = config.integer("shared_expert_intermediate_size")
-
-    def read_experts(self, config: ConfigReader) -> None:
         renormalise = config.flag("norm_topk_prob", default=False)
-        self.routing = Routing.read(config, "num_experts", renormalise=renormalise)
+        self.routing = Routing.read(config, experts=60, top_k=4, renormalise=renormalise)
+        self.sparse = sparse_layers(config)
         self.expert_width = config.integer("moe_intermediate_size")
-        step, dense = config.integer("decoder_sparse_step", default=1), config.get("mlp_only_layers", default=[])
-        self.sparse = [i not in dense and (i + 1) % step == 0 for i in range(len(self.windows))]
+        self.shared_width = config.integer("shared_expert_intermediate_size")
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         if not self.sparse[i]:

@@ -6,6 +6,7 @@ The heads' size is explicit, 128 where the config lacks it; one RMSNorm weight [
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from octavo_engine.layers.attention import QKVEdit
 from octavo_engine.layers.config import ConfigReader
@@ -20,7 +21,7 @@ class Qwen3(Qwen2):
     """Qwen3ForCausalLM."""
 
     architecture = "Qwen3ForCausalLM"
-    defaults = {**Qwen2.defaults, "head_dim": 128}
+    defaults: ClassVar = {**Qwen2.defaults, "head_dim": 128}
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.blocks import FeedForward
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.loading import Loader
-from octavo_engine.layers.moe import MoE
-from octavo_engine.models.qwen2_moe import Qwen2MoE
+from octavo_engine.layers.moe import MoE, Routing, sparse_layers
 from octavo_engine.models.qwen3 import Qwen3
 
 __all__ = ["Qwen3MoE"]
@@ -16,19 +17,19 @@ class Qwen3MoE(Qwen3):
     """Qwen3MoeForCausalLM."""
 
     architecture = "Qwen3MoeForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         **Qwen3.defaults,
         "num_key_value_heads": 4,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
     }
-    read_experts = Qwen2MoE.read_experts
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
         config.only("use_sliding_window", [False])
-        self.read_experts(config)
+        renormalise = config.flag("norm_topk_prob", default=False)
+        self.routing = Routing.read(config, experts=128, top_k=8, renormalise=renormalise)
+        self.sparse = sparse_layers(config)
+        self.expert_width = config.integer("moe_intermediate_size")
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         if not self.sparse[i]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,17 +13,36 @@ from octavo_engine.layers.loading import Checkpoint, CheckpointMismatch, Loader,
 from octavo_engine.models.baichuan import Baichuan
 from octavo_engine.models.base import CausalLM, ModelBuilder
 from octavo_engine.models.bloom import Bloom
+from octavo_engine.models.cohere import Cohere
 from octavo_engine.models.falcon import Falcon
+from octavo_engine.models.gemma import Gemma
+from octavo_engine.models.gemma2 import Gemma2
+from octavo_engine.models.gemma3 import Gemma3, Gemma3Multimodal
 from octavo_engine.models.gpt2 import GPT2
 from octavo_engine.models.gpt_bigcode import GPTBigCode, SantaCoder
 from octavo_engine.models.gpt_neox import GPTNeoX
 from octavo_engine.models.gptj import GPTJ
+from octavo_engine.models.granite import Granite
+from octavo_engine.models.internlm import InternLM
+from octavo_engine.models.internlm2 import InternLM2
 from octavo_engine.models.llama import Llama
 from octavo_engine.models.mistral import Mistral
+from octavo_engine.models.mixtral import Mixtral
 from octavo_engine.models.mpt import MPT
+from octavo_engine.models.olmo2 import Olmo2
+from octavo_engine.models.olmoe import Olmoe
 from octavo_engine.models.opt import OPT
 from octavo_engine.models.packed import packed_contents, packed_loader, quantization_of
+from octavo_engine.models.phi import Phi
+from octavo_engine.models.phi3 import Phi3
 from octavo_engine.models.qwen import Qwen
+from octavo_engine.models.qwen2 import Qwen2
+from octavo_engine.models.qwen2_moe import Qwen2MoE
+from octavo_engine.models.qwen3 import Qwen3
+from octavo_engine.models.qwen3_moe import Qwen3MoE
+from octavo_engine.models.smollm3 import SmolLM3
+from octavo_engine.models.stablelm import StableLM
+from octavo_engine.models.starcoder2 import Starcoder2
 from octavo_engine.quant.formats import choose_formats, storage
 from octavo_engine.weights.packed_file import PackedFile
 from octavo_engine.weights.source import Source, SourceError
@@ -35,45 +54,68 @@ if TYPE_CHECKING:
     from octavo_engine.ops import LinearWeight, Ops
     from octavo_engine.weights.quantized_cache import QuantizedCache
 
-__all__ = ["ARCHITECTURES", "load_model"]
+__all__ = ["ARCHITECTURES", "FAMILIES", "Family", "load_model"]
 
-ARCHITECTURES: dict[str, ModelBuilder] = {
-    "BaiChuanForCausalLM": Baichuan,
-    "BaichuanForCausalLM": Baichuan,
-    "BloomForCausalLM": Bloom,
-    "BloomModel": Bloom,  # as the first uploads of the smaller sizes have it
-    "FalconForCausalLM": Falcon,
-    "GPT2LMHeadCustomModel": SantaCoder,
-    "GPT2LMHeadModel": GPT2,
-    "GPTBigCodeForCausalLM": GPTBigCode,
-    "GPTJForCausalLM": GPTJ,
-    "GPTNeoXForCausalLM": GPTNeoX,
-    "LLaMAForCausalLM": Llama,  # as the first conversions spelled it
-    "LlamaForCausalLM": Llama,
-    "MPTForCausalLM": MPT,
-    "MistralForCausalLM": Mistral,
-    "MptForCausalLM": MPT,
-    "OPTForCausalLM": OPT,
-    "QWenLMHeadModel": Qwen,
-    "RWForCausalLM": Falcon,
-}
 
-_BY_MODEL_TYPE: dict[str, ModelBuilder] = {
-    "RefinedWeb": Falcon,
-    "RefinedWebModel": Falcon,
-    "baichuan": Baichuan,
-    "bloom": Bloom,
-    "falcon": Falcon,
-    "gpt2": GPT2,
-    "gpt_bigcode": GPTBigCode,
-    "gpt_neox": GPTNeoX,
-    "gptj": GPTJ,
-    "llama": Llama,
-    "mistral": Mistral,
-    "mpt": MPT,
-    "opt": OPT,
-    "qwen": Qwen,
-}
+class Family(NamedTuple):
+    """models: what people call them. architectures: of config.json; types: its model_type, where a config has none."""
+
+    models: str
+    builder: ModelBuilder
+    architectures: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+# One line a family; README's table is made of it (tests/support/readme.py).
+FAMILIES = (
+    Family("Aquila, Aquila2", Llama, ("AquilaModel", "AquilaForCausalLM"), ("aquila",)),
+    Family("Baichuan 7B and 13B, Baichuan2", Baichuan, ("BaiChuanForCausalLM", "BaichuanForCausalLM"), ("baichuan",)),
+    Family("BLOOM, BLOOMZ", Bloom, ("BloomForCausalLM", "BloomModel"), ("bloom",)),  # BloomModel: the first uploads
+    Family("Command R, R+", Cohere, ("CohereForCausalLM",), ("cohere",)),
+    Family(
+        "Falcon 7B, 40B, 180B, 11B, RW",
+        Falcon,
+        ("FalconForCausalLM", "RWForCausalLM"),
+        ("falcon", "RefinedWeb", "RefinedWebModel"),
+    ),
+    Family("Gemma", Gemma, ("GemmaForCausalLM",), ("gemma",)),
+    Family("Gemma 2", Gemma2, ("Gemma2ForCausalLM",), ("gemma2",)),
+    Family("Gemma 3", Gemma3, ("Gemma3ForCausalLM",), ("gemma3_text",)),
+    Family("Gemma 3 with images, its text model", Gemma3Multimodal, ("Gemma3ForConditionalGeneration",), ("gemma3",)),
+    Family("GPT-2", GPT2, ("GPT2LMHeadModel",), ("gpt2",)),
+    Family("GPT BigCode: StarCoder", GPTBigCode, ("GPTBigCodeForCausalLM",), ("gpt_bigcode",)),
+    Family("GPT BigCode: SantaCoder", SantaCoder, ("GPT2LMHeadCustomModel",), ()),
+    Family("GPT-J", GPTJ, ("GPTJForCausalLM",), ("gptj",)),
+    Family("GPT-NeoX, Pythia, Dolly 2, StableLM-alpha", GPTNeoX, ("GPTNeoXForCausalLM",), ("gpt_neox",)),
+    Family("Granite 3", Granite, ("GraniteForCausalLM",), ("granite",)),
+    Family("InternLM", InternLM, ("InternLMForCausalLM",), ("internlm",)),
+    Family("InternLM2, 2.5", InternLM2, ("InternLM2ForCausalLM",), ("internlm2",)),
+    # LLaMA: as the first conversions spelled it
+    Family("LLaMA 1, 2, 3, TinyLlama, SmolLM2", Llama, ("LlamaForCausalLM", "LLaMAForCausalLM"), ("llama",)),
+    Family("Mistral", Mistral, ("MistralForCausalLM",), ("mistral",)),
+    Family("Mixtral", Mixtral, ("MixtralForCausalLM",), ("mixtral",)),
+    Family("MPT, Replit Code", MPT, ("MPTForCausalLM", "MptForCausalLM"), ("mpt",)),
+    Family("OLMo 2", Olmo2, ("Olmo2ForCausalLM",), ("olmo2",)),
+    Family("OLMoE", Olmoe, ("OlmoeForCausalLM",), ("olmoe",)),
+    Family("OPT, Galactica", OPT, ("OPTForCausalLM",), ("opt",)),
+    Family("Phi-1, 1.5, 2", Phi, ("PhiForCausalLM",), ("phi",)),
+    Family("Phi-3, 3.5, 4, 4-mini", Phi3, ("Phi3ForCausalLM",), ("phi3",)),
+    Family("Qwen", Qwen, ("QWenLMHeadModel",), ("qwen",)),
+    Family("Qwen2, 2.5", Qwen2, ("Qwen2ForCausalLM",), ("qwen2",)),
+    Family("Qwen1.5-MoE, Qwen2-MoE", Qwen2MoE, ("Qwen2MoeForCausalLM",), ("qwen2_moe",)),
+    Family("Qwen3", Qwen3, ("Qwen3ForCausalLM",), ("qwen3",)),
+    Family("Qwen3-MoE", Qwen3MoE, ("Qwen3MoeForCausalLM",), ("qwen3_moe",)),
+    Family("SmolLM3", SmolLM3, ("SmolLM3ForCausalLM",), ("smollm3",)),
+    Family(
+        "StableLM 3B, StableLM 2",
+        StableLM,
+        ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
+        ("stablelm", "stablelm_epoch"),
+    ),
+    Family("StarCoder2", Starcoder2, ("Starcoder2ForCausalLM",), ("starcoder2",)),
+)
+ARCHITECTURES: dict[str, ModelBuilder] = {name: family.builder for family in FAMILIES for name in family.architectures}
+_BY_MODEL_TYPE = {name: family.builder for family in FAMILIES for name in family.types}
 
 
 class ModelSource(Protocol):

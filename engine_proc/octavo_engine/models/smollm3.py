@@ -3,6 +3,8 @@ configs don't say so. no_rope_layers, 0 where a layer has no positions, wins ove
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.attention import layer_windows
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.models.llama import Llama
@@ -14,7 +16,7 @@ class SmolLM3(Llama):
     """SmolLM3ForCausalLM."""
 
     architecture = "SmolLM3ForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         "num_key_value_heads": 4,
         "max_position_embeddings": 32768,
         "rope_theta": 2000000.0,

@@ -7,6 +7,7 @@ feed-forward of one norm side by side. The first configs call their keys rope_pc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class StableLM(Llama):
     """StableLmForCausalLM, StableLMEpochForCausalLM."""
 
     architecture = "StableLmForCausalLM"
-    defaults = {"max_position_embeddings": 4096}
+    defaults: ClassVar = {"max_position_embeddings": 4096}
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)

@@ -3,6 +3,8 @@ tanh-approximated GELU, biases everywhere; the head is tied although configs don
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.attention import layer_windows
 from octavo_engine.layers.blocks import FeedForward, Norm
 from octavo_engine.layers.config import ConfigReader
@@ -16,7 +18,7 @@ class Starcoder2(Llama):
     """Starcoder2ForCausalLM."""
 
     architecture = "Starcoder2ForCausalLM"
-    defaults = {
+    defaults: ClassVar = {
         "num_key_value_heads": 2,
         "hidden_act": "gelu_pytorch_tanh",
         "max_position_embeddings": 4096,

@@ -188,12 +188,12 @@ class ReferenceOps:
             p = p / p.sum(-1, keepdim=True)
         # A product of the whole stack, of which each expert's own rows are kept.
         width, size = up.out_features // experts // 2, down.out_features // experts
-        inner = self.linear(x, up, act=act).unflatten(1, (experts, width))
+        inner = self.linear(x, up, act=act).view(-1, experts, width)
         parts = torch.zeros(*chosen.shape, size)
         for expert in range(experts):
             tokens, ranks = (chosen == expert).nonzero(as_tuple=True)
             every = self.linear(inner[tokens, expert], down, out_dtype=torch.float32)
-            parts[tokens, ranks] = every.unflatten(1, (experts, size))[:, expert]
+            parts[tokens, ranks] = every.view(-1, experts, size)[:, expert]
         for rank in range(top_k):
             residual += p[:, rank : rank + 1] * parts[:, rank]
 
