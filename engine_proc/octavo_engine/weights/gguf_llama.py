@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -15,7 +15,9 @@ from octavo_engine.weights.gguf_file import GGUFFile, TensorInfo
 from octavo_engine.weights.gguf_types import GGML_TYPES, GGMLType, type_name
 from octavo_engine.weights.source import SourceError
 
-__all__ = ["GGUFCheckpoint", "gguf_config"]
+__all__ = ["GGUFCheckpoint", "RowOrder", "gguf_config", "llama_checkpoint", "paired_rows", "renamed"]
+
+RowOrder = Callable[[str, int], "Tensor | None"]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -38,14 +40,13 @@ _PIECE = 1 << 19  # weights, 2 MiB of float32
 class GGUFCheckpoint:
     """Tensors one at a time: float32 out of quantised types, or their codes and scales; as stored otherwise.
 
-    The converter writes the rows of a head of q and k in pairs (i, i + D/2), so that llama.cpp may rotate
-    neighbours; they are put back in order here, as raw rows, before anything is made of them.
+    published: a tensor's name in the file -> its published one. rows: a tensor's name without its layer, like
+    "attn_q.weight", and its number of rows -> for each published row the file's, or None where they are the same.
+    Rows are put in order as they lie in the file, before anything is made of them.
     """
 
-    def __init__(self, file: GGUFFile) -> None:
-        self._file = file
-        heads = file.metadata["llama.attention.head_count"]
-        self._heads = {"attn_q": heads, "attn_k": file.metadata.get("llama.attention.head_count_kv", heads)}
+    def __init__(self, file: GGUFFile, published: Callable[[str], str], rows: RowOrder) -> None:
+        self._file, self._order = file, rows
         self._infos: dict[str, TensorInfo] = {}
         for name, info in file.tensors.items():
             if info.kind not in GGML_TYPES:
@@ -57,7 +58,7 @@ class GGUFCheckpoint:
             if info.shape[-1] % kind.block or info.offset + self._size(info) > len(file.data):
                 raise SourceError(f"{file.path}: tensor {name} {info.shape} of {kind.name} passes the file's end")
             if name != _ROPE_FREQS:
-                self._infos[_published(name)] = info
+                self._infos[published(name)] = info
 
     def names(self) -> Iterable[str]:
         return self._infos.keys()
@@ -108,12 +109,9 @@ class GGUFCheckpoint:
     def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
         """[rows, bytes a row] uint8 in published order."""
         info = self._infos[name]
-        heads = self._heads.get(info.name.split(".")[-2])
         rows = self._raw(info)
-        if heads is not None:
-            size = info.shape[0] // heads
-            rows = rows.view(heads, size // 2, 2, -1).transpose(1, 2).reshape(info.shape[0], -1)
-        return rows, GGML_TYPES[info.kind]
+        order = self._order(re.sub(r"^blk\.\d+\.", "", info.name), info.shape[0])
+        return rows if order is None else rows[order], GGML_TYPES[info.kind]
 
     def _raw(self, info: TensorInfo) -> Tensor:
         """[rows, bytes a row] uint8, sharing the file's memory."""
@@ -131,12 +129,37 @@ def _pieces(blocks: int, kind: GGMLType) -> Iterator[slice]:
     return (slice(at, at + step) for at in range(0, blocks, step))
 
 
-def _published(name: str) -> str:
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _NAMES:
-        return name  # The loader will name it as not used.
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_NAMES[match[2]]}.{match[3]}"
+def renamed(names: Mapping[str, str], layers: str) -> Callable[[str], str]:
+    """`published` of a GGUFCheckpoint. names: of ggml -> published, both without suffix; layers: what stands before a
+    layer's number."""
+
+    def published(name: str) -> str:
+        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        if match is None or match[2] not in names:
+            return name  # The loader will name it as not used.
+        layer = "" if match[1] is None else f"{layers}{match[1]}."
+        return f"{layer}{names[match[2]]}.{match[3]}"
+
+    return published
+
+
+def paired_rows(heads: Mapping[str, int]) -> RowOrder:
+    """`rows` of a GGUFCheckpoint: for names with a number of heads, the converter wrote the rows of a head in pairs
+    (i, i + D/2), so that llama.cpp may rotate neighbours."""
+
+    def rows(name: str, count: int) -> Tensor | None:
+        number = heads.get(name.split(".")[0])
+        if number is None:
+            return None
+        return torch.arange(count).view(number, -1, 2).transpose(1, 2).flatten()
+
+    return rows
+
+
+def llama_checkpoint(file: GGUFFile) -> GGUFCheckpoint:
+    heads = file.metadata["llama.attention.head_count"]
+    kv_heads = file.metadata.get("llama.attention.head_count_kv", heads)
+    return GGUFCheckpoint(file, renamed(_NAMES, "model.layers."), paired_rows({"attn_q": heads, "attn_k": kv_heads}))
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
