@@ -224,11 +224,25 @@ LLAMA_LIKE: dict[str, Family] = {
     "gemma": Family(of(GemmaConfig, GEMMA)),
     "gemma-gelu": Family(of(GemmaConfig, GEMMA), named("GemmaForCausalLM", "gemma", hidden_act="gelu")),
     "gemma2": Family(of(Gemma2Config, GEMMA2)),
+    "gemma2-head-scalar": Family(of(Gemma2Config, GEMMA2, query_pre_attn_scalar=16)),
     "gemma2-uncapped": Family(
         of(Gemma2Config, GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None), old_rope_keys
     ),
     "gemma2-no-types": Family(of(Gemma2Config, GEMMA2), without("layer_types", "tie_word_embeddings")),
     "gemma3": Family(of(Gemma3TextConfig, GEMMA3, layer_types=GEMMA3_TYPES)),
+    "gemma3-six-layers": Family(
+        of(
+            Gemma3TextConfig,
+            GEMMA3,
+            num_hidden_layers=6,
+            query_pre_attn_scalar=16,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        ),
+        rounding=1.5,
+    ),
     "gemma3-scaled": Family(of(Gemma3TextConfig, GEMMA3, layer_types=GEMMA3_TYPES, rope_parameters=SCALED_FULL)),
     "gemma3-pattern": Family(
         of(Gemma3TextConfig, GEMMA3, layer_types=GEMMA3_TYPES, rope_parameters=SCALED_FULL), gemma3_pattern
@@ -355,6 +369,7 @@ LLAMA_LIKE: dict[str, Family] = {
         rounding=3,
     ),
     "smollm3": Family(of(SmolLM3Config, FOUR, no_rope_layers=[1, 0, 1, 0]), rounding=1.5),
+    "smollm3-every-fourth": Family(of(SmolLM3Config, FOUR), without("rope_theta", "no_rope_layers"), rounding=1.5),
     "smollm3-interval": Family(
         of(SmolLM3Config, FOUR, no_rope_layer_interval=2),
         without("no_rope_layers", "layer_types", "tie_word_embeddings"),
