@@ -200,7 +200,7 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(SourceError, match="architecture 'qwen9'; read are .*llama, .*qwen3"):
+    with pytest.raises(SourceError, match=r"architecture 'qwen9'; read are .*llama, .*qwen3"):
         open_source(path)
     source = open_source(write_gguf(path, WIDE, tensors | {"blk.0.attn_sinks.weight": torch.ones(4)}, "F16"))
     with pytest.raises(CheckpointMismatch, match=r"not used: blk\.0\.attn_sinks\.weight"):

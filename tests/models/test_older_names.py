@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo_engine.models import load_model
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import open_source
-from tests.models.older_oracles import answers, prompts, write
+from tests.models.family_oracles import answers, prompts, write
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
 

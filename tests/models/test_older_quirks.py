@@ -18,7 +18,7 @@ from octavo_engine.models import baichuan, bloom, falcon, gpt_bigcode, gpt_neox,
 from octavo_engine.ops import Activation
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import open_source
-from tests.models.older_oracles import answers, prompts, write
+from tests.models.family_oracles import answers, prompts, write
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
 

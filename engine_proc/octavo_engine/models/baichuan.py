@@ -39,13 +39,18 @@ class Baichuan(Decoder):
         body = loader.at("model.")
         body.ignore(r".*\.self_attn\.rotary_emb\.inv_freq")  # a buffer
 
+        def qkv(attn: Loader) -> tuple[str | tuple[str, ...], int | tuple[int, ...]]:
+            if "W_pack.weight" in attn or "q_proj.weight" not in attn:
+                return "W_pack", 3 * hidden
+            return ("q_proj", "k_proj", "v_proj"), (hidden,) * 3  # GGUF files
+
         def layer(at: Loader) -> SequentialBlock:
             attn, mlp = at.at("self_attn."), at.at("mlp.")
             return SequentialBlock(
                 at.rms_norm("input_layernorm", hidden, eps),
                 Attention(
                     at.ops,
-                    attn.linear("W_pack", 3 * hidden, hidden, Parallel.COLUMN, bias=False, parts=(hidden,) * 3),
+                    attn.linear(*qkv(attn), hidden, Parallel.COLUMN, bias=False, parts=(hidden,) * 3),
                     attn.linear("o_proj", hidden, hidden, Parallel.ROW, bias=False),
                     num_heads=sizes.num_heads,
                     scale=sizes.head_dim**-0.5,

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from octavo_engine.weights.gguf_checkpoint import Keys, Layout
 from octavo_engine.weights.gguf_file import GGUFFile
 from octavo_engine.weights.gguf_llama import LLAMA_LIKE
+from octavo_engine.weights.gguf_older import OLDER
 from octavo_engine.weights.source import SourceError
 
 __all__ = ["GGUF_ARCHITECTURES", "gguf_layout"]
 
-GGUF_ARCHITECTURES: dict[str, Callable[[Keys], Layout]] = {**LLAMA_LIKE}
+GGUF_ARCHITECTURES: dict[str, Callable[[Keys], Layout]] = {**LLAMA_LIKE, **OLDER}
 
 
 def gguf_layout(file: GGUFFile) -> Layout:

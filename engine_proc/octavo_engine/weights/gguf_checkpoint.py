@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ from octavo_engine.weights.gguf_file import GGUFFile, TensorInfo
 from octavo_engine.weights.gguf_types import GGML_TYPES, GGMLType, type_name
 from octavo_engine.weights.source import SourceError
 
-__all__ = ["GGUFCheckpoint", "Keys", "Layout", "common_config"]
+__all__ = ["GGUFCheckpoint", "Keys", "Layout", "RowOrder", "as_stored", "common_config", "paired_rows"]
 
 _PIECE = 1 << 19  # weights, 2 MiB of float32
 
@@ -61,21 +61,43 @@ class Keys:
         return tensor in self.file.tensors
 
 
+RowOrder = Callable[[str, int], "Tensor | None"]
+"""A tensor's name without its layer, like "attn_q.weight", and its number of rows -> for each published row the file's,
+or None where they are the same."""
+
+
+def as_stored(name: str, rows: int) -> None:
+    """A RowOrder."""
+    return None
+
+
+def paired_rows(heads: Mapping[str, int]) -> RowOrder:
+    """For names with a number of heads: the converter wrote the rows of a head in pairs (i, i + D/2), so that llama.cpp
+    may rotate neighbours."""
+
+    def rows(name: str, count: int) -> Tensor | None:
+        number = heads.get(name.split(".")[0])
+        if number is None:
+            return None
+        return torch.arange(count).view(number, -1, 2).transpose(1, 2).flatten()
+
+    return rows
+
+
 @dataclass(frozen=True)
 class Layout:
     """How an architecture's file maps to the published checkpoint.
 
     config: config.json's keys. names: ggml's name of a tensor, without blk.N and .weight, -> the published one; where
-    that has {}, the tensor is a stack whose e-th part goes by the number e. layers: what stands before a layer's names,
-    {} its number. rotated: of these tensors, by ggml's name, the heads whose rows lie in pairs (i, i + D/2), so that
-    llama.cpp may rotate neighbours. offset: what the converter added to the weights of norms. ignored: tensors that are
+    that has {}, the tensor is a stack whose e-th part goes by the number e. layers: what stands before a layer's
+    number. rows: see RowOrder. offset: what the converter added to the weights of norms. ignored: tensors that are
     part of the config.
     """
 
     config: dict[str, Any]
     names: Mapping[str, str]
-    layers: str = "model.layers.{}."
-    rotated: Mapping[str, int] = field(default_factory=dict)
+    layers: str = "model.layers."
+    rows: RowOrder = as_stored
     offset: float = 0.0
     ignored: frozenset[str] = frozenset()
 
@@ -108,7 +130,7 @@ class GGUFCheckpoint:
         stem = "" if match is None else match[2] if match[3] is None else f"{match[2]}_exps"
         if match is None or stem not in self._layout.names:
             return {info.name: info}  # The loader will name it as not used.
-        layer = "" if match[1] is None else self._layout.layers.format(match[1])
+        layer = "" if match[1] is None else f"{self._layout.layers}{match[1]}."
         name = f"{layer}{self._layout.names[stem]}.{match[4]}"
         if match[3] is not None:
             return {name.format(match[3]): info}
@@ -174,12 +196,9 @@ class GGUFCheckpoint:
     def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
         """[rows, bytes a row] uint8 in published order."""
         info = self._infos[name]
-        heads = self._layout.rotated.get(info.name.split(".")[-2])
+        order = self._layout.rows(re.sub(r"^blk\.\d+\.", "", info.name), info.shape[0])
         rows = self._raw(info)
-        if heads is not None:
-            size = info.shape[0] // heads
-            rows = rows.view(heads, size // 2, 2, -1).transpose(1, 2).reshape(info.shape[0], -1)
-        return rows, GGML_TYPES[info.kind]
+        return rows if order is None else rows[order], GGML_TYPES[info.kind]
 
     def _raw(self, info: TensorInfo) -> Tensor:
         """[rows, bytes a row] uint8, sharing the file's memory."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from octavo_engine.weights.gguf_checkpoint import Keys, Layout, common_config
+from octavo_engine.weights.gguf_checkpoint import Keys, Layout, as_stored, common_config, paired_rows
 from octavo_engine.weights.source import SourceError
 
 __all__ = ["LLAMA_LIKE"]
@@ -117,8 +117,9 @@ def _layout(config: dict[str, Any], *names: dict[str, str], pairs: bool = False,
     merged = dict(_NAMES)
     for each in names:
         merged |= each
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]} if pairs else {}
-    return Layout(config, merged, rotated=heads, ignored=frozenset((_FREQS, _LONG, _SHORT)), **more)
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    rows = paired_rows(heads) if pairs else as_stored
+    return Layout(config, merged, rows=rows, ignored=frozenset((_FREQS, _LONG, _SHORT)), **more)
 
 
 def _window(keys: Keys) -> dict[str, Any]:
