@@ -43,7 +43,7 @@ SIZES = {
 }
 FOUR = SIZES | {"num_hidden_layers": 4}
 MOE = SIZES | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 32}
-LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.25, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 # Six heads of 48 have 8 dimensions, 4 pairs; three quarters of 16 are 6 pairs.
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 1.7, 3.0, 5.0]}
 FACTORS_MINI = {"short_factor": [1.0 + i / 8 for i in range(6)], "long_factor": [1.0 + i for i in range(6)]}
@@ -287,7 +287,7 @@ LLAMA_LIKE: dict[str, Family] = {
     "llama-linear": Family(of(LlamaConfig, SIZES, rope("linear", factor=2.5)), old_rope_keys),
     "llama-llama3": Family(of(LlamaConfig, SIZES, rope("llama3", **LLAMA3)), old_rope_keys),
     "llama-yarn": Family(
-        of(LlamaConfig, SIZES, rope("yarn", factor=4.0, original_max_position_embeddings=64)), old_rope_keys
+        of(LlamaConfig, SIZES, rope("yarn", factor=3.0, original_max_position_embeddings=64)), old_rope_keys
     ),
     "llama-dynamic": Family(of(LlamaConfig, SIZES, rope("dynamic", factor=3.0)), old_rope_keys),
     "llama-dynamic-beyond": Family(
