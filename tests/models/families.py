@@ -7,7 +7,7 @@ or names than transformers saves, `publish` turns the one into the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +27,10 @@ Publish = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
 @dataclass(frozen=True)
 class Family:
     """lengths of prompts; max_model_len: what is served, where a scaling is frozen at it, with `grows` False where so
-    no longer sequence can be compared. unseen: tensors that no logits depend on, by regex."""
+    no longer sequence can be compared. unseen: tensors that no logits depend on, by regex. rounding: how much more
+    than others rounded weights may move it: scores are sharp, there are many layers, or a mixture of experts may choose
+    another one where two score nearly alike.
+    """
 
     config: Callable[[], PreTrainedConfig]
     publish: Publish | None = None
@@ -36,8 +39,7 @@ class Family:
     grows: bool = True
     unseen: str = "never"
     attention: str = "eager"
-    seed: int = 11
-    marks: tuple[str, ...] = field(default=())
+    rounding: float = 1.0
 
 
 def of(config: type[PreTrainedConfig], *values: dict[str, Any], **more: Any) -> Callable[[], PreTrainedConfig]:

@@ -43,7 +43,7 @@ SIZES = {
 }
 FOUR = SIZES | {"num_hidden_layers": 4}
 MOE = SIZES | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 32}
-LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.25, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 # Six heads of 48 have 8 dimensions, 4 pairs; three quarters of 16 are 6 pairs.
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 1.7, 3.0, 5.0]}
 FACTORS_MINI = {"short_factor": [1.0 + i / 8 for i in range(6)], "long_factor": [1.0 + i for i in range(6)]}
@@ -224,11 +224,25 @@ LLAMA_LIKE: dict[str, Family] = {
     "gemma": Family(of(GemmaConfig, GEMMA)),
     "gemma-gelu": Family(of(GemmaConfig, GEMMA), named("GemmaForCausalLM", "gemma", hidden_act="gelu")),
     "gemma2": Family(of(Gemma2Config, GEMMA2)),
+    "gemma2-head-scalar": Family(of(Gemma2Config, GEMMA2, query_pre_attn_scalar=16)),
     "gemma2-uncapped": Family(
         of(Gemma2Config, GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None), old_rope_keys
     ),
     "gemma2-no-types": Family(of(Gemma2Config, GEMMA2), without("layer_types", "tie_word_embeddings")),
     "gemma3": Family(of(Gemma3TextConfig, GEMMA3, layer_types=GEMMA3_TYPES)),
+    "gemma3-six-layers": Family(
+        of(
+            Gemma3TextConfig,
+            GEMMA3,
+            num_hidden_layers=6,
+            query_pre_attn_scalar=16,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        ),
+        rounding=1.5,
+    ),
     "gemma3-scaled": Family(of(Gemma3TextConfig, GEMMA3, layer_types=GEMMA3_TYPES, rope_parameters=SCALED_FULL)),
     "gemma3-pattern": Family(
         of(Gemma3TextConfig, GEMMA3, layer_types=GEMMA3_TYPES, rope_parameters=SCALED_FULL), gemma3_pattern
@@ -240,7 +254,7 @@ LLAMA_LIKE: dict[str, Family] = {
     ),
     "granite": Family(of(GraniteConfig, GRANITE)),
     "granite-biases": Family(of(GraniteConfig, GRANITE, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-2)),
-    "granite-plain": Family(of(GraniteConfig, SIZES)),
+    "granite-plain": Family(of(GraniteConfig, SIZES), rounding=1.5),
     "internlm": Family(of(LlamaConfig, SIZES, num_key_value_heads=6, attention_bias=True), internlm),
     "internlm-20b": Family(of(LlamaConfig, SIZES, num_key_value_heads=6, attention_bias=False), internlm),
     "internlm-dynamic": Family(
@@ -273,7 +287,7 @@ LLAMA_LIKE: dict[str, Family] = {
     "llama-linear": Family(of(LlamaConfig, SIZES, rope("linear", factor=2.5)), old_rope_keys),
     "llama-llama3": Family(of(LlamaConfig, SIZES, rope("llama3", **LLAMA3)), old_rope_keys),
     "llama-yarn": Family(
-        of(LlamaConfig, SIZES, rope("yarn", factor=4.0, original_max_position_embeddings=64)), old_rope_keys
+        of(LlamaConfig, SIZES, rope("yarn", factor=3.0, original_max_position_embeddings=64)), old_rope_keys
     ),
     "llama-dynamic": Family(of(LlamaConfig, SIZES, rope("dynamic", factor=3.0)), old_rope_keys),
     "llama-dynamic-beyond": Family(
@@ -284,14 +298,14 @@ LLAMA_LIKE: dict[str, Family] = {
     ),
     "mistral": Family(of(MistralConfig, SIZES, sliding_window=24)),
     "mistral-full": Family(of(MistralConfig, SIZES, sliding_window=None), old_rope_keys),
-    "mixtral": Family(of(MixtralConfig, MOE, num_local_experts=5, num_experts_per_tok=2)),
+    "mixtral": Family(of(MixtralConfig, MOE, num_local_experts=5, num_experts_per_tok=2), rounding=3),
     "mixtral-window": Family(
-        of(MixtralConfig, MOE, num_local_experts=4, num_experts_per_tok=3, sliding_window=24), old_rope_keys
+        of(MixtralConfig, MOE, num_local_experts=4, num_experts_per_tok=3, sliding_window=24), old_rope_keys, rounding=3
     ),
     "olmo2": Family(of(Olmo2Config, SIZES, rms_norm_eps=1e-2)),
-    "olmoe": Family(of(OlmoeConfig, MOE, num_experts=6, num_experts_per_tok=3)),
+    "olmoe": Family(of(OlmoeConfig, MOE, num_experts=6, num_experts_per_tok=3), rounding=3),
     "olmoe-clipped": Family(
-        of(OlmoeConfig, MOE, num_experts=5, num_experts_per_tok=2, clip_qkv=0.8, norm_topk_prob=True)
+        of(OlmoeConfig, MOE, num_experts=5, num_experts_per_tok=2, clip_qkv=0.8, norm_topk_prob=True), rounding=3
     ),
     "phi": Family(of(PhiConfig, PHI)),
     "phi-2": Family(of(PhiConfig, PHI, partial_rotary_factor=0.4, hidden_act="gelu"), old_rope_keys),
@@ -327,7 +341,8 @@ LLAMA_LIKE: dict[str, Family] = {
         old_rope_keys,
     ),
     "qwen2-moe": Family(
-        of(Qwen2MoeConfig, QWEN_MOE, shared_expert_intermediate_size=48, intermediate_size=40, decoder_sparse_step=1)
+        of(Qwen2MoeConfig, QWEN_MOE, shared_expert_intermediate_size=48, intermediate_size=40, decoder_sparse_step=1),
+        rounding=3,
     ),
     "qwen2-moe-some-dense": Family(
         of(
@@ -341,26 +356,30 @@ LLAMA_LIKE: dict[str, Family] = {
             norm_topk_prob=True,
         ),
         without("layer_types"),
+        rounding=3,
     ),
     "qwen3": Family(of(Qwen3Config, SIZES, head_dim=16)),
     "qwen3-biases": Family(of(Qwen3Config, SIZES, head_dim=12, attention_bias=True, rms_norm_eps=1e-2)),
     "qwen3-no-head-dim": Family(
         of(Qwen3Config, SIZES, hidden_size=32, num_attention_heads=2), without("head_dim", "layer_types")
     ),
-    "qwen3-moe": Family(of(Qwen3MoeConfig, QWEN_MOE, head_dim=16, norm_topk_prob=True)),
+    "qwen3-moe": Family(of(Qwen3MoeConfig, QWEN_MOE, head_dim=16, norm_topk_prob=True), rounding=3),
     "qwen3-moe-some-dense": Family(
-        of(Qwen3MoeConfig, QWEN_MOE, num_hidden_layers=3, intermediate_size=40, mlp_only_layers=[1], head_dim=16)
+        of(Qwen3MoeConfig, QWEN_MOE, num_hidden_layers=3, intermediate_size=40, mlp_only_layers=[1], head_dim=16),
+        rounding=3,
     ),
-    "smollm3": Family(of(SmolLM3Config, FOUR, no_rope_layers=[1, 0, 1, 0])),
+    "smollm3": Family(of(SmolLM3Config, FOUR, no_rope_layers=[1, 0, 1, 0]), rounding=1.5),
+    "smollm3-every-fourth": Family(of(SmolLM3Config, FOUR), without("rope_theta", "no_rope_layers"), rounding=1.5),
     "smollm3-interval": Family(
         of(SmolLM3Config, FOUR, no_rope_layer_interval=2),
         without("no_rope_layers", "layer_types", "tie_word_embeddings"),
+        rounding=1.5,
     ),
     "smollm3-untied-theta": Family(
         of(SmolLM3Config, FOUR, tie_word_embeddings=False), without("rope_theta", "no_rope_layers", "layer_types")
     ),
     "smollm3-window": Family(
-        of(SmolLM3Config, FOUR, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=24)
+        of(SmolLM3Config, FOUR, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=24), rounding=1.5
     ),
     "stablelm": Family(of(StableLmConfig, STABLELM)),
     "stablelm-2": Family(of(StableLmConfig, STABLELM, use_qkv_bias=True, partial_rotary_factor=0.5), old_rope_keys),

@@ -49,7 +49,7 @@ def oracle(name: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(
         family.config(), attn_implementation=family.attention, dtype=torch.float32
     ).eval()
-    generator = torch.Generator().manual_seed(family.seed)
+    generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)

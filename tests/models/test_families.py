@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
 from octavo_engine.models import CausalLM, CheckpointMismatch, load_model
 from octavo_engine.ops import Ops, load_ops
 from octavo_engine.ops.reference import ReferenceOps
-from octavo_engine.weights import open_source
+from octavo_engine.weights import QuantizedCache, open_source
 from tests.models.families import NEW_TOKENS
 from tests.models.family_oracles import FAMILIES, answers, oracle, prompts, reference_logits, write
 from tests.models.stepper import Stepper
@@ -36,10 +37,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def loaded(
-    folder: Path, ops: Ops, name: str, dtype: torch.dtype = torch.float32, scheme: str | None = None
+    folder: Path,
+    ops: Ops,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    scheme: str | None = None,
+    cache: QuantizedCache | None = None,
 ) -> CausalLM:
     length = FAMILIES[name].max_model_len
-    return load_model(open_source(folder), ops, dtype, max_model_len=length, quantization=scheme)
+    return load_model(open_source(folder), ops, dtype, max_model_len=length, quantization=scheme, cache=cache)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -109,8 +115,58 @@ def test_a_missing_or_added_tensor_is_an_error(name: str, folder: Folder, tmp_pa
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_int8_and_int4(name: str, scheme: str, bound: float, folder: Folder) -> None:
     """The error of all logits in root mean square against theirs; 48 random columns round worse than real weights."""
+    bound *= FAMILIES[name].rounding
     ops = load_ops("cpu")
     model = loaded(folder(name), ops, name, torch.bfloat16, scheme)
     logits = torch.cat(Stepper(model, ops, recorded=True).prefill(prompts(name)))
     expected = torch.cat([answer.logits for answer in answers(name)])
     assert (logits - expected).square().mean().sqrt() < bound * expected.square().mean().sqrt()
+
+
+SOME = [
+    "cohere-plus",
+    "gemma3-with-images",
+    "granite",
+    "internlm2-bias",
+    "mixtral",
+    "olmo2",
+    "olmoe-clipped",
+    "phi-qk-norm",
+    "phi4-mini",
+    "qwen2-moe-some-dense",
+    "qwen3",
+    "stablelm-12b",
+    "starcoder2",
+]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_second_start_reads_the_quantised_cache_alone(name: str, folder: Folder, tmp_path: Path) -> None:
+    ops, cache = load_ops("cpu"), QuantizedCache(tmp_path / "cache", "0.1.0")
+    first = loaded(folder(name), ops, name, torch.bfloat16, "int4", cache)
+    source = open_source(folder(name))
+
+    def refuse(name: str) -> Tensor:
+        raise AssertionError(f"{name} was read from the float checkpoint")
+
+    source.checkpoint.get = refuse  # type: ignore[method-assign]
+    length = FAMILIES[name].max_model_len
+    second = load_model(source, ops, torch.bfloat16, quantization="int4", cache=cache, max_model_len=length)
+    for a, b in zip(*(Stepper(model, ops).prefill(prompts(name)) for model in (first, second)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_only_rows_that_are_read_are_computed(name: str, folder: Folder) -> None:
+    """Behind the last cache write the recorded forward runs on the last row of a prompt alone, with the same bits."""
+    ops = load_ops("cpu")
+    model = loaded(folder(name), ops, name, torch.bfloat16)
+    prompt = prompts(name)[-1]
+    every, kept = Stepper(model, ops, sequences=1), Stepper(model, ops, sequences=1)
+    forward = ops.record(lambda *tensors: model.forward(Batch.of(tensors, kept.kv)), BATCH_SPECS, KEPT_ROWS)
+    last = len(prompt) - 1
+    starts, lengths = (torch.tensor(each, dtype=torch.int32) for each in ([0, 1], [len(prompt)]))
+    rows = torch.tensor([last], dtype=torch.int32)
+    kept.forward = lambda *tensors: forward(*tensors, rows, starts, lengths, tensors[5])
+    expected = every.step({0: prompt})[0][last]
+    assert torch.equal(kept.step({0: prompt})[0][0], expected)

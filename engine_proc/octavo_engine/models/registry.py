@@ -58,61 +58,74 @@ __all__ = ["ARCHITECTURES", "FAMILIES", "Family", "load_model"]
 
 
 class Family(NamedTuple):
-    """models: what people call them. architectures: of config.json; types: its model_type, where a config has none."""
+    """models: what people call them. architectures: of config.json; types: its model_type, where a config has none.
+    gguf: general.architecture of GGUF files."""
 
     models: str
     builder: ModelBuilder
     architectures: tuple[str, ...]
     types: tuple[str, ...]
+    gguf: tuple[str, ...] = ()
 
 
 # One line a family; README's table is made of it (tests/support/readme.py).
 FAMILIES = (
     Family("Aquila, Aquila2", Llama, ("AquilaModel", "AquilaForCausalLM"), ("aquila",)),
-    Family("Baichuan 7B and 13B, Baichuan2", Baichuan, ("BaiChuanForCausalLM", "BaichuanForCausalLM"), ("baichuan",)),
-    Family("BLOOM, BLOOMZ", Bloom, ("BloomForCausalLM", "BloomModel"), ("bloom",)),  # BloomModel: the first uploads
-    Family("Command R, R+", Cohere, ("CohereForCausalLM",), ("cohere",)),
+    Family(
+        "Baichuan 7B and 13B, Baichuan2",
+        Baichuan,
+        ("BaiChuanForCausalLM", "BaichuanForCausalLM"),
+        ("baichuan",),
+        ("baichuan",),
+    ),
+    # BloomModel: as the first uploads say
+    Family("BLOOM, BLOOMZ", Bloom, ("BloomForCausalLM", "BloomModel"), ("bloom",), ("bloom",)),
+    Family("Command R, R+", Cohere, ("CohereForCausalLM",), ("cohere",), ("command-r",)),
     Family(
         "Falcon 7B, 40B, 180B, 11B, RW",
         Falcon,
         ("FalconForCausalLM", "RWForCausalLM"),
         ("falcon", "RefinedWeb", "RefinedWebModel"),
+        ("falcon",),
     ),
-    Family("Gemma", Gemma, ("GemmaForCausalLM",), ("gemma",)),
-    Family("Gemma 2", Gemma2, ("Gemma2ForCausalLM",), ("gemma2",)),
-    Family("Gemma 3", Gemma3, ("Gemma3ForCausalLM",), ("gemma3_text",)),
+    Family("Gemma", Gemma, ("GemmaForCausalLM",), ("gemma",), ("gemma",)),
+    Family("Gemma 2", Gemma2, ("Gemma2ForCausalLM",), ("gemma2",), ("gemma2",)),
+    Family("Gemma 3", Gemma3, ("Gemma3ForCausalLM",), ("gemma3_text",), ("gemma3",)),
     Family("Gemma 3 with images, its text model", Gemma3Multimodal, ("Gemma3ForConditionalGeneration",), ("gemma3",)),
-    Family("GPT-2", GPT2, ("GPT2LMHeadModel",), ("gpt2",)),
-    Family("GPT BigCode: StarCoder", GPTBigCode, ("GPTBigCodeForCausalLM",), ("gpt_bigcode",)),
+    Family("GPT-2", GPT2, ("GPT2LMHeadModel",), ("gpt2",), ("gpt2",)),
+    Family("GPT BigCode: StarCoder", GPTBigCode, ("GPTBigCodeForCausalLM",), ("gpt_bigcode",), ("starcoder",)),
     Family("GPT BigCode: SantaCoder", SantaCoder, ("GPT2LMHeadCustomModel",), ()),
-    Family("GPT-J", GPTJ, ("GPTJForCausalLM",), ("gptj",)),
-    Family("GPT-NeoX, Pythia, Dolly 2, StableLM-alpha", GPTNeoX, ("GPTNeoXForCausalLM",), ("gpt_neox",)),
-    Family("Granite 3", Granite, ("GraniteForCausalLM",), ("granite",)),
+    Family("GPT-J", GPTJ, ("GPTJForCausalLM",), ("gptj",), ("gptj",)),
+    Family("GPT-NeoX, Pythia, Dolly 2, StableLM-alpha", GPTNeoX, ("GPTNeoXForCausalLM",), ("gpt_neox",), ("gptneox",)),
+    Family("Granite 3", Granite, ("GraniteForCausalLM",), ("granite",), ("granite",)),
     Family("InternLM", InternLM, ("InternLMForCausalLM",), ("internlm",)),
-    Family("InternLM2, 2.5", InternLM2, ("InternLM2ForCausalLM",), ("internlm2",)),
+    Family("InternLM2, 2.5", InternLM2, ("InternLM2ForCausalLM",), ("internlm2",), ("internlm2",)),
     # LLaMA: as the first conversions spelled it
-    Family("LLaMA 1, 2, 3, TinyLlama, SmolLM2", Llama, ("LlamaForCausalLM", "LLaMAForCausalLM"), ("llama",)),
-    Family("Mistral", Mistral, ("MistralForCausalLM",), ("mistral",)),
-    Family("Mixtral", Mixtral, ("MixtralForCausalLM",), ("mixtral",)),
-    Family("MPT, Replit Code", MPT, ("MPTForCausalLM", "MptForCausalLM"), ("mpt",)),
-    Family("OLMo 2", Olmo2, ("Olmo2ForCausalLM",), ("olmo2",)),
-    Family("OLMoE", Olmoe, ("OlmoeForCausalLM",), ("olmoe",)),
+    Family(
+        "LLaMA 1, 2, 3, TinyLlama, SmolLM2", Llama, ("LlamaForCausalLM", "LLaMAForCausalLM"), ("llama",), ("llama",)
+    ),
+    Family("Mistral", Mistral, ("MistralForCausalLM",), ("mistral",), ("llama",)),
+    Family("Mixtral", Mixtral, ("MixtralForCausalLM",), ("mixtral",), ("llama",)),
+    Family("MPT, Replit Code", MPT, ("MPTForCausalLM", "MptForCausalLM"), ("mpt",), ("mpt",)),
+    Family("OLMo 2", Olmo2, ("Olmo2ForCausalLM",), ("olmo2",), ("olmo2",)),
+    Family("OLMoE", Olmoe, ("OlmoeForCausalLM",), ("olmoe",), ("olmoe",)),
     Family("OPT, Galactica", OPT, ("OPTForCausalLM",), ("opt",)),
-    Family("Phi-1, 1.5, 2", Phi, ("PhiForCausalLM",), ("phi",)),
-    Family("Phi-3, 3.5, 4, 4-mini", Phi3, ("Phi3ForCausalLM",), ("phi3",)),
-    Family("Qwen", Qwen, ("QWenLMHeadModel",), ("qwen",)),
-    Family("Qwen2, 2.5", Qwen2, ("Qwen2ForCausalLM",), ("qwen2",)),
-    Family("Qwen1.5-MoE, Qwen2-MoE", Qwen2MoE, ("Qwen2MoeForCausalLM",), ("qwen2_moe",)),
-    Family("Qwen3", Qwen3, ("Qwen3ForCausalLM",), ("qwen3",)),
-    Family("Qwen3-MoE", Qwen3MoE, ("Qwen3MoeForCausalLM",), ("qwen3_moe",)),
-    Family("SmolLM3", SmolLM3, ("SmolLM3ForCausalLM",), ("smollm3",)),
+    Family("Phi-1, 1.5, 2", Phi, ("PhiForCausalLM",), ("phi",), ("phi2",)),
+    Family("Phi-3, 3.5, 4, 4-mini", Phi3, ("Phi3ForCausalLM",), ("phi3",), ("phi3",)),
+    Family("Qwen", Qwen, ("QWenLMHeadModel",), ("qwen",), ("qwen",)),
+    Family("Qwen2, 2.5", Qwen2, ("Qwen2ForCausalLM",), ("qwen2",), ("qwen2",)),
+    Family("Qwen1.5-MoE, Qwen2-MoE", Qwen2MoE, ("Qwen2MoeForCausalLM",), ("qwen2_moe",), ("qwen2moe",)),
+    Family("Qwen3", Qwen3, ("Qwen3ForCausalLM",), ("qwen3",), ("qwen3",)),
+    Family("Qwen3-MoE", Qwen3MoE, ("Qwen3MoeForCausalLM",), ("qwen3_moe",), ("qwen3moe",)),
+    Family("SmolLM3", SmolLM3, ("SmolLM3ForCausalLM",), ("smollm3",), ("smollm3",)),
     Family(
         "StableLM 3B, StableLM 2",
         StableLM,
         ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
         ("stablelm", "stablelm_epoch"),
+        ("stablelm",),
     ),
-    Family("StarCoder2", Starcoder2, ("Starcoder2ForCausalLM",), ("starcoder2",)),
+    Family("StarCoder2", Starcoder2, ("Starcoder2ForCausalLM",), ("starcoder2",), ("starcoder2",)),
 )
 ARCHITECTURES: dict[str, ModelBuilder] = {name: family.builder for family in FAMILIES for name in family.architectures}
 _BY_MODEL_TYPE = {name: family.builder for family in FAMILIES for name in family.types}

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo_engine.weights.gguf_checkpoint import Keys, Layout, RowOrder, as_stored, paired_rows
 from octavo_engine.weights.gguf_file import GGUFFile
-from octavo_engine.weights.gguf_llama import GGUFCheckpoint, RowOrder, paired_rows, renamed
 from octavo_engine.weights.source import SourceError
 
 __all__ = ["OLDER"]
@@ -85,10 +85,6 @@ class _Metadata:
         }
 
 
-def _as_stored(name: str, rows: int) -> None:
-    return None
-
-
 def _by_head(kv_heads: int, group: int, head_dim: int) -> RowOrder:
     """For attn_qkv: published are, for each key-value head, `group` queries, a key and a value."""
     q, kv = kv_heads * group * head_dim, kv_heads * head_dim
@@ -103,7 +99,7 @@ def _by_head(kv_heads: int, group: int, head_dim: int) -> RowOrder:
 
 
 Found = tuple[dict[str, Any], Mapping[str, str], str, RowOrder]
-"""config's own keys; names, see gguf_llama.renamed; what stands before a layer's number; the order of rows."""
+"""config's own keys, and names, layers and rows as Layout has them."""
 
 
 def _falcon(meta: _Metadata) -> Found:
@@ -143,7 +139,7 @@ def _gpt2(meta: _Metadata) -> Found:
         "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
         "transposed_weights": False,  # the converter turned them
     }
-    return config, _GPT, "transformer.h.", _as_stored
+    return config, _GPT, "transformer.h.", as_stored
 
 
 def _starcoder(meta: _Metadata) -> Found:
@@ -157,7 +153,7 @@ def _starcoder(meta: _Metadata) -> Found:
         "n_inner": meta.require("feed_forward_length"),
         "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
     }
-    return config, _GPT, "transformer.h.", _as_stored
+    return config, _GPT, "transformer.h.", as_stored
 
 
 def _gptj(meta: _Metadata) -> Found:
@@ -176,7 +172,7 @@ def _gptj(meta: _Metadata) -> Found:
         "ffn_up": "mlp.fc_in",
         "ffn_down": "mlp.fc_out",
     }
-    return config, names, "transformer.h.", _as_stored
+    return config, names, "transformer.h.", as_stored
 
 
 def _gptneox(meta: _Metadata) -> Found:
@@ -259,7 +255,7 @@ def _mpt(meta: _Metadata) -> Found:
         "output_norm": "transformer.norm_f",
         "output": "lm_head",
     }
-    return config, names, "transformer.blocks.", _as_stored
+    return config, names, "transformer.blocks.", as_stored
 
 
 def _baichuan(meta: _Metadata) -> Found:
@@ -300,14 +296,14 @@ def _qwen(meta: _Metadata) -> Found:
         "use_logn_attn": False,
     }
     names = {**_GPT, "ffn_gate": "mlp.w2", "ffn_up": "mlp.w1"}
-    return config, names, "transformer.h.", _as_stored
+    return config, names, "transformer.h.", as_stored
 
 
-def _reader(find: Callable[[_Metadata], Found]) -> Callable[[GGUFFile], tuple[dict[str, Any], GGUFCheckpoint]]:
-    def read(file: GGUFFile) -> tuple[dict[str, Any], GGUFCheckpoint]:
-        meta = _Metadata(file)
+def _reader(find: Callable[[_Metadata], Found]) -> Callable[[Keys], Layout]:
+    def read(keys: Keys) -> Layout:
+        meta = _Metadata(keys.file)
         own, names, layers, rows = find(meta)
-        return meta.common() | own, GGUFCheckpoint(file, renamed(names, layers), rows)
+        return Layout(meta.common() | own, names, layers, rows)
 
     return read
 
