@@ -62,7 +62,7 @@ struct Tile {
   float* references;    // [rows] what probabilities are relative to, before Logits::factor
   float* limits;        // [rows] the score that moves the reference
   int32_t* positions;   // [rows]
-  float* slopes;        // [rows], in base-2 units
+  float* slopes;        // [rows], in base-2 units; as they are where the bias is rounded
 };
 
 // Where one block of keys and values lies. What nobody may read points at other keys, whose scores will be masked, and
@@ -88,6 +88,7 @@ struct Logits {
   float scale;
   float softcap;  // 0: none
   int64_t window;  // 0: none
+  bool bf16_alibi;  // AttentionArgs::alibi_bf16
 };
 
 // ---- one block for up to kRows rows ------------------------------------------------------------------------------
@@ -156,6 +157,17 @@ OCTAVO_INLINE void scores(const Tile& tile, int64_t row, const Block<C>& block, 
   }
 }
 
+// slope * position as bfloat16 has it, both rounded before and the product after.
+OCTAVO_INLINE float rounded_bias(float position, float slope) {
+  return to_float(to_bf16(to_float(to_bf16(position)) * slope));
+}
+OCTAVO_INLINE Vec rounded_bias(Vec positions, float slope) {
+  alignas(64) bf16 lanes[16];
+  store(lanes, positions);
+  store(lanes, load(lanes) * broadcast(slope));
+  return load(lanes);
+}
+
 // Scores to probabilities, as words that meet value lines, and into the row's sum; returns their step. Moves the row's reference first, and
 // rescales what it has gathered, if a score exceeds its limit. kBare: scores are the bare products, all of them seen.
 template <class C, bool kBare>
@@ -171,8 +183,14 @@ OCTAVO_INLINE float softmax(const Tile& tile, int64_t row, const float* score, c
       x[j] = x[j] * broadcast(logits.scale);
       if (logits.softcap != 0.0f) x[j] = tanh(x[j] * broadcast(1.0f / logits.softcap)) * broadcast(logits.softcap);
       x[j] = x[j] * broadcast(kLog2e);
-      const Vec distance = load(lane) + broadcast(float(first_key + 16 * j - tile.positions[row]));
-      x[j] = fma(distance, broadcast(tile.slopes[row]), x[j]);
+      if (__builtin_expect(logits.bf16_alibi, 0)) {
+        const float own = rounded_bias(float(tile.positions[row]), tile.slopes[row]);
+        const Vec bias = rounded_bias(load(lane) + broadcast(float(first_key + 16 * j)), tile.slopes[row]);
+        x[j] = fma(bias - broadcast(own), broadcast(logits.scale * kLog2e), x[j]);
+      } else {
+        const Vec distance = load(lane) + broadcast(float(first_key + 16 * j - tile.positions[row]));
+        x[j] = fma(distance, broadcast(tile.slopes[row]), x[j]);
+      }
     }
   }
   if (!kBare) {
@@ -317,6 +335,7 @@ OCTAVO_INLINE void load_queries(const AttentionArgs& a, const Sequence& sequence
       tile.references[row] = tile.limits[row] = kNone;
       tile.positions[row] = int32_t(sequence.first_position + first + t);
       tile.slopes[row] = a.alibi_slopes ? a.alibi_slopes[query_head] * kLog2e : 0.0f;
+      if (a.alibi_bf16) tile.slopes[row] = to_float(a.alibi_bf16[query_head]);
     }
   }
   for (int64_t i = 0; i < tile.rows * tile.width; ++i) tile.accumulators[i] = 0.0f;
@@ -430,9 +449,10 @@ void run_item(const AttentionArgs& a, const Item& item, const Item* following, c
   alignas(64) typename C::T mended[2][512];
   const auto& [sequence, head, first, tokens, begin, end] = item;
   load_queries<C>(a, sequence, tile, head, first);
-  const bool plain = a.softcap == 0.0f && !a.alibi_slopes && a.scale > 0.0f;
+  const bool plain = a.softcap == 0.0f && !a.alibi_slopes && !a.alibi_bf16 && a.scale > 0.0f;
   const float factor = plain ? a.scale * kLog2e : 1.0f;
-  const Logits logits{plain, factor, kSlack / factor, a.scale, a.softcap, a.sliding_window};
+  const Logits logits{plain, factor, kSlack / factor, a.scale, a.softcap, a.sliding_window,
+                      a.alibi_bf16 != nullptr};
   Block<C> block;
   for (int64_t key = begin / kBlock * kBlock; key < end; key += kBlock) {
     find_block<C>(a, sequence, head, key, begin, end, zeros, mended, block);

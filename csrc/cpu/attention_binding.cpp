@@ -63,10 +63,14 @@ void paged_attention(TensorView out, TensorView qkv, TensorView keys, TensorView
   }
   a.max_pages = page_table.size(1);
   if (alibi_slopes.has_value()) {
-    check_float32(*alibi_slopes, "alibi_slopes");
     check_shape(*alibi_slopes, "alibi_slopes", {num_heads});
     check_contiguous(*alibi_slopes, "alibi_slopes");
-    a.alibi_slopes = data<const float>(*alibi_slopes);
+    if (float_type(*alibi_slopes, "alibi_slopes") == DType::kBFloat16) {
+      a.alibi_bf16 = data<const bf16>(*alibi_slopes);
+    } else {
+      check_float32(*alibi_slopes, "alibi_slopes");
+      a.alibi_slopes = data<const float>(*alibi_slopes);
+    }
   }
   if (sliding_window < 0) TVM_FFI_THROW(ValueError) << "sliding_window is " << sliding_window << "; allowed: 0 (off) and up";
   a.out = data<void>(out);

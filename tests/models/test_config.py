@@ -39,7 +39,10 @@ GPT2_LM = {"architectures": ["GPT2LMHeadModel"], **GPT2}
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architectures": ["Qwen9ForCausalLM"]}, "architectures=.*Qwen9.* allowed: GPT2LMHeadModel, .*OPTForCausalLM"),
+        (
+            {"architectures": ["Qwen9ForCausalLM"]},
+            "architectures=.*Qwen9.* allowed: .*GPT2LMHeadModel, .*OPTForCausalLM",
+        ),
         ({"model_type": "qwen9"}, "architectures='qwen9'"),
         ({}, "architectures=None"),
         (LLAMA_LM | {"quantization_config": {"quant_method": "gptq"}}, "quantization_config=.*gptq"),

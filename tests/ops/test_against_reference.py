@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo_engine.ops import Activation, Ops
+from octavo_engine.ops import Activation, Activations, LinearWeight, Ops
 from octavo_engine.ops.reference_cache import read_pages
 from tests.ops.batches import Chunk, Shape, attend, empty_cache, make_batch, sequence
 
@@ -136,6 +136,58 @@ def norm_cases() -> Iterator[tuple[str, Case, Tolerance]]:
     yield "layer-plain", norm("layer_norm", 3, 50, F32, None, None), FLOAT
 
 
+def norm_add(rows: int, width: int) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        residual = randn(rows, width, seed=4)
+        ops.rms_norm_add_(residual, randn(rows, width) * 3 + 1, randn(width, seed=1), 1e-5)
+        return [residual]
+
+    return run
+
+
+def head_norm(dtype: torch.dtype, rows: int, groups: int, size: int, start: int, centred: bool, bias: bool) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        x = (randn(rows, start + groups * size + 5) * 3 + 1).to(dtype)
+        weight, shift = randn(groups * size, seed=1), randn(groups * size, seed=2) if bias else None
+        ops.head_norm_(x, weight, shift, 1e-5, size=size, start=start, centred=centred)
+        return [x]
+
+    return run
+
+
+def head_norm_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    shapes = ((1, 1, 1, 0), (7, 6, 8, 0), (3, 5, 33, 2), (40, 4, 128, 64), (2, 1, 4097, 3))
+    for dtype, (rows, groups, size, start), centred in product((F32, BF16), shapes, (False, True)):
+        case = head_norm(dtype, rows, groups, size, start, centred, bias=centred and size != 8)
+        yield f"{dtype}-{rows}x{groups}x{size}+{start}{'-centred' * centred}", case, FLOAT if dtype == F32 else BFLOAT
+
+
+def elementwise(name: str, dtype: torch.dtype, rows: int, width: int, *parameters: float) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        x = (randn(rows, width) * 20).to(dtype)
+        getattr(ops, name)(x, *parameters)
+        return [x]
+
+    return run
+
+
+def gated_add(rows: int, width: int) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        residual = randn(rows, width, seed=4)
+        ops.gated_add_(residual, randn(rows, width), randn(rows, 1, seed=2) * 4)
+        return [residual]
+
+    return run
+
+
+def elementwise_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    for rows, width in ((1, 1), (7, 33), (40, 600)):
+        yield f"softcap-{rows}x{width}", elementwise("softcap_", F32, rows, width, 30.0), FLOAT
+        yield f"gated-add-{rows}x{width}", gated_add(rows, width), FLOAT
+        for dtype in (F32, BF16):
+            yield f"clip-{rows}x{width}-{dtype}", elementwise("clip_", dtype, rows, width, 8.0), (0.0, 0.0)
+
+
 def pages(cache: torch.dtype) -> Case:
     def run(ops: Ops) -> list[Tensor]:
         shape = Shape(cache=cache, head_dim=12)
@@ -205,10 +257,62 @@ def cast(rows: int, width: int) -> Case:
     return run
 
 
+# ---- mixtures of experts ---------------------------------------------------------------------------------------
+
+
+def moe(rows: int, experts: int, top_k: int, width: int, dtype: torch.dtype, scheme: str, renormalise: bool) -> Case:
+    hidden = 64
+
+    def weight(ops: Ops, n: int, k: int, seed: int, gated: bool) -> LinearWeight:
+        w = (randn(n, k, seed=seed) * k**-0.5).to(dtype)
+        if scheme == "float":
+            return ops.pack_linear(w, gated=gated)
+        bits, group_size, symmetric = (4, 32, False) if scheme.startswith("int4") else (8, 0, True)
+        rounded = ops.quantize([w], bits=bits, group_size=group_size, symmetric=symmetric)
+        return ops.pack_quantized(
+            rounded, Activations.FLOAT if scheme.endswith("float") else Activations.INT8, gated=gated
+        )
+
+    def run(ops: Ops) -> list[Tensor]:
+        x = randn(rows, hidden).to(BF16 if dtype == BF16 else F32)
+        scores = randn(rows, experts, seed=1) * 2
+        scores[0, : min(experts, 3)] = scores[0].max() + 1  # equals go by number
+        residual = randn(rows, hidden, seed=2)
+        up, down = weight(ops, experts * 2 * width, hidden, 3, True), weight(ops, experts * hidden, width, 4, False)
+        ops.moe_add_(
+            residual,
+            x,
+            scores,
+            up,
+            down,
+            experts=experts,
+            top_k=top_k,
+            renormalise=renormalise,
+            act=Activation.SILU,
+        )
+        return [residual]
+
+    return run
+
+
+def moe_cases() -> Iterator[tuple[str, Case, Tolerance]]:
+    shapes = ((1, 4, 2, 32), (7, 1, 1, 16), (33, 9, 4, 48), (130, 20, 8, 32))
+    for dtype, scheme in ((F32, "float"), (BF16, "float"), (F16, "float"), (F32, "int4:float"), (BF16, "int8:float")):
+        for i, shape in enumerate(shapes):
+            tolerance = (5e-5, 5e-5) if dtype != BF16 else (1e-2, 2**-7)
+            yield f"{dtype}-{scheme}-{shape}", moe(*shape, dtype, scheme, i % 2 > 0), tolerance
+    for scheme in ("int4", "int8"):  # a last bit of an activation can move its code by one, 1/127 of the largest
+        yield f"{scheme}", moe(33, 9, 4, 32, F32, scheme, True), (2e-2, 2e-2)
+
+
 CASES = {
     **{f"attention-{name}": (case, tolerance) for name, case, tolerance in attention_cases()},
     **{f"rope-{name}": (case, tolerance) for name, case, tolerance in rope_cases()},
     **{f"norm-{name}": (case, tolerance) for name, case, tolerance in norm_cases()},
+    **{f"norm-add-{rows}x{width}": (norm_add(rows, width), FLOAT) for rows, width in ((1, 1), (7, 100), (40, 576))},
+    **{f"head-norm-{name}": (case, tolerance) for name, case, tolerance in head_norm_cases()},
+    **{name: (case, tolerance) for name, case, tolerance in elementwise_cases()},
+    **{f"moe-{name}": (case, tolerance) for name, case, tolerance in moe_cases()},
     **{f"pages-{cache}": (pages(cache), (0.0, 0.0)) for cache in (F32, BF16, F16, INT8)},
     **{f"linear-{name}": (case, tolerance) for name, case, tolerance in linear_cases()},
     **{f"embedding-{dtype}": (embedding(dtype), (0.0, 0.0)) for dtype in (F32, BF16, F16)},
@@ -261,3 +365,45 @@ def test_page_numbers_outside_the_cache_are_refused(best_ops: Ops) -> None:
     batch["page_table"][0, 1] = 77
     with pytest.raises(ValueError, match=r"page_table\[0, 1\] is 77"):
         best_ops.paged_attention(**batch, num_heads=shape.num_heads, scale=1.0)
+
+
+@pytest.mark.parametrize("scheme", ["float", "int4", "int8", "int4:float"])
+def test_a_mixtures_rows_do_not_depend_on_their_neighbours(ops: Ops, scheme: str) -> None:
+    """Law 6: which experts others chose decides how many rows a product has, and nothing else."""
+    hidden, width, experts, top_k = 64, 32, 6, 3
+    x, scores = randn(130, hidden).bfloat16(), randn(130, experts, seed=1)
+
+    def weight(n: int, k: int, seed: int, gated: bool) -> LinearWeight:
+        w = (randn(n, k, seed=seed) * k**-0.5).bfloat16()
+        if scheme == "float":
+            return ops.pack_linear(w, gated=gated)
+        bits, size, symmetric = (4, 32, False) if "int4" in scheme else (8, 0, True)
+        activations = Activations.FLOAT if "float" in scheme else Activations.INT8
+        return ops.pack_quantized(
+            ops.quantize([w], bits=bits, group_size=size, symmetric=symmetric), activations, gated=gated
+        )
+
+    up, down = weight(experts * 2 * width, hidden, 3, True), weight(experts * hidden, width, 4, False)
+
+    def added(rows: slice) -> Tensor:
+        residual = torch.zeros(len(x[rows]), hidden)
+        form = {"experts": experts, "top_k": top_k, "renormalise": True, "act": Activation.SILU}
+        ops.moe_add_(residual, x[rows].contiguous(), scores[rows].contiguous(), up, down, **form)
+        return residual
+
+    whole = added(slice(0, 130))
+    for begin, end in ((0, 1), (5, 6), (129, 130), (0, 7), (40, 73)):
+        assert torch.equal(added(slice(begin, end)), whole[begin:end])
+
+
+def test_wrong_mixtures_are_refused(best_ops: Ops) -> None:
+    up, down = best_ops.pack_linear(randn(4 * 64, 64), gated=True), best_ops.pack_linear(randn(4 * 64, 32))
+    form = {"experts": 4, "renormalise": True, "act": Activation.SILU}
+    with pytest.raises(ValueError, match="the best 5 of 4 experts"):
+        best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 4), up, down, top_k=5, **form)
+    with pytest.raises(ValueError, match="scores has shape"):
+        best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 5), up, down, top_k=2, **form)
+    with pytest.raises(ValueError, match="columns 0 to 70 of 64 in groups of 7"):
+        best_ops.head_norm_(randn(2, 64), randn(70), None, 1e-5, size=7)
+    with pytest.raises(ValueError, match="cap is 0"):
+        best_ops.softcap_(randn(2, 64), 0.0)

@@ -22,6 +22,7 @@ struct AttentionArgs {
   float scale;
   int64_t sliding_window;  // 0: none
   const float* alibi_slopes;  // [num_heads] or null
+  const bf16* alibi_bf16;     // [num_heads] or null: slopes of a bias that is rounded, and scaled with the products
   float softcap;  // 0: none
 };
 

@@ -46,6 +46,14 @@ class ConfigReader:
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
+        """The same config where keys that are absent, not null, have the values of `defaults`."""
+        return ConfigReader({**defaults, **self.values})
+
+    def without(self, *keys: str) -> ConfigReader:
+        """The same config without these keys."""
+        return ConfigReader({key: value for key, value in self.values.items() if key not in keys})
+
     def get(self, *keys: str, default: Any = _REQUIRED) -> Any:
         for key in keys:
             if self.values.get(key) is not None:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from octavo_engine.layers.config import UnsupportedModel
 from octavo_engine.layers.embedding import Embedding
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.norm import LayerNorm, RMSNorm
 from octavo_engine.ops import Activation
+from octavo_engine.quant.scheme import take_rows
 
 if TYPE_CHECKING:
     from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
     from octavo_engine.quant.scheme import Formats, Scheme
 
-__all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress", "packed_name"]
+__all__ = ["Checkpoint", "CheckpointMismatch", "Loader", "Progress", "packed_name", "qkv_rows"]
 
 Progress = Callable[[str, int, int, str], None]
 """progress(stage, done, total, text)."""
@@ -49,6 +51,13 @@ class CheckpointMismatch(Exception):
 def packed_name(names: tuple[str, ...]) -> str:
     """The packed weight of published layers that were stacked; that of a single one keeps its name."""
     return "+".join(names) + ".weight"
+
+
+def qkv_rows(kv_heads: int, group: int, head_dim: int) -> Tensor:
+    """`rows` of Loader.linear for a layer whose rows are, for each key-value head, the `group` query heads that share
+    it, then its key, then its value: it makes of them all queries; all keys; all values."""
+    published = torch.arange(kv_heads * (group + 2) * head_dim).view(kv_heads, group + 2, head_dim)
+    return torch.cat([published[:, :group].flatten(), published[:, group].flatten(), published[:, group + 1].flatten()])
 
 
 class Loader:
@@ -131,32 +140,57 @@ class Loader:
         return Embedding(self.ops, self._table(f"{name}.weight", rows, width, skip))
 
     def embedding_and_head(
-        self, name: str, rows: int, width: int, *, head: str, tied: bool
+        self,
+        name: str,
+        rows: int,
+        width: int,
+        *,
+        head: str,
+        tied: bool,
+        bias: bool = False,
+        unit_rows: bool = False,
+        scale: float = 1.0,
     ) -> tuple[Embedding, Linear]:
-        """The token embedding and the projection back to the vocabulary; one packed weight where they are tied.
+        """The token embedding, times `scale`, and the projection to the vocabulary; one weight where they are tied.
 
-        In a tied model the embedding wins over a `head` tensor that the file may carry.
+        In a tied model the embedding wins over a `head` tensor that the file may carry. bias: of the head.
+        unit_rows: an untied head whose rows are divided by their lengths (Baichuan 2).
         """
         if tied:
             self.ignore(re.escape(f"{head}.weight"))
             weight = self._weight((name,), (rows,), width, self.formats.head)
-            return Embedding(self.ops, weight), self._linear(weight, None, (rows,), Parallel.COLUMN)
+            return Embedding(self.ops, weight, scale), self._linear(weight, None, (rows,), Parallel.COLUMN)
         if self.formats.embedding is None:
             embed = self.embedding(name, rows, width)
         else:
             embed = Embedding(self.ops, self._weight((name,), (rows,), width, self.formats.embedding))
+        embed.scale = scale
         root = self.at("")
         root.prefix = ""
-        weight = root._weight((head,), (rows,), width, self.formats.head)
-        return embed, self._linear(weight, None, (rows,), Parallel.COLUMN)
+        weight = root._weight((head,), (rows,), width, self.formats.head, unit_rows=unit_rows)
+        biases = root.vector(f"{head}.bias", rows) if bias else None
+        return embed, self._linear(weight, biases, (rows,), Parallel.COLUMN)
 
-    def rms_norm(self, name: str, size: int, eps: float) -> RMSNorm:
-        return RMSNorm(self.ops, self.vector(f"{name}.weight", size), eps, self.act_dtype)
+    def rms_norm(self, name: str, size: int, eps: float, *, offset: float = 0.0, scale: float = 1.0) -> RMSNorm:
+        """Its weight is (offset + what is stored) * scale."""
+        weight = (self.vector(f"{name}.weight", size) + offset) * scale
+        return RMSNorm(self.ops, weight, eps, self.act_dtype)
 
-    def layer_norm(self, name: str, size: int, eps: float = 1e-5, *, affine: bool = True) -> LayerNorm:
-        weight = self.vector(f"{name}.weight", size) if affine else None
-        bias = self.vector(f"{name}.bias", size) if affine else None
-        return LayerNorm(self.ops, weight, bias, eps, self.act_dtype)
+    def layer_norm(
+        self,
+        name: str,
+        size: int,
+        eps: float = 1e-5,
+        *,
+        affine: bool = True,
+        bias: bool = True,
+        stream: bool = False,
+        scale: float = 1.0,
+    ) -> LayerNorm:
+        """stream: what comes out is the residual stream itself, and so float32. scale: of what comes out."""
+        weight = self.vector(f"{name}.weight", size) * scale if affine else None
+        shift = self.vector(f"{name}.bias", size) * scale if affine and bias else None
+        return LayerNorm(self.ops, weight, shift, eps, torch.float32 if stream else self.act_dtype)
 
     def linear(
         self,
@@ -170,16 +204,30 @@ class Loader:
         gated: bool = False,
         transposed: bool = False,
         parts: tuple[int, ...] | None = None,
+        rows: Tensor | None = None,
+        scheme: Scheme | None = None,
     ) -> Linear:
         """One Linear of one published layer, or of several that share their input, stacked by rows.
 
-        parts: where a published layer is itself a stack, its parts' sizes (see Linear).
+        parts: where a published layer is itself a stack, its parts' sizes (see Linear). rows: row i of the Linear is
+        row rows[i] of a single published layer (see `qkv_rows`). scheme: where it is not that of all linear layers.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
         sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
-        weight = self._weight(names, sizes, in_features, self.formats.linear, gated=gated, transposed=transposed)
+        weight = self._weight(
+            names,
+            sizes,
+            in_features,
+            scheme or self.formats.linear,
+            gated=gated,
+            transposed=transposed,
+            rows=rows,
+        )
         biases = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True) if bias]
-        return self._linear(weight, torch.cat(biases) if biases else None, parts or sizes, parallel, act)
+        stacked = torch.cat(biases) if biases else None
+        if stacked is not None and rows is not None:
+            stacked = stacked[rows]
+        return self._linear(weight, stacked, parts or sizes, parallel, act)
 
     def _linear(
         self,
@@ -191,11 +239,23 @@ class Loader:
     ) -> Linear:
         return Linear(self.ops, weight, bias, parts=parts, parallel=parallel, act=act)
 
+    def experts(self, names: Sequence[str], experts: int, size: int, in_features: int, *, gated: bool) -> LinearWeight:
+        """The weights of `experts` layers as one, see Ops.moe_add_; names have {} where an expert's number stands.
+
+        Each of the layers `names` has `size` rows; gated: they are the gate and what it gates.
+        """
+        multiple = 16 if gated else 32
+        if size % multiple:
+            raise UnsupportedModel("the rows of an expert's matrix", size, f"a multiple of {multiple}")
+        each = tuple(name.format(e) for name in names for e in range(experts))
+        kept = "+".join(name.format("*") for name in names) + ".weight"
+        return self._weight(each, (size,) * len(each), in_features, self.formats.linear, gated=gated, keep_as=kept)
+
     # ---- what a layer is made of ------------------------------------------------------------------------------
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """[size] float32: a bias or a norm's weight."""
-        value = self.tensor(name, size).to(torch.float32, copy=True)
+    def vector(self, name: str, *shape: int) -> Tensor:
+        """[elements] float32: a bias or a norm's weight."""
+        value = self.tensor(name, *shape).to(torch.float32, copy=True).flatten()
         self._keep(name, value)
         return value
 
@@ -214,16 +274,25 @@ class Loader:
         *,
         gated: bool = False,
         transposed: bool = False,
+        rows: Tensor | None = None,
+        unit_rows: bool = False,
+        keep_as: str | None = None,
     ) -> LinearWeight:
-        """The weights of published layers, stacked by rows and packed."""
+        """The weights of published layers, stacked by rows and packed.
+
+        rows: see `linear`. unit_rows: each row is divided by its length. keep_as: what a packed checkpoint calls it.
+        """
+        reader = _UnitRows(self) if unit_rows else self
         read = [
-            scheme.read(self, name, size, in_features, transposed=transposed)
+            scheme.read(reader, name, size, in_features, transposed=transposed)
             for name, size in zip(names, sizes, strict=True)
         ]
+        if rows is not None:
+            read = [take_rows(part, rows) for part in read]
         weight = scheme.pack(self.ops, read, gated=gated)
         for name in names:
             self._release(f"{self.prefix}{name}.weight")
-        self._keep(packed_name(names), weight)
+        self._keep(keep_as or packed_name(names), weight)
         return weight
 
     def _keep(self, name: str, value: LinearWeight | Tensor) -> None:
@@ -240,3 +309,17 @@ class Loader:
         if self._unread:
             some = ", ".join(list(self._unread)[:8])
             raise CheckpointMismatch(f"{len(self._unread)} tensors of the checkpoint are not used: {some}")
+
+
+class _UnitRows:
+    """A scheme's view of the checkpoint in which each row has length 1; in floats, whatever the file holds."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader, self.prefix = loader, loader.prefix
+
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        value = torch.nn.functional.normalize(self._loader.tensor(name, *shape, dtype=torch.float32))
+        return value if dtype is None else value.to(dtype)
+
+    def quantized(self, name: str, out_features: int, in_features: int) -> None:
+        return None

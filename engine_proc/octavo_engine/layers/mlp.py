@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -23,3 +24,7 @@ class MLP:
     def add_to(self, residual: Tensor, x: Tensor) -> None:
         """residual [T, H] float32 += MLP(x); x [T, H] in the activation type."""
         self.down.add_to(residual, self.up(x))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """MLP(x) [T, H] float32, for a norm or a gate to follow."""
+        return self.down(self.up(x), torch.float32)

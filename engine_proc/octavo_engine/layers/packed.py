@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,8 +53,8 @@ class PackedLoader(Loader):
         super().__init__(ops, _Tensors(tensors), dtype, formats)
         self._forms, self._activations, self._threshold = forms, activations, threshold
 
-    def vector(self, name: str, size: int) -> Tensor:
-        return self.tensor(name, size)
+    def vector(self, name: str, *shape: int) -> Tensor:
+        return self.tensor(name, prod(shape))
 
     def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
         return self.tensor(name, rows - skip, width).to(self.dtype)
@@ -67,8 +68,11 @@ class PackedLoader(Loader):
         *,
         gated: bool = False,
         transposed: bool = False,
+        rows: Tensor | None = None,
+        unit_rows: bool = False,
+        keep_as: str | None = None,
     ) -> LinearWeight:
-        name = packed_name(names)
+        name = keep_as or packed_name(names)
         data = self.tensor(name)
         form = self._forms.get(self.prefix + name)
         wanted = (sum(sizes), in_features, gated)

@@ -3,7 +3,8 @@
 A table holds, a position, R/2 cosines then R/2 sines in float32 (see Ops.rope_and_cache). It is computed once at
 load, in float32 as the published models were trained, so a rotation depends on its position alone (law 6). The two
 scalings that depend on the current length in their papers, dynamic NTK and LongRoPE, are frozen at the engine's
-max_model_len: keys that are cached once can't follow a base that changes at every token.
+max_model_len: keys that are cached once can't follow a base that changes at every token. So a sequence of that length
+is answered as a whole recomputation by the paper's formula would, and shorter ones as if they were that long.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 
-__all__ = ["Rope"]
+__all__ = ["Rope", "rotary_dim"]
 
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
@@ -27,7 +28,8 @@ class Rope:
 
     rotary_dim: R, even. max_model_len: the longest sequence to serve; None: what the scaling was made for.
     max_position: tokens that a sequence may have. Dynamic NTK changes nothing up to the trained length, which is its
-    default; a max_model_len beyond, up to `factor` times as long, takes the base of that length for all positions.
+    default; a max_model_len beyond, up to `factor` times as long, takes the base of that length for all positions. (A
+    factor of 1, InternLM's, still stretches the base beyond the trained length, without saying how far: any length.)
     """
 
     def __init__(self, config: ConfigReader, rotary_dim: int, max_model_len: int | None = None) -> None:
@@ -55,7 +57,8 @@ class Rope:
         if kind in ("linear", "yarn"):
             self.max_position = int((self.original if kind == "yarn" else self.trained) * self.factor)
         elif kind == "dynamic" and max_model_len is not None:
-            self.max_position = max(self.trained, min(max_model_len, int(self.trained * self.factor)))
+            most = int(self.trained * self.factor) if self.factor > 1 else max_model_len
+            self.max_position = max(self.trained, min(max_model_len, most))
         self.length = max_model_len or self.max_position
 
     @property
@@ -72,6 +75,17 @@ class Rope:
         """[R/2] theta^(2i/R): the wavelength of pair i over 2 pi."""
         exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32) / self.rotary_dim
         return (self.theta if theta is None else theta) ** exponents
+
+
+def rotary_dim(config: ConfigReader, head_dim: int, default: float = 1.0) -> int:
+    """The rotated dimensions of a head: partial_rotary_factor of them, of the config or of its rope_parameters."""
+    inner = config.get("rope_parameters", "rope_scaling", default={})
+    share = inner.get("partial_rotary_factor") if isinstance(inner, Mapping) else None
+    reader = config if share is None else ConfigReader({"partial_rotary_factor": share})
+    factor = reader.number("partial_rotary_factor", "rope_pct", "rotary_pct", default=default)
+    if not 0 < factor <= 1:
+        raise UnsupportedModel("partial_rotary_factor", factor, "a share of the head, more than 0 and at most 1")
+    return int(head_dim * factor)
 
 
 Scaling = Callable[[Rope], tuple[Tensor, float]]

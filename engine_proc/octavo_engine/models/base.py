@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from octavo_engine.layers.config import UnsupportedModel
+
 if TYPE_CHECKING:
     from octavo_engine.layers.batch import Batch
+    from octavo_engine.layers.blocks import Block, Norm
     from octavo_engine.layers.config import ConfigReader
+    from octavo_engine.layers.embedding import Embedding
+    from octavo_engine.layers.linear import Linear
     from octavo_engine.layers.loading import Loader
 
-__all__ = ["CausalLM", "ModelBuilder", "ModelConfig"]
+__all__ = ["CausalLM", "Decoder", "ModelBuilder", "ModelConfig", "read_sizes"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """What the engine needs to know of a model besides its forward.
 
-    max_position: tokens a sequence may have by the checkpoint's own config. dtype: of the weights.
+    max_position: tokens a sequence may have by the checkpoint's own config. dtype: of the weights. recordable: forward
+    and logits compute by ops alone, as Ops.record asks; else give the runner ops.EagerOps.
     """
 
     architecture: str
@@ -34,6 +40,7 @@ class ModelConfig:
     max_position: int
     dtype: torch.dtype
     sliding_window: int = 0
+    recordable: bool = True
 
 
 class CausalLM(Protocol):
@@ -52,3 +59,67 @@ class CausalLM(Protocol):
 
 ModelBuilder = Callable[["ConfigReader", "Loader", "int | None"], CausalLM]
 """builder(config, loader, max_model_len): raises UnsupportedModel, CheckpointMismatch."""
+
+
+def read_sizes(
+    architecture: str,
+    config: ConfigReader,
+    loader: Loader,
+    *,
+    kv_heads: int | None = None,
+    max_position: int | None = None,
+) -> ModelConfig:
+    """A ModelConfig of the keys under which families publish the same sizes; head_dim is hidden / heads.
+
+    kv_heads: None: as many as heads. max_position: None: max_position_embeddings or one of its aliases, 2048 if absent.
+    """
+    hidden = config.integer("hidden_size", "n_embd", "n_embed", "d_model")
+    heads = config.integer("num_attention_heads", "n_head", "n_heads")
+    if hidden % heads:
+        raise UnsupportedModel("num_attention_heads", heads, f"a divisor of the hidden size {hidden}")
+    if kv_heads is not None and heads % kv_heads:
+        raise UnsupportedModel("num_key_value_heads", kv_heads, f"a divisor of the {heads} attention heads")
+    if max_position is None:
+        max_position = config.integer(
+            "max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length", default=2048
+        )
+    return ModelConfig(
+        architecture=architecture,
+        num_layers=config.integer("num_hidden_layers", "n_layer", "n_layers"),
+        num_heads=heads,
+        num_kv_heads=heads if kv_heads is None else kv_heads,
+        head_dim=hidden // heads,
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size", "padded_vocab_size"),
+        max_position=max_position,
+        dtype=loader.dtype,
+    )
+
+
+class Decoder:
+    """Embedding, with positions and a norm where a family has them; blocks; final norm; head. A builder fills it."""
+
+    config: ModelConfig
+    embed: Embedding
+    embed_positions: Embedding | None = None
+    embed_norm: Norm | None = None
+    layers: Sequence[Block]
+    norm: Norm
+    head: Linear
+    softcap: float = 0.0  # of the logits
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.embed(batch.token_ids)  # [T, H] float32
+        if self.embed_positions is not None:
+            self.embed_positions.add_to(x, batch.positions)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        for layer, kv in zip(self.layers, batch.kv, strict=True):
+            x = layer(x, batch, kv)
+        return x
+
+    def logits(self, rows: Tensor) -> Tensor:
+        logits = self.head(self.norm(rows), torch.float32)
+        if self.softcap:
+            self.head.ops.softcap_(logits, self.softcap)
+        return logits

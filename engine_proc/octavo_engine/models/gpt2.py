@@ -80,8 +80,10 @@ class GPT2Layer:
         if config.flag("scale_attn_by_inverse_layer_idx", default=False):
             scale /= index + 1
 
+        transposed = config.flag("transposed_weights", default=True)  # GGUF files hold them turned
+
         def conv1d(name: str, rows: int, columns: int, parallel: Parallel, **more: Any) -> Linear:
-            return loader.linear(name, rows, columns, parallel, bias=True, transposed=True, **more)
+            return loader.linear(name, rows, columns, parallel, bias=True, transposed=transposed, **more)
 
         self.attention_norm = loader.layer_norm("ln_1", hidden, eps)
         self.attention = Attention(

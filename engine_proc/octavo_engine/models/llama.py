@@ -1,4 +1,4 @@
-"""LLaMA (arXiv 2302.13971), LLaMA 2 (arXiv 2307.09288) and 3 (arXiv 2407.21783), TinyLlama, SmolLM2.
+"""LLaMA (arXiv 2302.13971), LLaMA 2 (arXiv 2307.09288) and 3 (arXiv 2407.21783), TinyLlama, SmolLM2, Aquila.
 
 Pre-norm with RMSNorm, rotary positions, SwiGLU feed-forward, grouped-query attention:
 
@@ -6,113 +6,141 @@ Pre-norm with RMSNorm, rotary positions, SwiGLU feed-forward, grouped-query atte
 
 What differs between the sizes is in the config: head_dim need not be hidden/heads, num_key_value_heads absent is
 multi-head, attention_bias covers q, k, v and o, the head may be the embedding (tie_word_embeddings).
+
+Relatives are subclasses that override what differs: `read` takes their config, the other methods make a layer's parts.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-from octavo_engine.layers.attention import Attention
-from octavo_engine.layers.batch import Batch
-from octavo_engine.layers.config import ConfigReader, UnsupportedModel
-from octavo_engine.layers.linear import Parallel
+from octavo_engine.layers.attention import Attention, Heads, QKVEdit
+from octavo_engine.layers.blocks import Block, FeedForward, Norm, SequentialBlock
+from octavo_engine.layers.config import ConfigReader
+from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
 from octavo_engine.layers.rope import Rope
-from octavo_engine.models.base import ModelConfig
+from octavo_engine.models.base import Decoder, ModelConfig
 
 __all__ = ["Llama"]
 
 
-class Llama:
-    """LlamaForCausalLM, and its relatives by what they pass on."""
+class Llama(Decoder):
+    """LlamaForCausalLM."""
 
     architecture = "LlamaForCausalLM"
+    defaults: ClassVar[dict[str, Any]] = {}  # of keys that the family's configs may lack
+    embed_name, norm_name, head_name = "model.embed_tokens", "model.norm", "lm_head"
+    head_bias = False
+    interleaved = False
+    scores_cap = 0.0
+    embedding_scale = logit_scale = 1.0
 
-    def __init__(
-        self, config: ConfigReader, loader: Loader, max_model_len: int | None = None, *, sliding_window: int = 0
-    ) -> None:
-        config.only("partial_rotary_factor", [1.0])
-        hidden = config.integer("hidden_size")
-        heads = config.integer("num_attention_heads")
-        kv_heads = config.integer("num_key_value_heads", default=heads)
-        head_dim = config.integer("head_dim", default=hidden // heads)
-        if heads % kv_heads:
-            raise UnsupportedModel("num_key_value_heads", kv_heads, f"a divisor of the {heads} attention heads")
-        rope = Rope(config, head_dim, max_model_len)
+    def __init__(self, config: ConfigReader, loader: Loader, max_model_len: int | None = None) -> None:
+        config = config.with_defaults(self.defaults)
+        self.ops, self.act_dtype = loader.ops, loader.act_dtype
+        self.hidden = config.integer("hidden_size")
+        self.heads = Heads.read(config)
+        layers = config.integer("num_hidden_layers")
+        self.windows = [0] * layers
+        self.scale: float = self.heads.dim**-0.5
+        tied = config.flag("tie_word_embeddings", default=False)
+        self.read(config, max_model_len)
         self.config = ModelConfig(
             architecture=self.architecture,
-            num_layers=config.integer("num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            hidden_size=hidden,
+            num_layers=layers,
+            num_heads=self.heads.num,
+            num_kv_heads=self.heads.num_kv,
+            head_dim=self.heads.dim,
+            hidden_size=self.hidden,
             vocab_size=config.integer("vocab_size"),
-            max_position=rope.max_position,
+            max_position=min(rope.max_position for rope in self.ropes if rope is not None),
             dtype=loader.dtype,
-            sliding_window=sliding_window,
+            sliding_window=max(self.windows),
         )
-        eps = config.number("rms_norm_eps", default=1e-6)
-        tied = config.flag("tie_word_embeddings", default=False)
-        cos_sin = rope.table().to(loader.ops.device)
+        self.tables = {rope: rope.table().to(loader.ops.device) for rope in set(self.ropes) if rope is not None}
         loader.ignore(r".*\.rotary_emb\.inv_freq")  # a buffer that older files carry
 
         self.embed, self.head = loader.embedding_and_head(
-            "model.embed_tokens", self.config.vocab_size, hidden, head="lm_head", tied=tied
+            self.embed_name,
+            self.config.vocab_size,
+            self.hidden,
+            head=self.head_name,
+            tied=tied,
+            bias=self.head_bias,
+            scale=self.embedding_scale,
         )
-        self.layers = [
-            LlamaLayer(config, self.config, loader.at(f"model.layers.{i}."), cos_sin, eps)
-            for i in range(self.config.num_layers)
-        ]
-        self.norm = loader.rms_norm("model.norm", hidden, eps)
+        self.layers = [self.block(loader.at(f"model.layers.{i}."), i) for i in range(layers)]
+        self.norm = self.new_norm(loader, self.norm_name, scale=self.logit_scale)
 
-    def forward(self, batch: Batch) -> Tensor:
-        x = self.embed(batch.token_ids)  # [T, H] float32
-        for layer, kv in zip(self.layers, batch.kv, strict=True):
-            layer(x, batch, kv)
-        return x
+    def read(self, config: ConfigReader, max_model_len: int | None) -> None:
+        """Everything else that a layer needs of the config, before any tensor is read."""
+        self.width = config.integer("intermediate_size")
+        self.eps = config.number("rms_norm_eps", default=1e-6)
+        self.act = config.activation("hidden_act", default="silu")
+        self.qkv_bias = self.out_bias = config.flag("attention_bias", default=False)
+        self.mlp_bias = config.flag("mlp_bias", default=False)
+        rope = Rope(config, self.rotary_dim(config), max_model_len)
+        self.ropes: list[Rope | None] = [rope] * len(self.windows)  # of each layer
 
-    def logits(self, rows: Tensor) -> Tensor:
-        return self.head(self.norm(rows), torch.float32)
+    def rotary_dim(self, config: ConfigReader) -> int:
+        config.only("partial_rotary_factor", [1.0])
+        return self.heads.dim
 
-
-class LlamaLayer:
-    """Attention and MLP, each behind its norm, added to the residual stream in place."""
-
-    __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
-
-    def __init__(self, config: ConfigReader, model: ModelConfig, loader: Loader, cos_sin: Tensor, eps: float) -> None:
-        hidden, width = model.hidden_size, config.integer("intermediate_size")
-        q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-        bias = config.flag("attention_bias", default=False)
-        mlp_bias = config.flag("mlp_bias", default=False)
-        self.attention_norm = loader.rms_norm("input_layernorm", hidden, eps)
-        attn = loader.at("self_attn.")
-        self.attention = Attention(
-            loader.ops,
-            attn.linear(("q_proj", "k_proj", "v_proj"), (q, kv, kv), hidden, Parallel.COLUMN, bias=bias),
-            attn.linear("o_proj", hidden, q, Parallel.ROW, bias=bias),
-            num_heads=model.num_heads,
-            scale=model.head_dim**-0.5,
-            cos_sin=cos_sin,
-            sliding_window=model.sliding_window,
+    def block(self, loader: Loader, i: int) -> Block:
+        return SequentialBlock(
+            self.new_norm(loader, "input_layernorm"),
+            self.attention(loader.at("self_attn."), i),
+            self.new_norm(loader, "post_attention_layernorm"),
+            self.mlp(loader, i),
         )
-        self.mlp_norm = loader.rms_norm("post_attention_layernorm", hidden, eps)
-        mlp = loader.at("mlp.")
-        self.mlp = MLP(
-            mlp.linear(
-                ("gate_proj", "up_proj"),
-                (width, width),
-                hidden,
-                Parallel.COLUMN,
-                bias=mlp_bias,
-                act=config.activation("hidden_act", default="silu"),
-                gated=True,
+
+    def new_norm(self, loader: Loader, name: str, scale: float = 1.0) -> Norm:
+        return loader.rms_norm(name, self.hidden, self.eps, scale=scale)
+
+    def attention(self, loader: Loader, i: int, out: str = "o_proj") -> Attention:
+        rope = self.ropes[i]
+        return Attention(
+            self.ops,
+            self.qkv(loader),
+            loader.linear(out, self.hidden, self.heads.q, Parallel.ROW, bias=self.out_bias),
+            num_heads=self.heads.num,
+            scale=self.scale,
+            edits=self.edits(loader),
+            cos_sin=None if rope is None else self.tables[rope],
+            interleaved=self.interleaved,
+            sliding_window=self.windows[i],
+            softcap=self.scores_cap,
+        )
+
+    def qkv(self, loader: Loader) -> Linear:
+        names, sizes = ("q_proj", "k_proj", "v_proj"), (self.heads.q, self.heads.kv, self.heads.kv)
+        return loader.linear(names, sizes, self.hidden, Parallel.COLUMN, bias=self.qkv_bias)
+
+    def edits(self, loader: Loader) -> Sequence[QKVEdit]:
+        """What happens to q, k and v before they are rotated."""
+        return ()
+
+    def mlp(self, loader: Loader, i: int) -> FeedForward:
+        return self.gated_mlp(loader.at("mlp."), self.width)
+
+    def gated_mlp(
+        self, loader: Loader, width: int, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+    ) -> MLP:
+        """W_down (act(W_gate x) * W_up x)."""
+        bias = self.mlp_bias
+        return MLP(
+            loader.linear(
+                (gate, up), (width, width), self.hidden, Parallel.COLUMN, bias=bias, act=self.act, gated=True
             ),
-            mlp.linear("down_proj", hidden, width, Parallel.ROW, bias=mlp_bias),
+            loader.linear(down, self.hidden, width, Parallel.ROW, bias=bias),
         )
 
-    def __call__(self, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> None:
-        self.attention.add_to(x, self.attention_norm(x), batch, kv)
-        self.mlp.add_to(x, self.mlp_norm(x))
+    def plain_mlp(self, loader: Loader, up: str, down: str) -> MLP:
+        """W_down act(W_up x)."""
+        return MLP(
+            loader.linear(up, self.width, self.hidden, Parallel.COLUMN, bias=self.mlp_bias, act=self.act),
+            loader.linear(down, self.hidden, self.width, Parallel.ROW, bias=self.mlp_bias),
+        )

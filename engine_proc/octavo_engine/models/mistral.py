@@ -5,8 +5,9 @@ The window counts the query itself. Configs without the key mean 4096; null (v0.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo_engine.layers.config import ConfigReader
-from octavo_engine.layers.loading import Loader
 from octavo_engine.models.llama import Llama
 
 __all__ = ["Mistral"]
@@ -16,11 +17,16 @@ class Mistral(Llama):
     """MistralForCausalLM."""
 
     architecture = "MistralForCausalLM"
+    defaults: ClassVar = {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "attention_bias": False,
+        "sliding_window": 4096,
+    }
 
-    def __init__(self, config: ConfigReader, loader: Loader, max_model_len: int | None = None) -> None:
-        window = 4096 if "sliding_window" not in config else config.integer("sliding_window", default=0, minimum=0)
-        layers = config.integer("num_hidden_layers")
+    def read(self, config: ConfigReader, max_model_len: int | None) -> None:
+        super().read(config, max_model_len)
+        window = config.integer("sliding_window", default=0, minimum=0)
+        layers = len(self.windows)
         config.only("layer_types", [["sliding_attention" if window else "full_attention"] * layers])
-        defaults = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "attention_bias": False}
-        config = ConfigReader(defaults | dict(config.values))
-        super().__init__(config, loader, max_model_len, sliding_window=window)
+        self.windows = [window] * layers

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.loading import Checkpoint, CheckpointMismatch, Loader, Progress
+from octavo_engine.models.baichuan import Baichuan
 from octavo_engine.models.base import CausalLM, ModelBuilder
+from octavo_engine.models.bloom import Bloom
+from octavo_engine.models.cohere import Cohere
+from octavo_engine.models.falcon import Falcon
+from octavo_engine.models.gemma import Gemma
+from octavo_engine.models.gemma2 import Gemma2
+from octavo_engine.models.gemma3 import Gemma3, Gemma3Multimodal
 from octavo_engine.models.gpt2 import GPT2
+from octavo_engine.models.gpt_bigcode import GPTBigCode, SantaCoder
+from octavo_engine.models.gpt_neox import GPTNeoX
+from octavo_engine.models.gptj import GPTJ
+from octavo_engine.models.granite import Granite
+from octavo_engine.models.internlm import InternLM
+from octavo_engine.models.internlm2 import InternLM2
 from octavo_engine.models.llama import Llama
 from octavo_engine.models.mistral import Mistral
+from octavo_engine.models.mixtral import Mixtral
+from octavo_engine.models.mpt import MPT
+from octavo_engine.models.olmo2 import Olmo2
+from octavo_engine.models.olmoe import Olmoe
 from octavo_engine.models.opt import OPT
 from octavo_engine.models.packed import packed_contents, packed_loader, quantization_of
+from octavo_engine.models.phi import Phi
+from octavo_engine.models.phi3 import Phi3
+from octavo_engine.models.qwen import Qwen
+from octavo_engine.models.qwen2 import Qwen2
+from octavo_engine.models.qwen2_moe import Qwen2MoE
+from octavo_engine.models.qwen3 import Qwen3
+from octavo_engine.models.qwen3_moe import Qwen3MoE
+from octavo_engine.models.smollm3 import SmolLM3
+from octavo_engine.models.stablelm import StableLM
+from octavo_engine.models.starcoder2 import Starcoder2
 from octavo_engine.quant.formats import choose_formats, storage
 from octavo_engine.weights.packed_file import PackedFile
 from octavo_engine.weights.source import Source, SourceError
@@ -27,17 +54,81 @@ if TYPE_CHECKING:
     from octavo_engine.ops import LinearWeight, Ops
     from octavo_engine.weights.quantized_cache import QuantizedCache
 
-__all__ = ["ARCHITECTURES", "load_model"]
+__all__ = ["ARCHITECTURES", "FAMILIES", "Family", "load_model"]
 
-ARCHITECTURES: dict[str, ModelBuilder] = {
-    "GPT2LMHeadModel": GPT2,
-    "LLaMAForCausalLM": Llama,  # as the first conversions spelled it
-    "LlamaForCausalLM": Llama,
-    "MistralForCausalLM": Mistral,
-    "OPTForCausalLM": OPT,
-}
 
-_BY_MODEL_TYPE = {"gpt2": GPT2, "llama": Llama, "mistral": Mistral, "opt": OPT}
+class Family(NamedTuple):
+    """models: what people call them. architectures: of config.json; types: its model_type, where a config has none.
+    gguf: general.architecture of GGUF files."""
+
+    models: str
+    builder: ModelBuilder
+    architectures: tuple[str, ...]
+    types: tuple[str, ...]
+    gguf: tuple[str, ...] = ()
+
+
+# One line a family; README's table is made of it (tests/support/readme.py).
+FAMILIES = (
+    Family("Aquila, Aquila2", Llama, ("AquilaModel", "AquilaForCausalLM"), ("aquila",)),
+    Family(
+        "Baichuan 7B and 13B, Baichuan2",
+        Baichuan,
+        ("BaiChuanForCausalLM", "BaichuanForCausalLM"),
+        ("baichuan",),
+        ("baichuan",),
+    ),
+    # BloomModel: as the first uploads say
+    Family("BLOOM, BLOOMZ", Bloom, ("BloomForCausalLM", "BloomModel"), ("bloom",), ("bloom",)),
+    Family("Command R, R+", Cohere, ("CohereForCausalLM",), ("cohere",), ("command-r",)),
+    Family(
+        "Falcon 7B, 40B, 180B, 11B, RW",
+        Falcon,
+        ("FalconForCausalLM", "RWForCausalLM"),
+        ("falcon", "RefinedWeb", "RefinedWebModel"),
+        ("falcon",),
+    ),
+    Family("Gemma", Gemma, ("GemmaForCausalLM",), ("gemma",), ("gemma",)),
+    Family("Gemma 2", Gemma2, ("Gemma2ForCausalLM",), ("gemma2",), ("gemma2",)),
+    Family("Gemma 3", Gemma3, ("Gemma3ForCausalLM",), ("gemma3_text",), ("gemma3",)),
+    Family("Gemma 3 with images, its text model", Gemma3Multimodal, ("Gemma3ForConditionalGeneration",), ("gemma3",)),
+    Family("GPT-2", GPT2, ("GPT2LMHeadModel",), ("gpt2",), ("gpt2",)),
+    Family("GPT BigCode: StarCoder", GPTBigCode, ("GPTBigCodeForCausalLM",), ("gpt_bigcode",), ("starcoder",)),
+    Family("GPT BigCode: SantaCoder", SantaCoder, ("GPT2LMHeadCustomModel",), ()),
+    Family("GPT-J", GPTJ, ("GPTJForCausalLM",), ("gptj",), ("gptj",)),
+    Family("GPT-NeoX, Pythia, Dolly 2, StableLM-alpha", GPTNeoX, ("GPTNeoXForCausalLM",), ("gpt_neox",), ("gptneox",)),
+    Family("Granite 3", Granite, ("GraniteForCausalLM",), ("granite",), ("granite",)),
+    Family("InternLM", InternLM, ("InternLMForCausalLM",), ("internlm",)),
+    Family("InternLM2, 2.5", InternLM2, ("InternLM2ForCausalLM",), ("internlm2",), ("internlm2",)),
+    # LLaMA: as the first conversions spelled it
+    Family(
+        "LLaMA 1, 2, 3, TinyLlama, SmolLM2", Llama, ("LlamaForCausalLM", "LLaMAForCausalLM"), ("llama",), ("llama",)
+    ),
+    Family("Mistral", Mistral, ("MistralForCausalLM",), ("mistral",), ("llama",)),
+    Family("Mixtral", Mixtral, ("MixtralForCausalLM",), ("mixtral",), ("llama",)),
+    Family("MPT, Replit Code", MPT, ("MPTForCausalLM", "MptForCausalLM"), ("mpt",), ("mpt",)),
+    Family("OLMo 2", Olmo2, ("Olmo2ForCausalLM",), ("olmo2",), ("olmo2",)),
+    Family("OLMoE", Olmoe, ("OlmoeForCausalLM",), ("olmoe",), ("olmoe",)),
+    Family("OPT, Galactica", OPT, ("OPTForCausalLM",), ("opt",)),
+    Family("Phi-1, 1.5, 2", Phi, ("PhiForCausalLM",), ("phi",), ("phi2",)),
+    Family("Phi-3, 3.5, 4, 4-mini", Phi3, ("Phi3ForCausalLM",), ("phi3",), ("phi3",)),
+    Family("Qwen", Qwen, ("QWenLMHeadModel",), ("qwen",), ("qwen",)),
+    Family("Qwen2, 2.5", Qwen2, ("Qwen2ForCausalLM",), ("qwen2",), ("qwen2",)),
+    Family("Qwen1.5-MoE, Qwen2-MoE", Qwen2MoE, ("Qwen2MoeForCausalLM",), ("qwen2_moe",), ("qwen2moe",)),
+    Family("Qwen3", Qwen3, ("Qwen3ForCausalLM",), ("qwen3",), ("qwen3",)),
+    Family("Qwen3-MoE", Qwen3MoE, ("Qwen3MoeForCausalLM",), ("qwen3_moe",), ("qwen3moe",)),
+    Family("SmolLM3", SmolLM3, ("SmolLM3ForCausalLM",), ("smollm3",), ("smollm3",)),
+    Family(
+        "StableLM 3B, StableLM 2",
+        StableLM,
+        ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
+        ("stablelm", "stablelm_epoch"),
+        ("stablelm",),
+    ),
+    Family("StarCoder2", Starcoder2, ("Starcoder2ForCausalLM",), ("starcoder2",), ("starcoder2",)),
+)
+ARCHITECTURES: dict[str, ModelBuilder] = {name: family.builder for family in FAMILIES for name in family.architectures}
+_BY_MODEL_TYPE = {name: family.builder for family in FAMILIES for name in family.types}
 
 
 class ModelSource(Protocol):
@@ -71,6 +162,7 @@ def load_model(
     max_model_len: int | None = None,
     cache: QuantizedCache | None = None,
     made: dict[str, LinearWeight | Tensor] | None = None,
+    trust_remote_code: bool = False,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
@@ -79,7 +171,8 @@ def load_model(
     floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
     the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
     scalings that depend on a length. cache: where what is quantised here is kept, and looked for first. made: takes
-    what layers hold, by name.
+    what layers hold, by name. A folder whose architecture has no file here goes to transformers (models/fallback);
+    trust_remote_code: it may run the checkpoint's own code.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -87,8 +180,16 @@ def load_model(
     config = ConfigReader(source.config)
     if config.get("quantization_config", default=None) is not None:
         raise UnsupportedModel("quantization_config", config.get("quantization_config"), "float checkpoints")
-    builder = find_model(source.config)
     scheme = quantization_of(source.checkpoint, quantization)
+    try:
+        builder = find_model(source.config)
+    except UnsupportedModel:
+        if not isinstance(source, Source) or source.kind != "folder" or made is not None:
+            raise  # transformers reads folders, and what it holds can't be written as a packed checkpoint
+        from octavo_engine.models.fallback import load_fallback  # brings transformers with it
+
+        formats = choose_formats(scheme, dtype)
+        return load_fallback(source.path, source.config, ops, formats, dtype, trust_remote_code=trust_remote_code)
 
     def build(loader: Loader) -> CausalLM:
         with _one_torch_thread():

@@ -283,7 +283,72 @@ class Ops(Protocol):
         """x [T, H] float32 -> (x - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450)."""
         ...
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        """residual [T, H] float32 += rms_norm(x); x [T, H] float32, contiguous. For norms behind a block."""
+        ...
+
+    def moe_add_(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        scores: Tensor,
+        up: LinearWeight,
+        down: LinearWeight,
+        *,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        act: Activation,
+    ) -> None:
+        """residual [T, H] float32 += sum over a token's top_k experts e of p_e * down_e(act(gate_e(x)) * up_e(x)).
+
+        x [T, K] in the activation type; scores [T, experts] float32, p their softmax, over all experts even where
+        `renormalise` then divides by the sum of those chosen; of equal scores the lower expert comes first. up [experts
+        * 2 N, K] is gated, all experts' gates stacked before all that they gate; down [experts * H, N] all experts'
+        rows. So that an expert has panels of its own, N is a multiple of 16 and H of 32. A token's experts are added in
+        the order of their scores.
+        """
+        ...
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        """x [L, V] float32 = cap * tanh(x / cap), in place; cap > 0."""
+        ...
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        """residual [T, H] float32 += sigmoid(gate) * x; x [T, H] and gate [T, 1] float32."""
+        ...
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        """Normalise queries and keys in place, before they are rotated.
+
+        x [T, N] bfloat16 or float32. Columns start : start + len(weight) are cut in groups of `size`, a head or the
+        whole width, and each is normalised by itself: rms_norm, or layer_norm where `centred`. weight and bias
+        [groups * size] float32, so that every head may have its own.
+        """
+        ...
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        """x [T, N] bfloat16 or float32, in place: no element beyond -limit or limit; limit > 0."""
+        ...
+
+    def scale_rows_(self, x: Tensor, positions: Tensor, table: Tensor, *, width: int) -> None:
+        """x [T, N] bfloat16 or float32, in place: the first `width` columns of row t times table[positions[t]].
+
+        positions [T] int32, table [max_position] float32. For queries whose length grows with their position.
+        """
+        ...
+
     def rope_and_cache(
         self,
         qkv: Tensor,
@@ -326,8 +391,10 @@ class Ops(Protocol):
         max_pages] int32; query_start [S + 1] int32, sequence s owns rows query_start[s]:query_start[s+1]; seq_lens
         [S] int32 counts all its tokens, this step's included, so its first row is at position seq_lens[s] -
         num_queries. Key j is seen from position i when j <= i and (sliding_window == 0 or i - j < sliding_window).
-        Score = q.k * scale, then softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i). ->
-        [T, Hq * D] of qkv.dtype. Slots past seq_len may hold anything, NaN included, and never reach the result.
+        Score = q.k * scale, then softcap * tanh(score / softcap) if softcap, then + alibi_slopes[head] * (j - i).
+        alibi_slopes [Hq] float32, or bfloat16 for Falcon's bias: then score = (q.k + bf16(slope * bf16(j))) * scale,
+        rounded as that model was trained. -> [T, Hq * D] of qkv.dtype. Slots past seq_len may hold anything, NaN
+        included, and never reach the result.
         """
         ...
 

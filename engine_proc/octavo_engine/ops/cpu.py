@@ -84,6 +84,13 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
+def _form(weight: LinearWeight) -> tuple[int, int, bool, int, float]:
+    """bits (0: floats), group_size, symmetric, activations, threshold."""
+    if isinstance(weight, PackedLinear):
+        return 0, 0, True, 0, 0.0
+    return weight.bits, weight.group_size, weight.symmetric, int(weight.activations), weight.threshold
+
+
 class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
@@ -119,6 +126,13 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._cast = library.cast
         self._rms_norm = library.rms_norm
         self._layer_norm = library.layer_norm
+        self._rms_norm_add = library.rms_norm_add
+        self._softcap = library.softcap
+        self._gated_add = library.gated_add
+        self._head_norm = library.head_norm
+        self._clip = library.clip
+        self._scale_rows = library.scale_rows
+        self._moe_add = library.moe_add
         self._rope_and_cache = library.rope_and_cache
         self._paged_attention = library.paged_attention
         self._copy_pages = library.copy_pages
@@ -210,7 +224,68 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._layer_norm(out, x, weight, bias, eps)
         return out
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        self._rms_norm_add(residual, x, weight, eps)
+
+    def moe_add_(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        scores: Tensor,
+        up: LinearWeight,
+        down: LinearWeight,
+        *,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        act: Activation,
+    ) -> None:
+        tokens, width = x.shape[0], up.out_features // experts // 2
+        self._moe_add(
+            residual,
+            x,
+            scores,
+            up.data,
+            down.data,
+            self._empty((tokens, top_k * x.shape[1]), x.dtype),
+            self._empty((tokens, top_k * width), x.dtype),
+            self._empty((tokens, top_k * residual.shape[1]), torch.float32),
+            self._empty((tokens, 2 * top_k), torch.int32),
+            self._empty((tokens, top_k), torch.float32),
+            experts,
+            top_k,
+            renormalise,
+            int(act),
+            *_form(up),
+            *_form(down),
+        )
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        self._softcap(x, cap)
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        self._gated_add(residual, x, gate)
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        self._head_norm(x, weight, bias, eps, size, start, centred)
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        self._clip(x, limit)
+
+    def scale_rows_(self, x: Tensor, positions: Tensor, table: Tensor, *, width: int) -> None:
+        self._scale_rows(x, positions, table, width)
+
     def rope_and_cache(
         self,
         qkv: Tensor,

@@ -166,7 +166,68 @@ class ReferenceOps:
     ) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype)
 
+    def rms_norm_add_(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+        residual += self.rms_norm(x, weight, eps, torch.float32)
+
+    def moe_add_(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        scores: Tensor,
+        up: LinearWeight,
+        down: LinearWeight,
+        *,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        act: Activation,
+    ) -> None:
+        p, chosen = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        p, chosen = p[:, :top_k], chosen[:, :top_k]
+        if renormalise:
+            p = p / p.sum(-1, keepdim=True)
+        # A product of the whole stack, of which each expert's own rows are kept.
+        width, size = up.out_features // experts // 2, down.out_features // experts
+        inner = self.linear(x, up, act=act).view(-1, experts, width)
+        parts = torch.zeros(*chosen.shape, size)
+        for expert in range(experts):
+            tokens, ranks = (chosen == expert).nonzero(as_tuple=True)
+            every = self.linear(inner[tokens, expert], down, out_dtype=torch.float32)
+            parts[tokens, ranks] = every.view(-1, experts, size)[:, expert]
+        for rank in range(top_k):
+            residual += p[:, rank : rank + 1] * parts[:, rank]
+
+    def softcap_(self, x: Tensor, cap: float) -> None:
+        x.copy_(cap * torch.tanh(x / cap))
+
+    def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
+        residual += torch.sigmoid(gate) * x
+
     # ---- attention -----------------------------------------------------------------------------------------
+    def head_norm_(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        size: int,
+        start: int = 0,
+        centred: bool = False,
+    ) -> None:
+        columns = x[:, start : start + len(weight)]
+        groups = columns.float().reshape(len(x), -1, size)
+        if centred:
+            groups = groups - groups.mean(-1, keepdim=True)
+        normed = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(1) * weight
+        columns.copy_(normed if bias is None else normed + bias)
+
+    def clip_(self, x: Tensor, limit: float) -> None:
+        x.clamp_(-limit, limit)
+
+    def scale_rows_(self, x: Tensor, positions: Tensor, table: Tensor, *, width: int) -> None:
+        x[:, :width] = (x[:, :width].float() * table[positions.long()].unsqueeze(1)).to(x.dtype)
+
     def rope_and_cache(
         self,
         qkv: Tensor,
@@ -218,7 +279,9 @@ class ReferenceOps:
                 scores = softcap * torch.tanh(scores / softcap)
             i = torch.arange(length - (end - start), length).unsqueeze(1)
             j = torch.arange(length)
-            if alibi_slopes is not None:
+            if alibi_slopes is not None and alibi_slopes.dtype == torch.bfloat16:
+                scores = scores + scale * (alibi_slopes.view(-1, 1, 1) * j.bfloat16()).float()
+            elif alibi_slopes is not None:
                 scores = scores + alibi_slopes.view(-1, 1, 1) * (j - i)
             seen = j <= i
             if sliding_window:

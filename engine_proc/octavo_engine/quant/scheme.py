@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
 
-__all__ = ["Formats", "NotQuantizable", "Reader", "Scheme"]
+__all__ = ["Formats", "NotQuantizable", "Reader", "Scheme", "take_rows"]
 
 
 class NotQuantizable(Exception):
@@ -50,6 +50,16 @@ class Scheme(Protocol):
     def pack(self, ops: Ops, parts: list[Any], *, gated: bool) -> LinearWeight:
         """Stack what `read` gave for layers that share their input, by output rows, and pack it for `ops`."""
         ...
+
+
+def take_rows(part: Any, rows: Tensor) -> Any:
+    """What `Scheme.read` gave, with its rows [N, K] in another order: row i is the old row rows[i]."""
+    if not is_dataclass(part):
+        return part[rows]
+    assert not isinstance(part, type)
+    # A float with its name, or codes with their scales and offsets: every tensor has a row an output.
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return replace(part, **{name: value[rows] for name, value in values.items() if hasattr(value, "shape")})
 
 
 @dataclass(frozen=True)

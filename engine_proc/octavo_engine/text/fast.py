@@ -31,3 +31,14 @@ class FastBackend:
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
+
+    def token_of(self, token_id: int) -> str | None:
+        found: str | None = self.tokenizer.id_to_token(token_id)
+        return found
+
+    def match_whole(self, tokens: list[str]) -> None:
+        """These tokens of the vocabulary are found in a text as they are, and hidden from an answer's."""
+        from tokenizers import AddedToken
+
+        self.tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        self._special |= frozenset(self.tokenizer.token_to_id(token) for token in tokens)

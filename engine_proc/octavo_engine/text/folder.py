@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from octavo_engine.text.chat import ChatTemplate
+from octavo_engine.text.documented import chat_format
 from octavo_engine.text.errors import TextError
 from octavo_engine.text.fast import FastBackend
+from octavo_engine.text.sentencepiece import add_pieces, build_bpe, read_model
 from octavo_engine.text.slow import SlowBackend, load_slow
 from octavo_engine.text.text import Text
+from octavo_engine.text.tiktoken import QWEN_SPECIALS, load_tiktoken
 
 __all__ = ["eos_ids", "text_from_folder"]
 
@@ -22,36 +26,90 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 
 
 def text_from_folder(folder: Path, trust_remote_code: bool = False) -> Text:
-    """tokenizer.json, else what transformers can make of the folder's files, else a Text without a tokenizer. Raises
-    TextError on a file that can't be read."""
+    """tokenizer.json, else the vocabulary of an older family, else what transformers can make of the folder's files,
+    else a Text without a tokenizer. Raises TextError on a file that can't be read."""
     config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
     named = {name: _content(config[name]) for name in _NAMES if config.get(name)}
     backend: FastBackend | SlowBackend
     if (folder / "tokenizer.json").is_file():
         backend = FastBackend(_load(folder / "tokenizer.json", config, named))
+    elif (converted := _converted(folder, config, named)) is not None:
+        backend = FastBackend(converted)
     elif "tokenizer_class" in config or "auto_map" in config or _has_slow_files(folder):
         backend, found = load_slow(folder, trust_remote_code)
         named = {**found, **named}
     else:
         return Text(eos_token_ids=eos_ids(folder))
-    source = _template(folder, config)
+    source, variables, stops = _template(folder, config), named, set()
+    if source is None:
+        known = chat_format(
+            _json(folder / "config.json"),
+            _json(folder / "generation_config.json"),
+            partial(_id_of, backend),
+            backend.token_of,
+        )
+        if known is not None:
+            source, variables = known.template, {**named, **known.variables}
+            backend.match_whole([token for token in known.variables.values() if _id_of(backend, token) is not None])
+            stops = {_id_of(backend, token) for token in known.stops}
     ids = {name: _id_of(backend, token) for name, token in named.items()}
     return Text(
         backend,
-        eos_token_ids=eos_ids(folder, ids.get("eos_token")),
+        eos_token_ids=eos_ids(folder, ids.get("eos_token")) | {stop for stop in stops if stop is not None},
         bos_token_id=ids.get("bos_token"),
-        chat_template=ChatTemplate(source, named) if source else None,
+        chat_template=ChatTemplate(source, variables) if source else None,
     )
+
+
+# Classes whose vocabulary is SentencePiece's BPE as it stands in the file, and whether they put BOS before a text.
+_SENTENCEPIECE_BOS = {
+    "AquilaTokenizer": True,
+    "BaichuanTokenizer": False,
+    "BaiChuanTokenizer": False,
+    "CodeLlamaTokenizer": True,
+    "GemmaTokenizer": True,
+    "InternLM2Tokenizer": True,
+    "InternLMTokenizer": True,
+    "LlamaTokenizer": True,
+}
+
+
+def _converted(folder: Path, config: Mapping[str, Any], named: dict[str, str]) -> Any:
+    """The vocabulary files of older families as a `tokenizers` object; None where there is none that is known here."""
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind == "QWenTokenizer" and (folder / "qwen.tiktoken").is_file():
+        named.setdefault("eos_token", QWEN_SPECIALS[0])
+        return load_tiktoken(folder / "qwen.tiktoken", QWEN_SPECIALS, "qwen2")
+    if kind not in _SENTENCEPIECE_BOS or not (folder / "tokenizer.model").is_file():
+        return None
+    vocabulary = read_model(folder / "tokenizer.model")
+    tokenizer = build_bpe(vocabulary)
+    add_pieces(tokenizer, vocabulary.tokens, vocabulary.types)
+    _add_configured(tokenizer, config, named)
+    for name, token in (("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")):
+        if token in vocabulary.ids:
+            named.setdefault(name, token)
+    _wrap(tokenizer, {"add_bos_token": _SENTENCEPIECE_BOS[kind], **config}, named)
+    return tokenizer
 
 
 def _load(path: Path, config: Mapping[str, Any], named: Mapping[str, str]) -> Any:
     """tokenizer.json with what tokenizer_config.json adds: tokens, which are special, BOS and EOS around a prompt."""
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise TextError(f"{path} can't be read: {error}") from error
+    _add_configured(tokenizer, config, named)
+    _wrap(tokenizer, config, named)
+    return tokenizer
+
+
+def _add_configured(tokenizer: Any, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
+    """Tokens that tokenizer_config.json adds, and which are special."""
+    from tokenizers import AddedToken
+
     added = tokenizer.get_added_tokens_decoder()
     for key, entry in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
         token = AddedToken(**{k: v for k, v in entry.items() if k in _ADDED_TOKEN_FIELDS})
@@ -70,8 +128,6 @@ def _load(path: Path, config: Mapping[str, Any], named: Mapping[str, str]) -> An
             if token not in special and tokenizer.token_to_id(token) is not None
         ]
     )
-    _wrap(tokenizer, config, named)
-    return tokenizer
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -132,9 +188,9 @@ def _has_slow_files(folder: Path) -> bool:
 def _id_of(backend: FastBackend | SlowBackend, token: str) -> int | None:
     if isinstance(backend, FastBackend):
         found: int | None = backend.tokenizer.token_to_id(token)
-    else:
-        found = backend.tokenizer.convert_tokens_to_ids(token)
-    return found
+        return found
+    found = backend.tokenizer.convert_tokens_to_ids(token)
+    return found if backend.token_of(found) == token else None  # else the unknown token's
 
 
 def _content(token: Any) -> str:

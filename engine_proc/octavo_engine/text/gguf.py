@@ -9,12 +9,12 @@ from octavo_engine.text.chat import ChatTemplate
 from octavo_engine.text.errors import TextError
 from octavo_engine.text.fast import FastBackend
 from octavo_engine.text.pretokenizers import PRE_TOKENIZERS
+from octavo_engine.text.sentencepiece import CONTROL, NORMAL, UNKNOWN, Vocabulary, add_pieces, build_bpe
 from octavo_engine.text.text import Text
 
 __all__ = ["gguf_eos_ids", "text_from_gguf"]
 
 _KEY = "tokenizer.ggml."
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 # Ends of a turn, by name: older files give only eos_token_id, which may be the end of the document.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 
@@ -32,7 +32,7 @@ def text_from_gguf(metadata: Mapping[str, Any]) -> Text:
         tokenizer, add_bos = _sentencepiece(metadata, tokens)
     else:
         raise TextError(f"tokenizer.ggml.model={kind!r}: only 'gpt2' and 'llama' are supported")
-    _add_special_tokens(tokenizer, metadata, tokens)
+    add_pieces(tokenizer, tokens, metadata.get(_KEY + "token_type") or [])
     _set_post_processor(tokenizer, metadata, tokens, add_bos)
 
     source = metadata.get("tokenizer.chat_template")
@@ -43,7 +43,7 @@ def text_from_gguf(metadata: Mapping[str, Any]) -> Text:
     if source:
         types = metadata.get(_KEY + "token_type") or []
         ends = {t: tokenizer.token_to_id(t) for t in _TURN_ENDS if t in source}
-        eos |= {i for i in ends.values() if i is not None and i < len(types) and types[i] == _CONTROL}
+        eos |= {i for i in ends.values() if i is not None and i < len(types) and types[i] == CONTROL}
     return Text(
         FastBackend(tokenizer),
         eos_token_ids=eos,
@@ -85,67 +85,18 @@ def _merge(line: str) -> tuple[str, str]:
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Any, bool]:
     """SentencePiece BPE with byte fallback (LLaMA 1 and 2)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = metadata.get(_KEY + "scores")
     if scores is None or len(scores) != len(tokens):
         raise TextError(
             f"tokenizer.ggml.scores has {len(scores or ())} entries for {len(tokens)} tokens; a 'llama' vocabulary "
             "needs one for each"
         )
-    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
-    types = metadata.get(_KEY + "token_type") or [1] * len(tokens)
+    types = metadata.get(_KEY + "token_type") or [NORMAL] * len(tokens)
     unknown = metadata.get(_KEY + "unknown_token_id")
     if unknown is None:
-        unknown = types.index(_UNKNOWN) if _UNKNOWN in types else None
-    bpe = models.BPE(
-        vocab=vocab,
-        merges=_merges_of_scores(tokens, scores, types, vocab),
-        unk_token=tokens[unknown] if unknown is not None else None,
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    tokenizer = Tokenizer(bpe)
+        unknown = types.index(UNKNOWN) if UNKNOWN in types else None
     prefix = bool(metadata.get(_KEY + "add_space_prefix", True))
-    spaces = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = (
-        normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else normalizers.Sequence([spaces])
-    )
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    return tokenizer, True
-
-
-def _merges_of_scores(
-    tokens: list[str], scores: list[float], types: list[int], vocab: Mapping[str, int]
-) -> list[tuple[str, str]]:
-    """SentencePiece joins the pair whose whole has the best score: each way to cut a token in two tokens is a merge, in
-    the order of the whole's score (then of the parts' ids)."""
-    merges: list[tuple[float, int, int, str, str]] = []
-    for token, score, kind in zip(tokens, scores, types, strict=True):
-        if len(token) < 2 or kind not in (1, _USER_DEFINED):
-            continue
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
-                merges.append((-score, vocab[left], vocab[right], left, right))
-    merges.sort()
-    return [(left, right) for *_, left, right in merges]
-
-
-def _add_special_tokens(tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str]) -> None:
-    """Control tokens are special (hidden from the text); user-defined ones are matched whole, and shown."""
-    from tokenizers import AddedToken
-
-    types = metadata.get(_KEY + "token_type") or []
-    added = [
-        AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
-        for token, kind in zip(tokens, types, strict=False)
-        if kind in (_CONTROL, _USER_DEFINED) or (kind == _UNKNOWN and token.startswith("<"))
-    ]
-    tokenizer.add_tokens(added)
+    return build_bpe(Vocabulary(tokens, scores, types, unknown, prefix)), True
 
 
 def _set_post_processor(tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str], add_bos: bool) -> None:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Stream", "StreamFactory", "stream_factory", "window_factory"]
+__all__ = ["BYTE_CHARS", "Stream", "StreamFactory", "stream_factory", "window_factory"]
 
 REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -45,6 +45,7 @@ def _byte_of_char() -> dict[str, int]:
 
 
 _BYTES = _byte_of_char()
+BYTE_CHARS = {byte: char for char, byte in _BYTES.items()}
 
 
 class _Vocabulary:

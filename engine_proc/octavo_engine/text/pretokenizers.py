@@ -81,5 +81,6 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "stablelm2": PreTokenizer((_QWEN2,)),
     "tekken": PreTokenizer((_cased("", r"\p{N}"),), ignore_merges=True, add_bos=True),
     "gpt-4o": PreTokenizer((_cased(f"{_CONTRACTION}?", r"\p{N}{1,3}"),)),
+    "bloom": PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+",)),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
 }

@@ -38,6 +38,16 @@ class SlowBackend:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 
+    def token_of(self, token_id: int | None) -> str | None:
+        if token_id is None or not 0 <= token_id < self.vocab_size:
+            return None
+        return str(self.tokenizer.convert_ids_to_tokens(token_id))
+
+    def match_whole(self, tokens: list[str]) -> None:
+        """These tokens of the vocabulary are found in a text as they are, and hidden from an answer's."""
+        self.tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+        self._special = frozenset(self.tokenizer.all_special_ids)
+
 
 def load_slow(folder: Path, trust_remote_code: bool) -> tuple[FastBackend | SlowBackend, dict[str, str]]:
     """The folder's tokenizer as transformers makes it, and its named special tokens. Raises TextError."""

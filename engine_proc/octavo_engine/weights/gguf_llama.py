@@ -1,21 +1,18 @@
-"""GGUF files of the llama architecture, seen under the names and in the row order of the published checkpoint."""
+"""GGUF architectures of LLaMA and its relatives (llama.cpp's own names and keys) as their published checkpoints.
+
+llama.cpp rotates neighbouring dimensions in some of them, and its converter reorders q and k for that; it adds 1 to
+Gemma's norms, stacks experts, and leaves out of the metadata what its own code knows by the number of layers.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from math import prod
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from octavo_engine.ops import QuantizedWeight
-from octavo_engine.weights.gguf_file import GGUFFile, TensorInfo
-from octavo_engine.weights.gguf_types import GGML_TYPES, GGMLType, type_name
+from octavo_engine.weights.gguf_checkpoint import Keys, Layout, as_stored, common_config, paired_rows
 from octavo_engine.weights.source import SourceError
 
-__all__ = ["GGUFCheckpoint", "gguf_config"]
+__all__ = ["LLAMA_LIKE"]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -31,176 +28,268 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ROPE_FREQS = "rope_freqs.weight"
-_PIECE = 1 << 19  # weights, 2 MiB of float32
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+}
+_SHARED = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+}
+_SANDWICH = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_PHI = {
+    "output_norm": "model.final_layernorm",
+    "attn_output": "self_attn.dense",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+}
+_PHI3 = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_STABLELM = {
+    "attn_q_norm": "self_attn.q_layernorm.norms.{}",
+    "attn_k_norm": "self_attn.k_layernorm.norms.{}",
+}
+_STARCODER2 = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+_FREQS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-class GGUFCheckpoint:
-    """Tensors one at a time: float32 out of quantised types, or their codes and scales; as stored otherwise.
-
-    The converter writes the rows of a head of q and k in pairs (i, i + D/2), so that llama.cpp may rotate
-    neighbours; they are put back in order here, as raw rows, before anything is made of them.
-    """
-
-    def __init__(self, file: GGUFFile) -> None:
-        self._file = file
-        heads = file.metadata["llama.attention.head_count"]
-        self._heads = {"attn_q": heads, "attn_k": file.metadata.get("llama.attention.head_count_kv", heads)}
-        self._infos: dict[str, TensorInfo] = {}
-        for name, info in file.tensors.items():
-            if info.kind not in GGML_TYPES:
-                known = ", ".join(kind.name for kind in GGML_TYPES.values())
-                raise SourceError(
-                    f"{file.path}: tensor {name} has ggml type {info.kind} ({type_name(info.kind)}); read are {known}"
-                )
-            kind = GGML_TYPES[info.kind]
-            if info.shape[-1] % kind.block or info.offset + self._size(info) > len(file.data):
-                raise SourceError(f"{file.path}: tensor {name} {info.shape} of {kind.name} passes the file's end")
-            if name != _ROPE_FREQS:
-                self._infos[_published(name)] = info
-
-    def names(self) -> Iterable[str]:
-        return self._infos.keys()
-
-    def nbytes(self, name: str) -> int:
-        return self._size(self._infos[name])
-
-    def get(self, name: str) -> Tensor:
-        rows, kind = self._rows(name)
-        return kind.dequantize(rows.reshape(-1, kind.size)).view(self._infos[name].shape)
-
-    def get_as(self, name: str, dtype: torch.dtype) -> Tensor:
-        """`get(name).to(dtype)` by pieces that stay in the cache: a third faster, and no float32 copy of the whole."""
-        rows, kind = self._rows(name)
-        blocks = rows.reshape(-1, kind.size)
-        out = torch.empty(len(blocks), kind.block, dtype=dtype)
-        for piece in _pieces(len(blocks), kind):
-            out[piece] = kind.dequantize(blocks[piece])
-        return out.view(self._infos[name].shape)
-
-    def get_quantized(self, name: str) -> QuantizedWeight | None:
-        """Q8_0, Q4_0 and Q4_1 as they are, nothing rounded: groups of 32 with float16 scales (and offsets); else None.
-
-        Q4_0's and Q8_0's codes are in excess of 8 and 128 and have no offset.
-        """
-        info = self._infos[name]
-        codes = GGML_TYPES[info.kind].codes
-        if codes is None or len(info.shape) != 2:
-            return None
-        rows, kind = self._rows(name)
-        blocks = rows.reshape(-1, kind.size)
-        out = torch.empty(len(blocks), kind.block, dtype=torch.uint8)
-        for piece in _pieces(len(blocks), kind):
-            codes.unpack(blocks[piece], out[piece])
-
-        def halves(at: int) -> Tensor:
-            return blocks[:, at : at + 2].contiguous().view(torch.float16).view(info.shape[0], -1)
-
-        return QuantizedWeight(
-            out.view(info.shape), halves(0), halves(2) if codes.offset else None, codes.bits, kind.block
-        )
-
-    def release(self, name: str) -> None:
-        """Give the pages of a tensor that was read back to the system."""
-        info = self._infos[name]
-        self._file.release(info.offset, self._size(info))
-
-    def _rows(self, name: str) -> tuple[Tensor, GGMLType]:
-        """[rows, bytes a row] uint8 in published order."""
-        info = self._infos[name]
-        heads = self._heads.get(info.name.split(".")[-2])
-        rows = self._raw(info)
-        if heads is not None:
-            size = info.shape[0] // heads
-            rows = rows.view(heads, size // 2, 2, -1).transpose(1, 2).reshape(info.shape[0], -1)
-        return rows, GGML_TYPES[info.kind]
-
-    def _raw(self, info: TensorInfo) -> Tensor:
-        """[rows, bytes a row] uint8, sharing the file's memory."""
-        raw = torch.frombuffer(self._file.data, dtype=torch.uint8, offset=info.offset, count=self._size(info))
-        return raw.view(info.shape[0], -1)
-
-    @staticmethod
-    def _size(info: TensorInfo) -> int:
-        kind = GGML_TYPES[info.kind]
-        return prod(info.shape) // kind.block * kind.size
-
-
-def _pieces(blocks: int, kind: GGMLType) -> Iterator[slice]:
-    step = max(1, _PIECE // kind.block)
-    return (slice(at, at + step) for at in range(0, blocks, step))
-
-
-def _published(name: str) -> str:
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _NAMES:
-        return name  # The loader will name it as not used.
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_NAMES[match[2]]}.{match[3]}"
-
-
-def gguf_config(file: GGUFFile) -> dict[str, Any]:
-    """config.json's keys out of llama.* metadata. Raises SourceError for other architectures."""
-    meta, path = file.metadata, file.path
-    if meta.get("general.architecture") != "llama":
-        raise SourceError(f"{path}: GGUF architecture {meta.get('general.architecture')!r}; 'llama' is read")
-    if meta.get("llama.expert_count"):
-        raise SourceError(f"{path}: llama.expert_count {meta['llama.expert_count']}; mixtures of experts are not read")
-
-    def required(key: str) -> Any:
-        if key not in meta:
-            raise SourceError(f"{path}: the metadata lacks {key}")
-        if isinstance(meta[key], list):
-            raise SourceError(f"{path}: {key} differs from layer to layer: {meta[key]}; one number is read")
-        return meta[key]
-
-    heads, hidden = required("llama.attention.head_count"), required("llama.embedding_length")
-    kv_heads = required("llama.attention.head_count_kv") if "llama.attention.head_count_kv" in meta else heads
-    head_dim = meta.get("llama.attention.key_length") or meta.get("llama.rope.dimension_count") or hidden // heads
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if meta.get(key, head_dim) != head_dim:
-            raise SourceError(f"{path}: {key} {meta[key]} differs from the head size {head_dim}")
-    window = meta.get("llama.attention.sliding_window")
-    config = {
-        "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
-        "model_type": "mistral" if window else "llama",
-        "hidden_size": hidden,
-        "intermediate_size": required("llama.feed_forward_length"),
-        "num_hidden_layers": required("llama.block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": required("llama.attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": required("llama.context_length"),
-        "vocab_size": file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
-        "rope_parameters": _rope_parameters(file),
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
-    }
-    return config | ({"sliding_window": window} if window else {})
-
-
-def _rope_parameters(file: GGUFFile) -> dict[str, Any]:
-    meta = file.metadata
-    theta = {"rope_theta": meta.get("llama.rope.freq_base", 10000.0)}
-    if _ROPE_FREQS in file.tensors:
-        info = file.tensors[_ROPE_FREQS]
-        if GGML_TYPES.get(info.kind) is not GGML_TYPES[0]:
-            raise SourceError(f"{file.path}: {_ROPE_FREQS} has ggml type {info.kind}; F32 (0) is read")
-        if info.offset + 4 * info.shape[0] > len(file.data):
-            raise SourceError(f"{file.path}: {_ROPE_FREQS} {info.shape} passes the file's end")
-        raw = torch.frombuffer(file.data, dtype=torch.float32, offset=info.offset, count=info.shape[0])
-        return theta | {"rope_type": "freq_factors", "freq_factors": raw.tolist()}
-    kind = meta.get("llama.rope.scaling.type", "none")
-    factor = meta.get("llama.rope.scaling.factor", meta.get("llama.rope.scale_linear"))
+def _rope(keys: Keys, theta: float = 10000.0) -> dict[str, Any]:
+    params = {"rope_theta": keys.get("rope.freq_base", theta)}
+    divisors = keys.floats(_FREQS)
+    if divisors is not None:
+        return params | {"rope_type": "freq_factors", "freq_factors": divisors}
+    kind = keys.get("rope.scaling.type", "none")
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear"))
     if kind == "none" and not factor:
-        return theta
+        return params
     scaling = {"rope_type": "linear" if kind == "none" else kind, "factor": factor}
     if kind == "yarn":
-        scaling["original_max_position_embeddings"] = meta.get("llama.rope.scaling.original_context_length")
-    return theta | scaling
+        scaling["original_max_position_embeddings"] = keys.get("rope.scaling.original_context_length")
+    return params | scaling
+
+
+def _config(keys: Keys, architecture: str, *, partial: bool = False, eps: str = "rms") -> dict[str, Any]:
+    """partial: rope.dimension_count need not be the head's. eps: which norm's the metadata has."""
+    config = common_config(keys) | {"architectures": [architecture], "rope_parameters": _rope(keys)}
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    rotated = keys.get("rope.dimension_count")
+    head_dim = keys.get("attention.key_length") or (None if partial else rotated) or hidden // heads
+    for name, value in (("attention.value_length", None), ("rope.dimension_count", rotated)):
+        value = keys.get(name, head_dim)
+        if value != head_dim and not (partial and name.startswith("rope")):
+            raise SourceError(
+                f"{keys.file.path}: {keys.architecture}.{name} {value} differs from the head size {head_dim}"
+            )
+    if partial and rotated is not None:
+        config["rope_parameters"]["partial_rotary_factor"] = rotated / head_dim
+    rms = "attention.layer_norm_rms_epsilon"
+    norm = (
+        {"rms_norm_eps": keys.required(rms)} if eps == "rms" else {eps: keys.required("attention.layer_norm_epsilon")}
+    )
+    width = keys.get("feed_forward_length")
+    return (
+        config
+        | norm
+        | {
+            "head_dim": head_dim,
+            "intermediate_size": keys.get("expert_feed_forward_length") if width is None else width,
+            "attention_bias": keys.has("blk.0.attn_q.bias"),
+        }
+    )
+
+
+def _layout(config: dict[str, Any], *names: dict[str, str], pairs: bool = False, **more: Any) -> Layout:
+    """pairs: q and k lie as llama.cpp rotates them."""
+    merged = dict(_NAMES)
+    for each in names:
+        merged |= each
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    rows = paired_rows(heads) if pairs else as_stored
+    return Layout(config, merged, rows=rows, ignored=frozenset((_FREQS, _LONG, _SHORT)), **more)
+
+
+def _window(keys: Keys) -> dict[str, Any]:
+    window = keys.get("attention.sliding_window")
+    return {"sliding_window": window} if window else {}
+
+
+def _llama(keys: Keys) -> Layout:
+    """LLaMA, Mistral and Mixtral."""
+    window = _window(keys)
+    if keys.get("expert_count"):
+        config = _config(keys, "MixtralForCausalLM") | _experts(keys, renormalise=True) | window
+        return _layout(config, _MIXTRAL, pairs=True)
+    config = _config(keys, "MistralForCausalLM" if window else "LlamaForCausalLM") | window
+    return _layout(config | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}, pairs=True)
+
+
+def _experts(keys: Keys, *, renormalise: bool) -> dict[str, Any]:
+    return {
+        "num_experts": keys.required("expert_count"),
+        "num_experts_per_tok": keys.required("expert_used_count"),
+        "norm_topk_prob": keys.get("expert_weights_norm", renormalise),
+        "moe_intermediate_size": keys.get("expert_feed_forward_length"),
+    }
+
+
+def _qwen2(keys: Keys) -> Layout:
+    return _layout(_config(keys, "Qwen2ForCausalLM"))
+
+
+def _qwen2_moe(keys: Keys) -> Layout:
+    config = _config(keys, "Qwen2MoeForCausalLM") | _experts(keys, renormalise=False)
+    config["shared_expert_intermediate_size"] = keys.get("expert_shared_feed_forward_length")
+    return _layout(config, _EXPERTS, _SHARED)
+
+
+def _qwen3(keys: Keys) -> Layout:
+    return _layout(_config(keys, "Qwen3ForCausalLM"), _HEAD_NORMS)
+
+
+def _qwen3_moe(keys: Keys) -> Layout:
+    config = _config(keys, "Qwen3MoeForCausalLM") | _experts(keys, renormalise=True)
+    return _layout(config, _HEAD_NORMS, _EXPERTS)
+
+
+def _olmoe(keys: Keys) -> Layout:
+    config = _config(keys, "OlmoeForCausalLM") | _experts(keys, renormalise=False)
+    config["clip_qkv"] = keys.get("attention.clamp_kqv")
+    return _layout(config, _HEAD_NORMS, _EXPERTS)
+
+
+def _olmo2(keys: Keys) -> Layout:
+    names = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+    return _layout(_config(keys, "Olmo2ForCausalLM"), _HEAD_NORMS, names)
+
+
+def _gemma(keys: Keys) -> Layout:
+    return _layout(_config(keys, "GemmaForCausalLM"), offset=1.0)
+
+
+def _query_scalar(keys: Keys, config: dict[str, Any], largest: int) -> float:
+    """llama.cpp knows by the number of layers that the largest model scales by hidden / heads, others by a head."""
+    if config["num_hidden_layers"] == largest:
+        return float(config["hidden_size"] // config["num_attention_heads"])
+    return float(config["head_dim"])
+
+
+def _gemma2(keys: Keys) -> Layout:
+    config = _config(keys, "Gemma2ForCausalLM") | _window(keys)
+    config["query_pre_attn_scalar"] = _query_scalar(keys, config, 46)
+    config["attn_logit_softcapping"] = keys.get("attn_logit_softcapping", 50.0)
+    config["final_logit_softcapping"] = keys.get("final_logit_softcapping", 30.0)
+    return _layout(config, _SANDWICH, offset=1.0)
+
+
+def _gemma3(keys: Keys) -> Layout:
+    config = _config(keys, "Gemma3ForCausalLM") | _window(keys)
+    config["rope_parameters"] = {
+        "full_attention": _rope(keys, theta=1e6),
+        "sliding_attention": {"rope_theta": keys.get("rope.freq_base_swa", 10000.0)},
+    }
+    config["query_pre_attn_scalar"] = _query_scalar(keys, config, 62)
+    config["final_logit_softcapping"] = keys.get("final_logit_softcapping") or None
+    pattern = keys.get("attention.sliding_window_pattern", 6)
+    if isinstance(pattern, list):
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    else:
+        config["sliding_window_pattern"] = pattern
+    return _layout(config, _SANDWICH, _HEAD_NORMS, offset=1.0)
+
+
+def _phi2(keys: Keys) -> Layout:
+    return _layout(_config(keys, "PhiForCausalLM", partial=True, eps="layer_norm_eps"), _PHI)
+
+
+def _phi3(keys: Keys) -> Layout:
+    config = _config(keys, "Phi3ForCausalLM", partial=True) | _window(keys)
+    long, short = keys.floats(_LONG), keys.floats(_SHORT)
+    if long is not None and short is not None:
+        config["original_max_position_embeddings"] = keys.required("rope.scaling.original_context_length")
+        scaling = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+        magnitude = keys.get("rope.scaling.attn_factor")
+        scaling |= {} if magnitude is None else {"attention_factor": magnitude}
+        config["rope_parameters"] = (
+            {"rope_theta": keys.get("rope.freq_base", 10000.0)}
+            | scaling
+            | {key: value for key, value in config["rope_parameters"].items() if key == "partial_rotary_factor"}
+        )
+    return _layout(config, _PHI3)
+
+
+def _stablelm(keys: Keys) -> Layout:
+    config = _config(keys, "StableLmForCausalLM", partial=True, eps="layer_norm_eps")
+    config["use_qkv_bias"] = config.pop("attention_bias")
+    config["qk_layernorm"] = keys.has("blk.0.attn_q_norm.weight")
+    config["use_parallel_residual"] = keys.get("use_parallel_residual", False)
+    return _layout(config, _STABLELM)
+
+
+def _starcoder2(keys: Keys) -> Layout:
+    config = _config(keys, "Starcoder2ForCausalLM", eps="norm_epsilon") | _window(keys)
+    config["use_bias"] = config.pop("attention_bias")
+    return _layout(config, _STARCODER2)
+
+
+def _granite(keys: Keys) -> Layout:
+    config = _config(keys, "GraniteForCausalLM") | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}
+    for ours, theirs in (
+        ("attention_multiplier", "attention.scale"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("logits_scaling", "logit_scale"),
+    ):
+        config[ours] = keys.get(theirs, 1.0)
+    return _layout(config, pairs=True)
+
+
+def _smollm3(keys: Keys) -> Layout:
+    return _layout(_config(keys, "SmolLM3ForCausalLM"), pairs=True)
+
+
+def _command_r(keys: Keys) -> Layout:
+    config = _config(keys, "CohereForCausalLM", eps="layer_norm_eps")
+    config["logit_scale"] = keys.get("logit_scale", 1.0)
+    config["use_qk_norm"] = keys.has("blk.0.attn_q_norm.weight")
+    return _layout(config, _HEAD_NORMS)
+
+
+def _internlm2(keys: Keys) -> Layout:
+    """The converter takes wqkv apart, so what is left is LLaMA."""
+    return _layout(_config(keys, "LlamaForCausalLM"), pairs=True)
+
+
+LLAMA_LIKE: dict[str, Callable[[Keys], Layout]] = {
+    "command-r": _command_r,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "granite": _granite,
+    "internlm2": _internlm2,
+    "llama": _llama,
+    "olmo2": _olmo2,
+    "olmoe": _olmoe,
+    "phi2": _phi2,
+    "phi3": _phi3,
+    "qwen2": _qwen2,
+    "qwen2moe": _qwen2_moe,
+    "qwen3": _qwen3,
+    "qwen3moe": _qwen3_moe,
+    "smollm3": _smollm3,
+    "stablelm": _stablelm,
+    "starcoder2": _starcoder2,
+}

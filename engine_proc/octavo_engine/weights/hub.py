@@ -10,7 +10,8 @@ from octavo_engine.weights.source import Progress, SourceError
 
 __all__ = ["fetch"]
 
-_SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+# Code (*.py) is fetched with the rest, and run only with trust_remote_code.
+_SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py"]
 
 
 def fetch(model: str, revision: str | None = None, progress: Progress | None = None, weights: bool = True) -> Path:

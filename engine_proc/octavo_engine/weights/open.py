@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from octavo_engine.weights.checkpoint import find_checkpoint
+from octavo_engine.weights.gguf_architectures import gguf_layout
+from octavo_engine.weights.gguf_checkpoint import GGUFCheckpoint
 from octavo_engine.weights.gguf_file import GGUFFile
-from octavo_engine.weights.gguf_llama import GGUFCheckpoint, gguf_config
 from octavo_engine.weights.hub import fetch
 from octavo_engine.weights.packed_file import GGUF_TOKENIZER_NAME, PACKED_NAME, PackedFile
 from octavo_engine.weights.source import Progress, Source, SourceError
@@ -34,7 +35,8 @@ def open_source(model: str | os.PathLike[str], revision: str | None = None, prog
         return _open_folder(path)
     if path.suffix == ".gguf" or _magic(path) == b"GGUF":
         file = GGUFFile(path)
-        return Source("gguf", path, gguf_config(file), GGUFCheckpoint(file), file.metadata)
+        layout = gguf_layout(file)
+        return Source("gguf", path, layout.config, GGUFCheckpoint(file, layout), file.metadata)
     raise SourceError(f"{path} is neither a folder with config.json nor a .gguf file")
 
 

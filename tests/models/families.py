@@ -1,0 +1,49 @@
+"""Every family and variant: a name -> how its tiny checkpoint is made, published and answered.
+
+A row is the transformers config that makes and answers the checkpoint. Where the published checkpoints have other keys
+or names than transformers saves, `publish` turns the one into the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+__all__ = ["LENGTHS", "NEW_TOKENS", "VOCAB", "Family", "of"]
+
+VOCAB = 103
+LENGTHS = (1, 7, 33, 130)
+NEW_TOKENS = 20
+
+Tensors = dict[str, Tensor]
+Publish = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
+"""publish(config.json's keys, tensors) as transformers saves them -> as they are published."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """lengths of prompts; max_model_len: what is served, where a scaling is frozen at it, with `grows` False where so
+    no longer sequence can be compared. unseen: tensors that no logits depend on, by regex. rounding: how much more
+    than others rounded weights may move it: scores are sharp, there are many layers, or a mixture of experts may choose
+    another one where two score nearly alike.
+    """
+
+    config: Callable[[], PreTrainedConfig]
+    publish: Publish | None = None
+    lengths: tuple[int, ...] = LENGTHS
+    max_model_len: int | None = None
+    grows: bool = True
+    unseen: str = "never"
+    attention: str = "eager"
+    rounding: float = 1.0
+
+
+def of(config: type[PreTrainedConfig], *values: dict[str, Any], **more: Any) -> Callable[[], PreTrainedConfig]:
+    merged: dict[str, Any] = {}
+    for each in values:
+        merged |= each
+    return lambda: config(**(merged | more))

@@ -1,0 +1,95 @@
+"""Tiny random checkpoints of every family, on disk under published names, and transformers' answers in float32."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import PreTrainedModel
+
+from tests.models.families import NEW_TOKENS, VOCAB, Family
+from tests.models.families_llama import LLAMA_LIKE
+from tests.models.families_older import OLDER
+
+__all__ = ["FAMILIES", "Answer", "answers", "oracle", "prompts", "reference_logits", "write"]
+
+
+def _older(name: str) -> Family:
+    # Eager Falcon adds ALiBi twice (transformers 4.53 to 5.23); its sdpa and the original do it once.
+    return Family(
+        OLDER[name],
+        attention="sdpa" if name.startswith("falcon") else "eager",
+        # Without rotation a bias of k adds the same to all scores of a query.
+        unseen=r".*k_proj\.bias",
+    )
+
+
+FAMILIES: dict[str, Family] = {**LLAMA_LIKE, **{name: _older(name) for name in OLDER}}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """logits [tokens, V] of a prompt, and its greedy continuation."""
+
+    logits: Tensor
+    tokens: list[int]
+
+
+@functools.cache
+def oracle(name: str) -> PreTrainedModel:
+    """Weights random and large enough that each of them matters, greedy choices without near ties."""
+    family = FAMILIES[name]
+    model = AutoModelForCausalLM.from_config(
+        family.config(), attn_implementation=family.attention, dtype=torch.float32
+    ).eval()
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            if value.ndim >= 2 and "norm" not in key:
+                table = any(part in key for part in ("embed", "wte", "wpe"))
+                value.copy_(noise * (1.0 if table else 1.6 / value.shape[-1] ** 0.5))
+            else:
+                value.copy_(noise * 0.4 + (1.0 if "weight" in key else 0.0))
+    return model
+
+
+def prompts(name: str) -> list[list[int]]:
+    rng = random.Random(name)
+    return [[rng.randrange(3, VOCAB) for _ in range(length)] for length in FAMILIES[name].lengths]
+
+
+@torch.no_grad()
+def reference_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    """[tokens, V] float32, recomputed as a whole."""
+    logits: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+@functools.cache
+def answers(name: str) -> list[Answer]:
+    result = []
+    for prompt in prompts(name):
+        logits, tokens = reference_logits(oracle(name), prompt), list(prompt)
+        for _ in range(NEW_TOKENS if FAMILIES[name].grows else 0):
+            tokens.append(int(reference_logits(oracle(name), tokens)[-1].argmax()))
+        result.append(Answer(logits, tokens[len(prompt) :]))
+    return result
+
+
+def write(name: str, folder: Path) -> Path:
+    oracle(name).save_pretrained(folder)
+    publish = FAMILIES[name].publish
+    if publish is not None:
+        file = folder / "model.safetensors"
+        config, tensors = publish(json.loads((folder / "config.json").read_text()), load_file(file))
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+    return folder

@@ -1,0 +1,129 @@
+"""The older families' other spellings: configs and tensor names of first uploads answer as the later ones do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from octavo_engine.models import load_model
+from octavo_engine.ops.reference import ReferenceOps
+from octavo_engine.weights import open_source
+from tests.models.family_oracles import answers, prompts, write
+from tests.models.stepper import Stepper
+from tests.models.test_checkpoints import rewritten
+
+Tensors = dict[str, Tensor]
+
+
+def _same(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+def _without(prefix: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def _with(*buffers: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: tensors | {name: torch.full((4,), 9.0) for name in buffers}
+
+
+def _santacoder(tensors: Tensors) -> Tensors:
+    """Conv1D weights, and q apart from k and v."""
+    made = {}
+    for name, value in tensors.items():
+        plain = value.t().contiguous() if re.search(r"c_(attn|proj|fc)\.weight", name) else value
+        if ".c_attn." in name:
+            hidden = 48
+            made[name.replace("c_attn", "q_attn")] = plain[..., :hidden].contiguous()
+            made[name.replace("c_attn", "kv_attn")] = plain[..., hidden:].contiguous()
+        else:
+            made[name] = plain
+    return made
+
+
+def _head_named(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key.replace("embed_out", name): value for key, value in tensors.items()}
+
+
+# of which shape: the keys that the config loses, those it gains, and what happens to the tensors
+SPELLINGS: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Tensors], Tensors]]] = {
+    "bloom of 2022": (
+        "bloom",
+        ["hidden_size", "n_head"],
+        {"n_embed": 48, "num_attention_heads": 4, "architectures": ["BloomModel"]},
+        _without("transformer."),
+    ),
+    "bloom with a head beside its embedding": ("bloom", [], {}, _with("lm_head.weight")),
+    "RefinedWeb": (
+        "falcon-40b",
+        ["num_attention_heads", "num_hidden_layers", "num_kv_heads", "new_decoder_architecture", "multi_query"],
+        {
+            "model_type": "RefinedWeb",
+            "architectures": ["RWForCausalLM"],
+            "n_head": 6,
+            "n_head_kv": 2,
+            "n_layer": 2,
+        },
+        _same,
+    ),
+    "RefinedWebModel 7b": (
+        "falcon-7b",
+        ["num_attention_heads", "num_hidden_layers", "num_kv_heads", "new_decoder_architecture", "rope_parameters"],
+        {"model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "n_head": 6, "n_layer": 2},
+        _same,
+    ),
+    "RefinedWebModel rw": (
+        "falcon-rw",
+        ["num_attention_heads", "num_hidden_layers", "num_kv_heads", "hidden_size"],
+        {"model_type": "RefinedWebModel", "architectures": None, "n_head": 4, "n_layer": 2, "n_embed": 48},
+        _same,
+    ),
+    "santacoder": (
+        "bigcode-tanh",
+        ["multi_query", "activation_function"],
+        {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadCustomModel"],
+            "attention_head_type": "multiquery",
+            "activation_function": "gelu_fast",
+        },
+        _santacoder,
+    ),
+    "bigcode's causal mask": ("bigcode-tanh", [], {}, _with("transformer.h.0.attn.bias")),
+    "pythia": (
+        "neox-sequential",
+        ["rope_parameters", "attention_bias"],
+        {"rotary_pct": 1.0, "rotary_emb_base": 25000},
+        _with(
+            "gpt_neox.layers.1.attention.bias",
+            "gpt_neox.layers.0.attention.masked_bias",
+            "gpt_neox.layers.1.attention.rotary_emb.inv_freq",
+        ),
+    ),
+    "neox with lm_head": ("neox-parallel", [], {}, _head_named("lm_head")),
+    "gptj's buffers": ("gptj", [], {}, _with("transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias")),
+    "mpt's own class": ("mpt", [], {"architectures": ["MPTForCausalLM"]}, _same),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_it_answers_alike(spelling: str, tmp_path: Path) -> None:
+    name, lost, gained, change = SPELLINGS[spelling]
+    source = write(name, tmp_path / "source")
+    target = rewritten(source, tmp_path / "target", change(load_file(source / "model.safetensors")))
+    config = json.loads((source / "config.json").read_text())
+    assert config.keys() >= set(lost) - {"rope_parameters", "num_kv_heads"}
+    config = {key: value for key, value in config.items() if key not in lost} | gained
+    (target / "config.json").write_text(json.dumps(config))
+    ops = ReferenceOps()
+    model = load_model(open_source(target), ops, torch.float32)
+    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
+        torch.testing.assert_close(ours, theirs.logits, atol=1e-4, rtol=1e-5)
