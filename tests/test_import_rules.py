@@ -35,7 +35,7 @@ ROOMS = {
 ONLY_IN = {
     "zmq": {"octavo/transport.py", "octavo_engine/mailbox.py"},
     "tvm_ffi": {"octavo_engine/ops"},
-    "transformers": {"octavo_engine/text"},
+    "transformers": {"octavo_engine/text", "octavo_engine/models/fallback"},
     "huggingface_hub": {"octavo_engine/weights"},
 }
 ENVIRONMENT = {"octavo/process.py", "octavo_engine/config.py"}

@@ -118,6 +118,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.execution.runner import Runner
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
     from octavo_engine.ops import OpsUnavailable, load_ops
+    from octavo_engine.ops.eager import EagerOps
     from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
     from octavo_engine.text import TextError, load_text
     from octavo_engine.weights import SourceError, open_source
@@ -140,6 +141,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             quantization=quantization,
             max_model_len=options.max_model_len,
             cache=_cache(options),
+            trust_remote_code=options.trust_remote_code,
         )
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
@@ -185,7 +187,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     assert options.max_num_batched_tokens is not None
     runner = Runner(
         network,
-        ops,
+        ops if shape.recordable else EagerOps(ops),
         num_pages=num_pages,
         page_size=options.page_size,
         max_num_seqs=options.max_num_seqs,

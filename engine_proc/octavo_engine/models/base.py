@@ -26,7 +26,8 @@ __all__ = ["CausalLM", "Decoder", "ModelBuilder", "ModelConfig", "read_sizes"]
 class ModelConfig:
     """What the engine needs to know of a model besides its forward.
 
-    max_position: tokens a sequence may have by the checkpoint's own config. dtype: of the weights.
+    max_position: tokens a sequence may have by the checkpoint's own config. dtype: of the weights. recordable: forward
+    and logits compute by ops alone, as Ops.record asks; else give the runner ops.EagerOps.
     """
 
     architecture: str
@@ -39,6 +40,7 @@ class ModelConfig:
     max_position: int
     dtype: torch.dtype
     sliding_window: int = 0
+    recordable: bool = True
 
 
 class CausalLM(Protocol):

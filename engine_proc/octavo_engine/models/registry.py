@@ -162,6 +162,7 @@ def load_model(
     max_model_len: int | None = None,
     cache: QuantizedCache | None = None,
     made: dict[str, LinearWeight | Tensor] | None = None,
+    trust_remote_code: bool = False,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
@@ -170,7 +171,8 @@ def load_model(
     floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
     the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
     scalings that depend on a length. cache: where what is quantised here is kept, and looked for first. made: takes
-    what layers hold, by name.
+    what layers hold, by name. A folder whose architecture has no file here goes to transformers (models/fallback);
+    trust_remote_code: it may run the checkpoint's own code.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -178,8 +180,16 @@ def load_model(
     config = ConfigReader(source.config)
     if config.get("quantization_config", default=None) is not None:
         raise UnsupportedModel("quantization_config", config.get("quantization_config"), "float checkpoints")
-    builder = find_model(source.config)
     scheme = quantization_of(source.checkpoint, quantization)
+    try:
+        builder = find_model(source.config)
+    except UnsupportedModel:
+        if not isinstance(source, Source) or source.kind != "folder" or made is not None:
+            raise  # transformers reads folders, and what it holds can't be written as a packed checkpoint
+        from octavo_engine.models.fallback import load_fallback  # brings transformers with it
+
+        formats = choose_formats(scheme, dtype)
+        return load_fallback(source.path, source.config, ops, formats, dtype, trust_remote_code=trust_remote_code)
 
     def build(loader: Loader) -> CausalLM:
         with _one_torch_thread():
