@@ -11,10 +11,10 @@ import torch
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
-from octavo_engine.execution.kv_cache import KVCache
+from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, Batch
-from octavo_engine.ops import KVLayout, Ops, TensorSpec
+from octavo_engine.ops import Ops, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
@@ -87,16 +87,7 @@ class Runner:
     ) -> None:
         config = model.config
         self._ops = ops
-        self.cache = KVCache(
-            KVLayout(
-                num_layers=config.num_layers,
-                num_pages=num_pages,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                page_size=page_size,
-                dtype=kv_dtype,
-            )
-        )
+        self.cache = KVCache(ops, cache_layout(config, num_pages, page_size, kv_dtype))
         kv = self.cache.layers
         rows = TensorSpec(("L", config.hidden_size), torch.float32)
         self._forward = ops.record(lambda *tensors: model.forward(Batch.of(tensors, kv)), BATCH_SPECS)

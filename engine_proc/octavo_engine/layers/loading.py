@@ -66,7 +66,7 @@ class Loader:
     ) -> None:
         """dtype: of weights that stay in floats, and with it of activations. made: takes all that layers hold."""
         self.ops, self.dtype, self.formats = ops, dtype, formats
-        self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self.act_dtype = ops.activation_dtype(dtype)
         self.prefix = ""
         self._made = made
         self._checkpoint, self._progress = checkpoint, progress

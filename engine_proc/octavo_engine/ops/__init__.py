@@ -7,12 +7,12 @@ Notation: T tokens in the step, S sequences, H hidden size, Hq query heads, Hkv 
 V vocabulary, P pages in the cache, B page size (tokens a page).
 
 Types. Three compute types exist. The residual stream is float32 in all of them; what ops hand each other
-("activations") is bfloat16 when the weights are bfloat16 and float32 otherwise:
+("activations") is of the type that `Ops.activation_dtype` names:
 
-    weights    activations   KV cache (default)
-    float32    float32       float32
-    bfloat16   bfloat16      bfloat16
-    float16    float32       float16
+    weights    activations on the CPU   on CUDA    KV cache (default)
+    float32    float32                  float32    float32
+    bfloat16   bfloat16                 bfloat16   bfloat16
+    float16    float32                  float16    float16
 
 Law 6: an output row of any op here depends only on that row's own inputs and its own sequence, to the bit,
 whatever else is in the batch and however the sequence was cut in chunks.
@@ -138,18 +138,29 @@ LinearWeight: TypeAlias = PackedLinear | QuantizedLinear
 
 @dataclass(frozen=True)
 class KVLayout:
-    """The paged cache of all layers in one tensor each for keys and values.
+    """What a paged cache of all layers holds; `Ops.empty_cache` makes it, one tensor for keys and one for values.
 
-    keys:   [layers, P, Hkv, D/p, B, p]
-    values: [layers, P, Hkv, B/p, D, p]
+    Slot s of a page table entry is token `page * B + offset`; B is a multiple of 16. Each backend has a layout of its
+    own, which its ops alone read and write; the first two dimensions are [layers, P] in all of them. dtype: float32,
+    bfloat16, float16 or int8, on CUDA float8_e4m3fn too.
 
+    CPU and reference, D and B even:
+
+        keys:   [layers, P, Hkv, D/p, B, p]
+        values: [layers, P, Hkv, B/p, D, p]
+
+    p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
+    side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow.
     int8 (p = 4): keys [layers, P, Hkv, D/4 + 2, B, 4], where line D/4 holds the B float32 scales of the page's keys,
     one a token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code *
     scale.
 
-    p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
-    side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow. D and B are even; B is a multiple of 16.
-    Slot s of a page table entry is token `page * B + offset`.
+    CUDA, D * element size a multiple of 16: what one block of threads reads of a page is contiguous.
+
+        keys, values: [layers, P, Hkv, B, D]
+
+    int8 and float8_e4m3fn: [layers, P, Hkv, B * D + 2 * B] of that dtype, one byte an element: the codes [B, D], then
+    B float16 scales, one a token and head; keys and values each have their own. A key is code * scale.
     """
 
     num_layers: int
@@ -172,11 +183,19 @@ class TensorSpec:
 
 
 class Ops(Protocol):
-    """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
+    """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named.
+
+    Weights are packed from wherever they are: `pack_linear`, `pack_quantized` and `quantize` take tensors of the host
+    too, and what they return lies on `device`.
+    """
 
     name: str
     isa: str  # the kernels' instruction set
     device: device
+
+    def activation_dtype(self, weights: dtype) -> dtype:
+        """Of what ops hand each other where the float weights are float32, bfloat16 or float16 (the table above)."""
+        ...
 
     def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
         """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
@@ -262,6 +281,21 @@ class Ops(Protocol):
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: dtype) -> Tensor:
         """x [T, H] float32 -> (x - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450)."""
+        ...
+
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        """Bytes that one page takes in keys and values of all layers; layout.num_pages does not matter.
+
+        ValueError for shapes and dtypes that the backend's layout can't hold, naming the option to change.
+        """
+        ...
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        """(keys, values) of all layers, zero; see KVLayout. `keys[l]`, `values[l]` are one layer's, as ops take them.
+
+        ValueError as `page_bytes` has it; MemoryError where there is not so much memory.
+        """
         ...
 
     # ---- attention -----------------------------------------------------------------------------------------

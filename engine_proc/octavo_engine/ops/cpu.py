@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear, cpu_cache
 from octavo_engine.ops.cpu_quantized import QuantizedOps
 from octavo_engine.ops.cpu_rounding import RoundingOps
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from octavo_engine.ops import TensorSpec
+    from octavo_engine.ops import KVLayout, TensorSpec
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -126,6 +126,9 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._bind_quantized(library)
         self._bind_rounding(library)
 
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
+
     def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
@@ -206,6 +209,13 @@ class CpuOps(QuantizedOps, RoundingOps):
         out = self._empty(x.shape, out_dtype)
         self._layer_norm(out, x, weight, bias, eps)
         return out
+
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        return cpu_cache.page_bytes(layout)
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        return cpu_cache.empty_cache(layout)
 
     # ---- attention -----------------------------------------------------------------------------------------
     def rope_and_cache(

@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from octavo_engine.ops import (
     Activation,
     Activations,
+    KVLayout,
     LinearWeight,
     PackedLinear,
     QuantizedLinear,
     QuantizedWeight,
     TensorSpec,
+    cpu_cache,
     reference_quantized,
     reference_rounding,
 )
@@ -74,6 +76,9 @@ class ReferenceOps:
     name = "reference"
     isa = "torch"
     device = torch.device("cpu")
+
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
 
     def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
         return function
@@ -160,6 +165,13 @@ class ReferenceOps:
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
     ) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype)
+
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        return cpu_cache.page_bytes(layout)
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        return cpu_cache.empty_cache(layout)
 
     # ---- attention -----------------------------------------------------------------------------------------
     def rope_and_cache(
