@@ -191,6 +191,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         max_num_seqs=options.max_num_seqs,
         max_model_len=options.max_model_len,
         kv_dtype=kv_dtype,
+        progress=greeter,
     )
     scheduler = Scheduler(
         SchedulerConfig(

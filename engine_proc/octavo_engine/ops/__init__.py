@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, device, dtype
 
@@ -37,6 +37,7 @@ __all__ = [
     "Ops",
     "OpsUnavailable",
     "PackedLinear",
+    "Progress",
     "QuantizedLinear",
     "QuantizedWeight",
     "TensorSpec",
@@ -175,11 +176,18 @@ class KVLayout:
 class TensorSpec:
     """What a recorded function takes.
 
-    shape: sizes, or names of those that vary from run to run; equal names, equal sizes.
+    shape: sizes, or names of those that vary from run to run; equal names, equal sizes. fill: what rows hold that a
+    backend adds to reach a size that it has prepared, so that they do nothing; None for a tensor that is one longer
+    than the others and, in a run with as many rows in each of them, holds 0, 1, 2, ...
     """
 
     shape: tuple[int | str, ...]
     dtype: dtype
+    fill: int | None = 0
+
+
+Progress: TypeAlias = "Callable[[str, int, int, str], None]"
+"""progress(stage, done, total, text)."""
 
 
 class Ops(Protocol):
@@ -197,13 +205,25 @@ class Ops(Protocol):
         """Of what ops hand each other where the float weights are float32, bfloat16 or float16 (the table above)."""
         ...
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+    def record(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Callable[..., Tensor]:
         """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
 
-        It is run once, with stand-ins for tensors of `inputs`' shapes that know shape and dtype alone. The number of
-        rows of what it returns is that of an input. What comes back takes tensors of those shapes, contiguous, and
-        returns the same bits as `function` would, in a new tensor; it keeps the weights and caches that `function`
-        uses alive. A backend that has no programs returns `function`.
+        It is run once or more, on the CPU with stand-ins for tensors of `inputs`' shapes that know shape and dtype
+        alone. The number of rows of what it returns is that of an input. What comes back takes tensors of those shapes,
+        contiguous, and returns the same bits as `function` would; it keeps the weights and caches that `function` uses
+        alive. A backend that has no programs returns `function`.
+
+        On CUDA inputs may lie on the host as well, and it returns before the device is done. `rows` > 0 captures graphs
+        (ops.cuda_graphs) for runs with up to so many rows, the same number in every input; `widths` gives the most of
+        each other named size. What such a run returns is overwritten by the next one; elsewhere it is a new tensor.
         """
         ...
 

@@ -18,11 +18,11 @@ from octavo_engine.ops.cpu_quantized import QuantizedOps
 from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from octavo_engine.ops import KVLayout, TensorSpec
+    from octavo_engine.ops import KVLayout, Progress, TensorSpec
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -129,7 +129,15 @@ class CpuOps(QuantizedOps, RoundingOps):
     def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
         return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
+    def record(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
         return record(self, self._make_program, function, inputs)

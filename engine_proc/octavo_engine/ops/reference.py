@@ -6,7 +6,7 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from octavo_engine.ops import (
     KVLayout,
     LinearWeight,
     PackedLinear,
+    Progress,
     QuantizedLinear,
     QuantizedWeight,
     TensorSpec,
@@ -80,7 +81,15 @@ class ReferenceOps:
     def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
         return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+    def record(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Callable[..., Tensor]:
         return function
 
     # ---- weights -------------------------------------------------------------------------------------------
