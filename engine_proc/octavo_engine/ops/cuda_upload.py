@@ -44,8 +44,11 @@ class Staging:
         self.device = device
         self._pinned = device.type == "cuda"
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_BUFFERS)]
-        self._events: list[Copied] = [torch.cuda.Event() if self._pinned else _NoEvent() for _ in range(_BUFFERS)]
+        self._events: list[Copied] = [self._event() for _ in range(_BUFFERS)]
         self._turn = 0
+
+    def _event(self) -> Copied:
+        return torch.cuda.Event() if self._pinned else _NoEvent()  # type: ignore[no-untyped-call]
 
     def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors on the device, those of the host in one copy; one that is there already is returned as it is."""
