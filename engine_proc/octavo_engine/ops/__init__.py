@@ -420,7 +420,7 @@ class Ops(Protocol):
 
 
 def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 0) -> Ops:
-    """The implementation for a device: "cpu", or "reference" for plain torch.
+    """The implementation for a device: "cpu", "cuda" or "cuda:1", or "reference" for plain torch.
 
     isa forces a CPU variant ("portable", "avx2", "avx512"); num_threads 0 takes the cores this process may use.
     Raises OpsUnavailable.
@@ -433,4 +433,8 @@ def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 
         from octavo_engine.ops.cpu import CpuOps
 
         return CpuOps(isa=isa, num_threads=num_threads)
-    raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'reference'")
+    if device.partition(":")[0] == "cuda":
+        from octavo_engine.ops.cuda import CudaOps
+
+        return CudaOps(device)
+    raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'cuda', 'cuda:N', 'reference'")
