@@ -1,4 +1,4 @@
-"""The implementations under test: the native library once for every instruction set that this machine runs, and the CUDA
+"""The implementations under test: the native library once for every instruction set that this machine runs, the CUDA
 kernels emulated and, marked gpu, on a device."""
 
 from __future__ import annotations

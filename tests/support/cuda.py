@@ -20,7 +20,7 @@ _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
 
 def emulated_ops(*, check: bool = True) -> Ops:
-    """The kernels on the CPU. check: every memory access of a kernel is looked at; without, they run several times faster.
+    """The kernels on the CPU. check: every memory access of a kernel is looked at; without, they run faster.
 
     Skips the test where nothing could have built them.
     """
@@ -41,8 +41,8 @@ def device_ops() -> Ops:
 class OnDevice:
     """`Ops` whose tensors may lie on the host.
 
-    What a test hands over is copied to the device, strides included, and what an op may have written into is copied back.
-    Packed weights and caches stay where the op put them.
+    What a test hands over is copied to the device, strides included, and what an op may have written into is copied
+    back. Packed weights and caches stay where the op put them.
     """
 
     _AS_THEY_ARE = ("activation_dtype", "empty_cache", "page_bytes", "record", "weight_memory")

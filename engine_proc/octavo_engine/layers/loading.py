@@ -195,12 +195,13 @@ class Loader:
 
     def vector(self, name: str, size: int) -> Tensor:
         """[size] float32: a bias or a norm's weight."""
-        value = self.tensor(name, size).to(torch.float32, copy=True)
+        value = self.tensor(name, size).to(self.ops.device, torch.float32, copy=True)
         self._keep(name, value)
         return value
 
     def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
-        table = self.tensor(name, rows, width, dtype=self.dtype)[skip:].clone(memory_format=torch.contiguous_format)
+        stored = self.tensor(name, rows, width, dtype=self.dtype)[skip:]
+        table = stored.to(self.ops.device, copy=True, memory_format=torch.contiguous_format)
         self._release(self.prefix + name)
         self._keep(name, table)
         return table
