@@ -149,9 +149,9 @@ OCTAVO_DEVICE void scale_rows(const QuantizedArgs& a, const QuantizedPlace& p, F
   }
 }
 
-OCTAVO_DEVICE float activate(float x, Activation act) {
+OCTAVO_DEVICE float activated(float x, Activation act) {
   switch (act) {
-    case Activation::kRelu: return fmaxf(x, 0.f);
+    case Activation::kRelu: return x > 0.f ? x : 0.f * x;
     case Activation::kGelu: return 0.5f * x * (1.f + erff(x * 0.707106781f));
     case Activation::kGeluTanh: return 0.5f * x * (1.f + tanhf(0.797884561f * fmaf(0.044715f * x * x, x, x)));
     case Activation::kSilu: return x / (1.f + expf(-x));
@@ -181,13 +181,13 @@ OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile
       v += a.bias[column];
       up += a.bias[half + column];
     }
-    store_output(a, token, column, activate(v, a.act) * up);
+    store_output(a, token, column, activated(v, a.act) * up);
     return;
   }
   const int64_t column = int64_t(tile) * 16 + row;
   if (column >= a.layout.n) return;
   if (a.bias) v += a.bias[column];
-  store_output(a, token, column, activate(v, a.act));
+  store_output(a, token, column, activated(v, a.act));
 }
 
 // sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order (by
