@@ -19,7 +19,8 @@ def load_emulated(name: str = "octavo_cuda_emulated") -> Any:
     """build/emulated/lib<name>.so as a TVM FFI module.
 
     Skips the test where it was not built, as without the CUDA toolkit's headers. Besides the kernels' functions it has
-    `simt_configure(order, seed, os_threads)`, `simt_last_error()`, the kind of the latest mistake, and `simt_checking()`.
+    `simt_configure(order, seed, os_threads)`, `simt_last_error()` (the kind of the latest mistake, "none" before) and
+    `simt_checking()`.
     """
     path = _FOLDER / f"lib{name}.so"
     if not path.exists():
