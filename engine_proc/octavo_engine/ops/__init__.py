@@ -64,8 +64,8 @@ class PackedLinear:
 
     data: the packed weight. For float weights on the CPU: [ceil(N/32), K/p, 32, p] with p = 2 for bfloat16 and
     1 for float32 and float16, so that one 64-byte line holds 16 outputs' next 4 bytes of K (a panel of 32 outputs is
-    one sequential stream); rows beyond N and an odd K's last column are zero.
-    gated: rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs, and
+    one sequential stream); rows beyond N and an odd K's last column are zero. On CUDA: the weight as it was, [N, K].
+    gated: on the CPU rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs;
     `linear` returns act(gate) * up, of width N/2.
     """
 
@@ -338,16 +338,20 @@ class Ops(Protocol):
     ) -> Tensor:
         """Draw one token a row. logits [R, V] float32, unchanged. -> [R] int32, -1 where nothing is left to choose.
 
-        NaN logits count as -infinity; a row without any higher one (all forbidden, or a broken model) gives -1. In
-        this order: (1) for the entries adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token
-        adjust_ids at most once a row: logit = logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition
-        penalty, arXiv 1909.05858), then logit += adjust_add (presence, frequency, logit bias; -inf forbids); (2) mask
-        [M, ceil(V/32)] int32 bit sets of allowed tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no mask;
-        (3) temperature 0: argmax, lowest id wins ties; else logits / temperature; (4) min_p [R]: keep p >= min_p *
-        max p; (5) top_k [R] int32 (0 off): exactly k, the lowest ids first among equals at the boundary; (6) top_p
-        [R]: smallest prefix of the kept tokens by falling probability (renormalised, ties by lowest id) whose mass >=
-        top_p; (7) inverse CDF over the kept tokens in id order with u = Philox4x32-10(key = seeds[r] (int64), counter
-        = positions[r]) word 0 as a 24-bit uniform in [0, 1) (Salmon et al., SC 2011).
+        Every backend draws the same token from the same logits, to the bit. NaN logits count as -infinity; a row
+        without any higher one (all forbidden, or a broken model) gives -1. In this order: (1) for the entries
+        adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token adjust_ids at most once a row: logit =
+        logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition penalty, arXiv 1909.05858), then logit +=
+        adjust_add (presence, frequency, logit bias; -inf forbids); (2) mask [M, ceil(V/32)] int32 bit sets of allowed
+        tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no mask; (3) temperature 0: argmax, lowest id wins
+        ties; else p = 2^((logit - max) * (log2(e) / temperature)), in (0, 1], by the float32 roundings of
+        csrc/include/octavo/sampling_math.h; (4) min_p [R]: keep p >= min_p; (5) top_k [R] int32 (0 off): exactly k
+        by falling logit, the lowest ids first among equals at the boundary; (6) top_p [R] (1 off): the smallest prefix
+        of the kept tokens by falling logit, ties by lowest id, whose mass >= top_p of their mass; (7) the first kept
+        token in id order whose running mass exceeds floor(r / 2^64 * mass of all kept), r = words 0 and 1 of
+        Philox4x32-10(key = seeds[r] (int64), counter = positions[r]), word 0 on top (Salmon et al., SC 2011). The mass
+        of a token is p * 2^40 rounded to a whole number, so sums are exact; what is below 2^-41 of the best is never
+        drawn. Infinite logits count as the highest finite one; V <= 2^22.
         """
         ...
 
