@@ -7,7 +7,7 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -17,11 +17,14 @@ from torch.nn import functional as F
 from octavo_engine.ops import (
     Activation,
     Activations,
+    KVLayout,
     LinearWeight,
     PackedLinear,
+    Progress,
     QuantizedLinear,
     QuantizedWeight,
     TensorSpec,
+    cpu_cache,
     reference_quantized,
     reference_rounding,
 )
@@ -89,7 +92,18 @@ class ReferenceOps:
     isa = "torch"
     device = torch.device("cpu")
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Callable[..., Tensor]:
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
+
+    def record(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Callable[..., Tensor]:
         return function
 
     # ---- weights -------------------------------------------------------------------------------------------
@@ -174,6 +188,13 @@ class ReferenceOps:
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
     ) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype)
+
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        return cpu_cache.page_bytes(layout)
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        return cpu_cache.empty_cache(layout)
 
     # ---- attention -----------------------------------------------------------------------------------------
     def rope_and_cache(

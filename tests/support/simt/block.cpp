@@ -12,6 +12,7 @@
 namespace simt {
 
 Settings settings;
+Kind last_error = Kind::kNone;
 
 namespace {
 
@@ -118,6 +119,7 @@ const char* kind_name(Kind kind) {
     case Kind::kRace: return "race";
     case Kind::kOutOfBounds: return "out_of_bounds";
     case Kind::kUninitialised: return "uninitialised";
+    case Kind::kMissingFence: return "missing_fence";
     case Kind::kAsyncPending: return "async_pending";
     case Kind::kDivergentBarrier: return "divergent_barrier";
     case Kind::kWarpMismatch: return "warp_mismatch";
@@ -157,10 +159,10 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
 void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters, size_t size) {
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads) {
-    throw Error(Kind::kUnsupported, "unsupported: a block of " + std::to_string(threads) + " threads; 1 to 1024 are allowed");
+    throw Error(last_error = Kind::kUnsupported, "unsupported: a block of " + std::to_string(threads) + " threads; 1 to 1024 are allowed");
   }
   if (dynamic_shared > kMaxShared) {
-    throw Error(Kind::kUnsupported, "unsupported: " + std::to_string(dynamic_shared) +
+    throw Error(last_error = Kind::kUnsupported, "unsupported: " + std::to_string(dynamic_shared) +
                                         " bytes of shared memory; a block has up to " + std::to_string(kMaxShared));
   }
   Launch launch;
@@ -176,7 +178,7 @@ void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), vo
   for (int i = 1; !kChecking && i < settings.os_threads; ++i) others.emplace_back(run_blocks, &launch, i);
   run_blocks(&launch, 0);
   for (auto& thread : others) thread.join();
-  if (error_kind != Kind::kNone) throw Error(error_kind, error_text);
+  if (error_kind != Kind::kNone) throw Error(last_error = error_kind, error_text);
 }
 
 void thread_exits() {

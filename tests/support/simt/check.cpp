@@ -5,6 +5,8 @@
 // whole block starts a new epoch, in which all that went before is ordered for everyone; a barrier of some threads only
 // joins their rows. Shuffles, votes, ldmatrix and mma give no order (CUDA C++ Programming Guide, "Warp Shuffle
 // Functions"), which is how a missing __syncwarp shows.
+#include <unordered_map>
+
 #include "runtime.h"
 
 extern "C" {
@@ -117,6 +119,29 @@ class WriterPages {  // only pages that this launch wrote exist
   Writer* last_ = nullptr;
 };
 
+// How blocks of one launch are ordered: an atomic on device memory publishes what the block's fences before it cover,
+// and acquires what earlier atomics on that address published, once the block does a fence after it.
+struct Publication;
+struct Acquired {
+  const Publication* from;
+  size_t count;    // entries of it that were there
+  bool effective;  // a fence followed
+};
+struct Entry {
+  int64_t block;
+  std::shared_ptr<const std::vector<uint32_t>> cover;  // per thread, up to which time; null: no fence so far
+  std::vector<Acquired> acquired;                      // by that block until then
+};
+struct Publication {
+  uintptr_t address;
+  std::vector<Entry> entries;
+};
+std::unordered_map<uintptr_t, std::unique_ptr<Publication>> publications;
+std::vector<Acquired> acquired;  // by the running block
+bool fenced;                     // the running block did a fence
+std::vector<uint32_t> block_cover;                 // what fences before the last barrier of the whole block cover
+std::vector<std::vector<uint32_t>> thread_covers;  // since then; empty: none
+
 WriterPages writers;
 std::vector<Cell> cells;
 size_t last_range = 0;
@@ -126,6 +151,34 @@ uint32_t local_time[kMaxThreads], row_epoch[kMaxThreads];
 std::vector<uint32_t> rows;
 
 uint32_t now(int thread) { return epoch << kLocalBits | local_time[thread]; }
+
+void merge(std::vector<uint32_t>& into, const std::vector<uint32_t>& from) {
+  if (into.empty()) into.assign(from.size(), 0);
+  for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+}
+
+enum class Link { kNone, kUnfenced, kOrdered };
+
+// Whether a write of another block is published to this one: by that block itself, or by one that acquired it.
+Link find_link(const std::vector<Acquired>& list, int64_t block, int thread, uint32_t time, bool transitive) {
+  Link best = Link::kNone;
+  for (size_t k = list.size(); k-- > 0;) {  // the latest first
+    const Acquired& a = list[k];
+    for (size_t i = 0; i < a.count; ++i) {
+      const Entry& e = a.from->entries[i];
+      Link link = Link::kNone;
+      if (transitive) {
+        link = find_link(e.acquired, block, thread, time, false);
+      } else if (e.block == block) {
+        link = e.cover && (*e.cover)[size_t(thread)] >= time ? Link::kOrdered : Link::kUnfenced;
+      }
+      if (link == Link::kOrdered && !a.effective) link = Link::kUnfenced;
+      if (link == Link::kOrdered) return link;
+      best = std::max(best, link);
+    }
+  }
+  return best;
+}
 
 bool ordered(int me, int other, uint32_t time) {
   if (other == me || time < epoch << kLocalBits) return true;
@@ -218,12 +271,30 @@ void device_access(const char* p, size_t bytes, Access access, const void* pc) {
     Writer* found = write ? writers.make(page) : writers.find(page);
     if (!found) continue;
     found += address % kPageBytes;
+    Writer looked_at = 0;
     for (size_t k = 0; k < count; ++k) {
       const Writer old = found[k];
+      if (old == looked_at) continue;  // mostly the same one for all bytes, or none
+      looked_at = old;
       if (!old || (access == Access::kAtomic && (old >> 29 & 1))) continue;
       const auto block = int64_t(old >> 40), thread = int64_t(old >> 30 & 1023);
-      const bool fine = block == w.block ? ordered(me, int(thread), uint32_t(old & ((1u << 29) - 1))) : false;
-      if (fine) continue;
+      const auto time = uint32_t(old & ((1u << 29) - 1));
+      if (block == w.block) {
+        if (ordered(me, int(thread), time)) continue;
+      } else {
+        // A counter's own address: this block's atomic came after the others', and its later accesses come after that.
+        const bool counter = old >> 29 & 1 && std::any_of(acquired.begin(), acquired.end(), [&](const Acquired& a) {
+          return a.from->address == reinterpret_cast<uintptr_t>(p);
+        });
+        Link link = counter ? Link::kOrdered : find_link(acquired, block, int(thread), time, false);
+        if (link != Link::kOrdered) link = std::max(link, find_link(acquired, block, int(thread), time, true));
+        if (link == Link::kOrdered) continue;
+        if (link == Link::kUnfenced) {
+          fail(Kind::kMissingFence, pc, "%s of device memory %p after an atomic that block %lld did too, but without "
+               "fence_gpu between its write and its atomic, or between this block's atomic and now", verb,
+               static_cast<const void*>(p), static_cast<long long>(block));
+        }
+      }
       fail(Kind::kRace, pc, "%s of device memory %p races with a write by block %lld thread %lld of the same launch", verb,
            static_cast<const void*>(p), static_cast<long long>(block), static_cast<long long>(thread));
     }
@@ -239,6 +310,7 @@ void device_access(const char* p, size_t bytes, Access access, const void* pc) {
 void check_launch() {
   launched = true;
   writers.clear();
+  publications.clear();
 }
 
 void check_block() {
@@ -250,6 +322,8 @@ void check_block() {
   std::fill(row_epoch, row_epoch + kMaxThreads, 0);
   rows.resize(std::max(rows.size(), size_t(w.threads) * size_t(w.threads)));
   cells.assign(w.arena_used, Cell{});
+  acquired.clear();
+  fenced = false;
 }
 
 void check_variable(size_t, size_t) { cells.resize(worker->arena_used); }
@@ -260,8 +334,18 @@ void check_join(const int* threads, int count) {
     if (++epoch > kMaxEpoch) fail(Kind::kUnsupported, nullptr, "more than %u barriers in a checked block", kMaxEpoch);
     crossed = false;
     std::fill(local_time, local_time + all, 0);
+    for (int t = 0; fenced && t < all; ++t) {
+      if (thread_covers[size_t(t)].empty()) continue;
+      merge(block_cover, thread_covers[size_t(t)]);
+      thread_covers[size_t(t)].clear();
+    }
     return;
   }
+  std::vector<uint32_t> cover;
+  for (int i = 0; fenced && i < count; ++i) {
+    if (!thread_covers[size_t(threads[i])].empty()) merge(cover, thread_covers[size_t(threads[i])]);
+  }
+  for (int i = 0; !cover.empty() && i < count; ++i) thread_covers[size_t(threads[i])] = cover;
   const int warp = threads[0] >> 5;
   for (int i = 1; i < count; ++i) crossed = crossed || threads[i] >> 5 != warp;
   // Before anything crossed, a row holds times of its own warp only.
@@ -284,8 +368,49 @@ void check_join(const int* threads, int count) {
   }
 }
 
-void check_fence() {}
-void check_publish(const void*) {}
+void check_fence() {
+  const int me = worker->self->index, all = worker->threads;
+  if (!fenced) {
+    fenced = true;
+    block_cover.assign(size_t(all), 0);
+    thread_covers.assign(size_t(all), {});
+  }
+  auto& cover = thread_covers[size_t(me)];
+  if (cover.empty()) cover.assign(size_t(all), 0);
+  for (int t = 0; t < all; ++t) {
+    uint32_t known = (epoch << kLocalBits) - 1;
+    if (row_epoch[me] == epoch) known = std::max(known, rows[size_t(me) * size_t(all) + size_t(t)]);
+    if (t == me) known = now(me);
+    cover[size_t(t)] = std::max(cover[size_t(t)], known);
+  }
+  if (local_time[me] < (1u << kLocalBits) - 1) ++local_time[me];  // what comes now is not covered
+  std::vector<Acquired> latest;  // one an address
+  for (size_t k = acquired.size(); k-- > 0;) {
+    const auto same = [&](const Acquired& a) { return a.from == acquired[k].from; };
+    if (std::none_of(latest.begin(), latest.end(), same)) latest.push_back({acquired[k].from, acquired[k].count, true});
+  }
+  acquired.assign(latest.rbegin(), latest.rend());
+}
+
+void check_publish(const void* p) {
+  Worker& w = *worker;
+  if (size_t(static_cast<const char*>(p) - w.arena) < kArena) return;  // shared memory orders no blocks
+  auto& slot = publications[reinterpret_cast<uintptr_t>(p)];
+  if (!slot) slot = std::make_unique<Publication>(Publication{reinterpret_cast<uintptr_t>(p), {}});
+  const bool unfenced_again = !fenced && !slot->entries.empty() && slot->entries.back().block == w.block;
+  if (!unfenced_again) {
+    Entry entry{w.block, nullptr, acquired};
+    if (fenced) {
+      std::vector<uint32_t> cover = block_cover;
+      const auto& mine = thread_covers[size_t(w.self->index)];
+      if (!mine.empty()) merge(cover, mine);
+      entry.cover = std::make_shared<const std::vector<uint32_t>>(std::move(cover));
+    }
+    slot->entries.push_back(std::move(entry));
+  }
+  std::erase_if(acquired, [&](const Acquired& a) { return a.from == slot.get() && !a.effective; });
+  acquired.push_back({slot.get(), slot->entries.size(), false});
+}
 
 void check_async(const void* p, size_t bytes, bool pending) {
   const auto offset = size_t(static_cast<const char*>(p) - worker->arena);

@@ -9,6 +9,7 @@ namespace simt {
 enum class Kind {
   kNone,
   kRace,               // two threads, or two blocks, touch one address with no order between them
+  kMissingFence,       // blocks ordered by an atomic, but without __threadfence on both sides
   kOutOfBounds,        // of shared memory, or of every tensor that the call named
   kUninitialised,      // shared memory read before it was written
   kAsyncPending,       // a cp.async still in flight touched, or left behind at the thread's exit

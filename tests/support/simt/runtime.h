@@ -109,6 +109,7 @@ struct Settings {
   int os_threads = 1;  // of a build without checks
 };
 extern Settings settings;
+extern Kind last_error;
 
 // fiber.cpp
 void start_fibers(Worker& w);           // returns when the last fiber of the block is done, or one failed
