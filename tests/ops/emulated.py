@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops.cuda_dense import CudaDense
+from octavo_engine.ops.cuda_sampling import CudaSampling
 
 LIBRARY = Path(__file__).parents[2] / "build" / "emulated" / "liboctavo_cuda_emulated.so"
 
@@ -32,12 +33,13 @@ def load() -> Any:
     return tvm_ffi.load_module(str(LIBRARY))
 
 
-class Emulated(CudaDense):
+class Emulated(CudaDense, CudaSampling):
     """These ops on tensors of the host."""
 
     def __init__(self, *, invariant: bool = False) -> None:
         self.device, self.isa = torch.device("cpu"), "emulated"
         self._bind_dense(load(), invariant=invariant)
+        self._bind_sampling(load())
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
