@@ -58,6 +58,8 @@ class ScriptedMailbox:
 class CountingRunner:
     """Draws last token + 1. Raises on a poisoned sequence."""
 
+    asynchronous = False
+
     def __init__(self) -> None:
         self.plans: list[Plan] = []
 

@@ -74,6 +74,8 @@ class Runner:
     step has succeeded. Plans are told apart by their step. Not thread-safe.
     """
 
+    asynchronous = False
+
     def __init__(
         self,
         model: CausalLM,
@@ -128,6 +130,9 @@ class Runner:
     def collect(self, step: Step) -> StepResult:
         """Wait for a step and return what it made."""
         return step.result
+
+    def discard(self, step: Step) -> None:
+        """Wait for a step whose results nobody wants."""
 
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:
