@@ -154,7 +154,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             f"max_model_len={options.max_model_len}: the model has positions for {shape.max_position} tokens",
         )
     try:
-        page_bytes = kv_cache.page_bytes(shape, options.page_size, kv_dtype)
+        page_bytes = kv_cache.page_bytes(ops, shape, options.page_size, kv_dtype)
     except ValueError as error:
         name = str(kv_dtype).removeprefix("torch.")
         raise StartFailed("invalid_option", f"kv_cache_dtype={name}: {error}") from error
@@ -191,6 +191,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         max_num_seqs=options.max_num_seqs,
         max_model_len=options.max_model_len,
         kv_dtype=kv_dtype,
+        progress=greeter,
     )
     scheduler = Scheduler(
         SchedulerConfig(

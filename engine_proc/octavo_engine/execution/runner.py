@@ -11,10 +11,10 @@ import torch
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
-from octavo_engine.execution.kv_cache import KVCache
+from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, Batch
-from octavo_engine.ops import KVLayout, Ops, TensorSpec
+from octavo_engine.ops import Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
@@ -86,29 +86,27 @@ class Runner:
         max_num_seqs: int,
         max_model_len: int,
         kv_dtype: torch.dtype,
+        progress: Progress | None = None,
     ) -> None:
         config = model.config
         self._ops = ops
-        self.cache = KVCache(
-            KVLayout(
-                num_layers=config.num_layers,
-                num_pages=num_pages,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                page_size=page_size,
-                dtype=kv_dtype,
-            )
-        )
+        self.cache = KVCache(ops, cache_layout(config, num_pages, page_size, kv_dtype))
         kv = self.cache.layers
+        self._block = max(16, _LOGIT_BLOCK_BYTES // (4 * config.vocab_size) // 16 * 16)
         rows = TensorSpec(("L", config.hidden_size), torch.float32)
-        self._forward = ops.record(lambda *tensors: model.forward(Batch.of(tensors, kv)), BATCH_SPECS)
-        self._logits = ops.record(model.logits, [rows])
+        self._forward = ops.record(
+            lambda *tensors: model.forward(Batch.of(tensors, kv)),
+            BATCH_SPECS,
+            rows=max_num_seqs,
+            widths={"pages": -(-max_model_len // page_size)},
+            progress=progress,
+        )
+        self._logits = ops.record(model.logits, [rows], rows=min(max_num_seqs, self._block), progress=progress)
         self._builder = BatchBuilder(
             self.cache.layers, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len
         )
         self._sampler = Sampler(ops, max_num_seqs=max_num_seqs, vocab_size=config.vocab_size)
         self._copied = -1  # the step whose copies are done
-        self._block = max(16, _LOGIT_BLOCK_BYTES // (4 * config.vocab_size) // 16 * 16)
 
     def submit(self, plan: Plan) -> Step:
         """Start a step, or run the last one again, whole or a part of its sequences at a time.

@@ -66,7 +66,7 @@ class Loader:
     ) -> None:
         """dtype: of weights that stay in floats, and with it of activations. made: takes all that layers hold."""
         self.ops, self.dtype, self.formats = ops, dtype, formats
-        self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self.act_dtype = ops.activation_dtype(dtype)
         self.prefix = ""
         self._made = made
         self._checkpoint, self._progress = checkpoint, progress
@@ -195,12 +195,13 @@ class Loader:
 
     def vector(self, name: str, size: int) -> Tensor:
         """[size] float32: a bias or a norm's weight."""
-        value = self.tensor(name, size).to(torch.float32, copy=True)
+        value = self.tensor(name, size).to(self.ops.device, torch.float32, copy=True)
         self._keep(name, value)
         return value
 
     def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
-        table = self.tensor(name, rows, width, dtype=self.dtype)[skip:].clone(memory_format=torch.contiguous_format)
+        stored = self.tensor(name, rows, width, dtype=self.dtype)[skip:]
+        table = stored.to(self.ops.device, copy=True, memory_format=torch.contiguous_format)
         self._release(self.prefix + name)
         self._keep(name, table)
         return table

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear, cpu_cache
 from octavo_engine.ops.cpu_quantized import QuantizedOps
 from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from octavo_engine.ops import TensorSpec
+    from octavo_engine.ops import KVLayout, Progress, TensorSpec
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -126,7 +126,18 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._bind_quantized(library)
         self._bind_rounding(library)
 
-    def record(self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
+
+    def record(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
         return record(self, self._make_program, function, inputs)
@@ -206,6 +217,13 @@ class CpuOps(QuantizedOps, RoundingOps):
         out = self._empty(x.shape, out_dtype)
         self._layer_norm(out, x, weight, bias, eps)
         return out
+
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        return cpu_cache.page_bytes(layout)
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        return cpu_cache.empty_cache(layout)
 
     # ---- attention -----------------------------------------------------------------------------------------
     def rope_and_cache(
