@@ -101,11 +101,12 @@ class Steps:
         Running a plan again is harmless: the same keys and values are written to the same places.
         """
         merged = StepResult([], [], {})
-        before: tuple[list[Any], ...] = (plan.ends, plan.starts, plan.copies)
+        ends, starts, copies = plan.ends, plan.starts, plan.copies
         for seq in plan.seqs:
             result = StepResult([0] * len(seq.samplers), [None] * len(seq.samplers), {})
             if self._wanted(seq):
-                single, before = Plan(plan.step, *before, [seq]), ([], [], [])
+                single = Plan(plan.step, ends, starts, copies, [seq])
+                ends, starts, copies = [], [], []
                 try:
                     result = self._runner.collect(self._runner.submit(single))
                 except DeviceLost:
