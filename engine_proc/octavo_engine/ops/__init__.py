@@ -66,8 +66,8 @@ class PackedLinear:
     data: the packed weight. For float weights on the CPU: [ceil(N/32), K/p, 32, p] with p = 2 for bfloat16 and
     1 for float32 and float16, so that one 64-byte line holds 16 outputs' next 4 bytes of K (a panel of 32 outputs is
     one sequential stream); rows beyond N and an odd K's last column are zero. On CUDA: the weight as it was, [N, K].
-    gated: on the CPU rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs;
-    `linear` returns act(gate) * up, of width N/2.
+    gated: on the CPU rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same
+    outputs; `linear` returns act(gate) * up, of width N/2.
     """
 
     data: Tensor

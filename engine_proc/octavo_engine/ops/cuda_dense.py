@@ -1,8 +1,8 @@
 """Dense ops on CUDA: embeddings, casts, norms, and products of float weights.
 
 A packed float weight is the weight itself, [N, K], a gated one [gate; up] as stacked. Its products go through cuBLAS by
-torch, with our kernel behind them for what is not a product; with `invariant`, through our own (csrc/cuda/linear.h): its
-results for a row do not depend on the other rows (law 6), where cuBLAS picks another algorithm for another batch.
+torch, with our kernel behind them for what is not a product; with `invariant`, through our own (csrc/cuda/linear.h): a
+row of its results does not depend on the other rows (law 6), where cuBLAS picks another algorithm for another batch.
 """
 
 from __future__ import annotations
