@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from octavo_engine.ops import Ops, QuantizedWeight, load_ops
 
-__all__ = ["OnDevice", "device_ops", "emulated_ops"]
+__all__ = ["OnDevice", "device_ops", "emulated_ops", "emulated_order"]
 
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
@@ -30,6 +31,19 @@ def emulated_ops(*, check: bool = True) -> Ops:
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
     return CudaOps(emulated=path)
+
+
+@contextmanager
+def emulated_order(order: str) -> Iterator[None]:
+    """Emulated threads and blocks run in another order: "descending" or "random"."""
+    from octavo_engine.ops.cuda import load_library
+
+    library = load_library(_EMULATED / "liboctavo_cuda_emulated.so")
+    library.simt_configure(order, 3, 1)
+    try:
+        yield
+    finally:
+        library.simt_configure("ascending", 0, 1)
 
 
 def device_ops() -> Ops:

@@ -78,6 +78,7 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
     """`Ops` on one CUDA device."""
 
     name = "cuda"
+    asynchronous = True
 
     def __init__(self, device: str = "cuda", *, emulated: Path | None = None, graphs: Graphs | None = None) -> None:
         """emulated: the library of the emulated kernels, for tests: they work on tensors of the host.
