@@ -65,9 +65,9 @@ class PackedLinear:
 
     data: the packed weight. For float weights on the CPU: [ceil(N/32), K/p, 32, p] with p = 2 for bfloat16 and
     1 for float32 and float16, so that one 64-byte line holds 16 outputs' next 4 bytes of K (a panel of 32 outputs is
-    one sequential stream); rows beyond N and an odd K's last column are zero.
-    gated: rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs, and
-    `linear` returns act(gate) * up, of width N/2.
+    one sequential stream); rows beyond N and an odd K's last column are zero. On CUDA: the weight as it was, [N, K].
+    gated: on the CPU rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same
+    outputs; `linear` returns act(gate) * up, of width N/2.
     """
 
     data: Tensor
@@ -200,6 +200,7 @@ class Ops(Protocol):
     name: str
     isa: str  # the kernels' instruction set
     device: device
+    asynchronous: bool  # ops return before they are done: the host can prepare the next step meanwhile
 
     def activation_dtype(self, weights: dtype) -> dtype:
         """Of what ops hand each other where the float weights are float32, bfloat16 or float16 (the table above)."""
