@@ -6,7 +6,7 @@ one. What is emulated shows that the ops of a forward, a step and a padded step 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,17 +38,20 @@ MODELS = ["llama-head-64", "gpt2", "opt"]
 
 
 @pytest.fixture(params=["emulated", pytest.param("device", marks=pytest.mark.gpu)])
-def cuda(request: pytest.FixtureRequest) -> CudaOps:
-    return emulated_ops(check=False, graphs=CallGraphs()) if request.param == "emulated" else CudaOps()
+def cuda(request: pytest.FixtureRequest) -> Iterator[CudaOps]:
+    if request.param == "device":
+        yield CudaOps()
+        return
+    graphs = CallGraphs()
+    yield emulated_ops(check=False, graphs=graphs)
+    assert 4 in graphs.replays, "the steps that decode three sequences run padded"
 
 
 def run(folder: Path, cuda: CudaOps, asked: list[list[int]], dtype: torch.dtype, **options: object) -> list[Sequence]:
     """The prompts in chunks, mixed with the first's decode steps, then all of them together."""
     kv_dtype = options.pop("kv_dtype", dtype)
     model = load_model(open_source(folder), cuda, dtype, **options)
-    driver = Driver(
-        model, cuda, kv_dtype=kv_dtype, num_pages=40, max_num_seqs=len(asked), max_model_len=64, make=DeviceRunner
-    )
+    driver = Driver(model, cuda, kv_dtype=kv_dtype, num_pages=40, max_num_seqs=4, max_model_len=64, make=DeviceRunner)
     params = SamplingParams(temperature=0, logprobs=1)
     sequences = [driver.start(prompt, params) for prompt in asked]
     driver.step([(sequences[0], 100), (sequences[1], 3)])

@@ -156,7 +156,7 @@ class KVLayout:
     one a token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code *
     scale.
 
-    CUDA, D * element size a multiple of 16: what one block of threads reads of a page is contiguous.
+    CUDA, D even and at most 256: what one block of threads reads of a page is contiguous.
 
         keys, values: [layers, P, Hkv, B, D]
 
