@@ -11,6 +11,7 @@
 // 4 bit codes are multiplied in the upper half of a byte, 16 (code - 8), and a sixteenth goes to the scale of x.
 // LLM.int8() adds int32 over the slice. An outlier is a float32 product of its own, in the order of k, read from x itself;
 // tokens that have none at that k add an exact zero.
+#include "elements.cuh"
 #include "launch.h"
 #include "quantized_launch.h"
 #include "quantized_tile.cuh"
@@ -22,30 +23,9 @@ namespace {
 
 // x[row, k ... k + 3], zeros beyond the last column.
 OCTAVO_DEVICE float4 load_four(const QuantizedArgs& a, int64_t row, int64_t k) {
+  if (k >= a.layout.k) return make_float4(0.f, 0.f, 0.f, 0.f);
   const int64_t at = row * a.x_stride + k;
-  float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
-  if (a.x_type == DType::kFloat32) {
-    const float* x = static_cast<const float*>(a.x) + at;
-    if (a.x_vectors) return k < a.layout.k ? *reinterpret_cast<const float4*>(x) : v;
-    if (k < a.layout.k) v.x = x[0];
-    if (k + 1 < a.layout.k) v.y = x[1];
-    if (k + 2 < a.layout.k) v.z = x[2];
-    if (k + 3 < a.layout.k) v.w = x[3];
-    return v;
-  }
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + at;
-  uint2 words = make_uint2(0, 0);
-  if (a.x_vectors) {
-    if (k < a.layout.k) words = *reinterpret_cast<const uint2*>(x);
-  } else {
-    if (k < a.layout.k) words.x = x[0];
-    if (k + 1 < a.layout.k) words.x |= uint32_t(x[1]) << 16;
-    if (k + 2 < a.layout.k) words.y = x[2];
-    if (k + 3 < a.layout.k) words.y |= uint32_t(x[3]) << 16;
-  }
-  const float2 low = a.x_type == DType::kFloat16 ? unpack_f16(words.x) : unpack_bf16(words.x);
-  const float2 high = a.x_type == DType::kFloat16 ? unpack_f16(words.y) : unpack_bf16(words.y);
-  return make_float4(low.x, low.y, high.x, high.y);
+  return a.x_vectors ? load4<true>(a.x, a.x_type, at, 4) : load4<false>(a.x, a.x_type, at, a.layout.k - k);
 }
 
 OCTAVO_DEVICE float load_one(const QuantizedArgs& a, int64_t row, int64_t k) {

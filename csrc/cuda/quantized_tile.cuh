@@ -6,6 +6,7 @@
 // tokens are columns of the mma, which do not meet. Hence law 6: a token's result is the same to the bit in any batch.
 #pragma once
 
+#include "activation.cuh"
 #include "prim.cuh"
 #include "quantized.h"
 
@@ -163,16 +164,6 @@ OCTAVO_DEVICE void scale_rows(const QuantizedArgs& a, const QuantizedPlace& p, F
   }
 }
 
-OCTAVO_DEVICE float activated(float x, Activation act) {
-  switch (act) {
-    case Activation::kRelu: return x > 0.f ? x : 0.f * x;
-    case Activation::kGelu: return 0.5f * x * (1.f + erff(x * 0.707106781f));
-    case Activation::kGeluTanh: return 0.5f * x * (1.f + tanhf(0.797884561f * fmaf(0.044715f * x * x, x, x)));
-    case Activation::kSilu: return x / (1.f + expf(-x));
-    default: return x;
-  }
-}
-
 OCTAVO_DEVICE void store_output(const QuantizedArgs& a, int64_t token, int64_t column, float v) {
   const int64_t at = token * a.out_stride + column;
   switch (a.out_type) {
@@ -195,13 +186,13 @@ OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile
       v += a.bias[column];
       up += a.bias[half + column];
     }
-    store_output(a, token, column, activated(v, a.act) * up);
+    store_output(a, token, column, activate(v, a.act) * up);
     return;
   }
   const int64_t column = int64_t(tile) * 16 + row;
   if (column >= a.layout.n) return;
   if (a.bias) v += a.bias[column];
-  store_output(a, token, column, activated(v, a.act));
+  store_output(a, token, column, activate(v, a.act));
 }
 
 // sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order (by
