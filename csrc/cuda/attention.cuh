@@ -190,39 +190,31 @@ struct Cache {
   }
 };
 
-// Scores as the softmax takes them: exponents are score * factor, in base 2.
-struct Scoring {
-  float factor, scale, softcap, cap_in, window;
-  bool adjusted;
-  OCTAVO_DEVICE explicit Scoring(const AttentionArgs& a)
-      : factor(a.scale * kLog2e), scale(a.scale), softcap(a.softcap), cap_in(0.0f), window(0.0f),
-        adjusted(a.softcap > 0.0f || a.alibi_slopes != nullptr) {
-    if (adjusted) factor = kLog2e;
-    if (a.softcap > 0.0f) cap_in = 2.0f * kLog2e / a.softcap;
+// distance = key - position. tanh by ex2: tanh.approx is off by 2^-11, 0.01 in a score of 30.
+OCTAVO_DEVICE float adjust(const Scoring& scoring, float x, float slope, int distance) {
+  x = mul_rn(x, scoring.scale);
+  if (scoring.softcap > 0.0f) {
+    const float e = exp2_approx(mul_rn(x, scoring.cap_factor));
+    x = mul_rn(scoring.softcap, fma_rn(-2.0f, rcp_approx(add_rn(1.0f, e)), 1.0f));
   }
-  // distance = key - position. tanh by ex2: tanh.approx is off by 2^-11, 0.01 in a score of 30.
-  OCTAVO_DEVICE float adjust(float x, float slope, int distance) const {
-    x = mul_rn(x, scale);
-    if (softcap > 0.0f) {
-      const float e = exp2_approx(mul_rn(x, cap_in));
-      x = mul_rn(softcap, fma_rn(-2.0f, rcp_approx(add_rn(1.0f, e)), 1.0f));
-    }
-    return fma_rn(slope, float(distance), x);
-  }
-  // Of accumulators whose reference moves.
-  OCTAVO_DEVICE float rescale(float from, float to) const { return exp2_approx(mul_rn(add_rn(from, -to), factor)); }
-  OCTAVO_DEVICE float base(float reference) const { return -mul_rn(reference, factor); }
-  OCTAVO_DEVICE float weight(float x, float base_of_reference) const {
-    return exp2_approx(fma_rn(x, factor, base_of_reference));
-  }
-};
+  return fma_rn(slope, float(distance), x);
+}
+// The factor of accumulators whose reference moves.
+OCTAVO_DEVICE float rescale(const Scoring& scoring, float from, float to) {
+  return exp2_approx(mul_rn(sub_rn(from, to), scoring.factor));
+}
+// A score's weight, given base_of its row's reference.
+OCTAVO_DEVICE float base_of(const Scoring& scoring, float reference) { return -mul_rn(reference, scoring.factor); }
+OCTAVO_DEVICE float weight_of(const Scoring& scoring, float score, float base) {
+  return exp2_approx(fma_rn(score, scoring.factor, base));
+}
 
 // A row's total over the chunks so far: reference and weight; fold gives the factors of its accumulators.
 struct Total {
   float reference = kNoScore, weight = 0.0f;
   OCTAVO_DEVICE float2 fold(const Scoring& scoring, float chunk_reference, float chunk_weight) {
     const float to = fmaxf(reference, chunk_reference);
-    const float2 f = make_float2(scoring.rescale(reference, to), scoring.rescale(chunk_reference, to));
+    const float2 f = make_float2(rescale(scoring, reference, to), rescale(scoring, chunk_reference, to));
     reference = to;
     weight = fma_rn(chunk_weight, f.y, mul_rn(weight, f.x));
     return f;
@@ -251,23 +243,20 @@ OCTAVO_DEVICE uint32_t load_query_pair(const void* queries, DType type, int64_t 
   return kBF16 ? pack_bf16(y.x, y.y) : pack_f16(y.x, y.y);
 }
 
-// The cache's address of 16 keys at a multiple of 16. Pages hold any multiple of 16 tokens.
-template <class C>
+// The cache's addresses, of 16 keys ("unit") at a multiple of 16: pages hold any multiple of 16 tokens. Sizes stay in the
+// kernel's parameters, which takes no registers.
+template <class C, int D>
 struct Pages {
-  const int32_t* table;  // the sequence's row
-  int units;             // of 16 tokens a page
-  int num_kv_heads, head;
-  int64_t block_bytes;  // one head's keys or values in one page, scales included
-  template <class Args>
-  OCTAVO_DEVICE Pages(const Args& a, int seq, int head, int head_dim)
-      : table(a.page_table + int64_t(seq) * a.max_pages), units(int(unsigned(a.page_size) / 16u)),
-        num_kv_heads(a.num_kv_heads), head(head),
-        block_bytes(int64_t(a.page_size) * (C::k8Bit ? head_dim + 2 : 2 * head_dim)) {}
-  OCTAVO_DEVICE int page(int unit) const { return table[unsigned(unit) / unsigned(units)]; }
+  const AttentionArgs& a;
+  int table, head;  // the sequence's first entry
+  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head) : a(args), table(seq * args.max_pages), head(kv_head) {}
+  OCTAVO_DEVICE unsigned units() const { return unsigned(a.page_size) / 16u; }
+  OCTAVO_DEVICE int page(int unit) const { return a.page_table[table + int(unsigned(unit) / units())]; }
+  OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % units()); }
+  // One head's keys or values of one page, scales included.
   OCTAVO_DEVICE int64_t block(int page) const {
-    return (int64_t(page) * num_kv_heads + head) * block_bytes;
+    return int64_t(page * a.num_kv_heads + head) * (a.page_size * (C::k8Bit ? D + 2 : 2 * D));
   }
-  OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % unsigned(units)); }
 };
 
 }  // namespace octavo::cuda

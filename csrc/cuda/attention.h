@@ -36,6 +36,14 @@ struct AttentionWork {
   int32_t decode_grid, prefill_grid;  // CTAs
 };
 
+// Scores as the softmax takes them: exponents are score * factor, in base 2. Kernels read it from their parameters, which
+// takes no registers.
+struct Scoring {
+  float factor;
+  float scale, softcap, cap_factor;  // of an adjusted score: times scale, capped if softcap > 0, and the slope's part
+  bool adjusted;
+};
+
 struct PlanArgs {
   AttentionWork work;
   const int32_t* query_start;  // [num_seqs + 1]
@@ -65,11 +73,13 @@ struct AttentionArgs {
   const int32_t* seq_lens;     // [num_seqs]
   int32_t num_seqs, tokens, max_pages;
   int32_t num_heads, num_kv_heads, head_dim, page_size;
-  float scale;
   int32_t sliding_window;  // 0: none
   const float* alibi_slopes;  // [num_heads] or null
-  float softcap;              // 0: none
+  Scoring scoring;            // of make_scoring
 };
+
+// scale, softcap: of Ops.paged_attention.
+Scoring make_scoring(float scale, float softcap, bool has_slopes);
 
 // CTAs of each kernel that one SM holds.
 int decode_ctas(CacheType cache, int head_dim);

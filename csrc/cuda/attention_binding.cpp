@@ -89,9 +89,8 @@ AttentionArgs read_arguments(TensorView out, TensorView qkv, TensorView keys, Te
   a.queries = device_data<const void>(qkv);
   a.tokens = int32_t(qkv.size(0));
   a.num_heads = int32_t(num_heads);
-  a.scale = float(scale);
   a.sliding_window = int32_t(sliding_window);
-  a.softcap = float(softcap);
+  a.scoring = cuda::make_scoring(float(scale), float(softcap), a.alibi_slopes != nullptr);
   return a;
 }
 

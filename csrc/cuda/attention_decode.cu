@@ -44,7 +44,6 @@ struct Tile {
 // The last of a tile's items: chunks' results in their order.
 template <int D>
 OCTAVO_DEVICE void merge(const AttentionArgs& a, const Tile& tile, const DecodeItem& item, int head) {
-  const Scoring scoring(a);
   const int64_t chunk_stride = int64_t(a.num_kv_heads) * kDecodeRows * (D + 2);
   const float* partials = a.work.partials + (int64_t(item.tile_slot) * a.num_kv_heads + head) * kDecodeRows * (D + 2);
   for (int i = int(threadIdx.x); i < item.rows * (D / 2); i += kThreads) {
@@ -55,7 +54,7 @@ OCTAVO_DEVICE void merge(const AttentionArgs& a, const Tile& tile, const DecodeI
     for (int chunk = 0; chunk < item.tile_chunks; ++chunk, from += chunk_stride) {
       const float2 state = ldcg(reinterpret_cast<const float2*>(from + D));
       const float2 value = ldcg(reinterpret_cast<const float2*>(from + column));
-      const float2 factors = total.fold(scoring, state.x, state.y);
+      const float2 factors = total.fold(a.scoring, state.x, state.y);
       sum.x = folded(sum.x, value.x, factors);
       sum.y = folded(sum.y, value.y, factors);
     }
@@ -74,7 +73,6 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
   pdl_wait();
   pdl_launch();
   const int thread = int(threadIdx.x), lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
-  const Scoring scoring(a);
   const int group = a.num_heads / a.num_kv_heads, num_items = a.work.counts[0] * a.num_kv_heads;
   constexpr int kScaled = K::k8Bit ? 1 : 0;
 
@@ -114,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
     const int begin_tile = begin / kTileKeys, end_tile = (end + kTileKeys - 1) / kTileKeys;
 
     // Warp w fetches keys 16 w .. 16 w + 15 of each tile, all of one page, whose number was read one tile ahead.
-    const Pages<K> pages(a, item.seq, head, D);
+    const Pages<K, D> pages(a, item.seq, head);
     const auto page_of = [&](int tile_index) {
       const int key = tile_index * kTileKeys + warp * 16;
       return key + 16 > first && key < end ? pages.page(key / 16) : 0;
@@ -184,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
         for (int i = 0; i < 4; ++i) {
           const int key = warp_key + 8 * j + 2 * t + (i & 1), e = i >> 1;
           float x = s[0][j].r[i];
-          if (scoring.adjusted) x = scoring.adjust(x, slope[e], key - position[e]);
+          if (a.scoring.adjusted) x = adjust(a.scoring, x, slope[e], key - position[e]);
           if (masked && (key > position[e] || key < first_key(position[e], a.sliding_window))) x = -INFINITY;
           s[0][j].r[i] = x;
           largest[e] = fmaxf(largest[e], x);
@@ -205,10 +203,10 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
         const int r = g + 8 * e;
         between[e] = fmaxf(reference[e], fmaxf(row_max[0][r], row_max[1][r]));
         behind[e] = fmaxf(between[e], fmaxf(row_max[2][r], row_max[3][r]));
-        const float base = scoring.base(warp < 2 ? between[e] : behind[e]);
+        const float base = base_of(a.scoring, warp < 2 ? between[e] : behind[e]);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const float x = scoring.weight(s[0][j].r[2 * e], base), y = scoring.weight(s[0][j].r[2 * e + 1], base);
+          const float x = weight_of(a.scoring, s[0][j].r[2 * e], base), y = weight_of(a.scoring, s[0][j].r[2 * e + 1], base);
           p.r[2 * j + e] = K::pack(x, y);
           if constexpr (K::k8Bit) {
             scaled.r[2 * j + e] = K::pack_scaled(
@@ -225,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
       for (int block = 0; block < 2; ++block) {
         const float* to = block ? behind : between;
         if (any(to[0] != reference[0] || to[1] != reference[1])) {
-          const float f[2] = {scoring.rescale(reference[0], to[0]), scoring.rescale(reference[1], to[1])};
+          const float f[2] = {rescale(a.scoring, reference[0], to[0]), rescale(a.scoring, reference[1], to[1])};
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             weight_sum.r[i] = mul_rn(weight_sum.r[i], f[i >> 1]);
@@ -260,8 +258,8 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
       // A chunk's end: onto the total, or to memory for the merge.
       if ((index + 1) * kTileKeys % chunk_size == 0 || index + 1 == end_tile) {
         if (item.slot < 0) {
-          const float2 f[2] = {total[0].fold(scoring, reference[0], weight_sum.r[0]),
-                               total[1].fold(scoring, reference[1], weight_sum.r[2])};
+          const float2 f[2] = {total[0].fold(a.scoring, reference[0], weight_sum.r[0]),
+                               total[1].fold(a.scoring, reference[1], weight_sum.r[2])};
 #pragma unroll
           for (int u = 0; u < K::kWarpUnits; ++u) {
 #pragma unroll

@@ -91,6 +91,11 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
 
 }  // namespace
 
+Scoring make_scoring(float scale, float softcap, bool has_slopes) {
+  if (softcap <= 0.0f && !has_slopes) return Scoring{scale * kLog2e, scale, 0.0f, 0.0f, false};
+  return Scoring{kLog2e, scale, softcap, softcap > 0.0f ? 2.0f * kLog2e / softcap : 0.0f, true};
+}
+
 void plan_attention(const PlanArgs& a, cudaStream_t stream) { launch(plan_kernel, dim3(1), dim3(kThreads), 0, stream, a); }
 
 }  // namespace octavo::cuda

@@ -168,14 +168,19 @@ __global__ void __launch_bounds__(kThreads) linear_float_kernel(LinearArgs a) {
       sums[1][j] = fma_rn(v, u, sums[1][j]);
     }
   }
+  // Lane j writes row j.
+  float y = 0.f, other = 0.f;
 #pragma unroll
   for (int j = 0; j < kWarpTokens; ++j) {
+#pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) {
       sums[0][j] += shfl_xor(sums[0][j], lanes);
       sums[1][j] += shfl_xor(sums[1][j], lanes);
     }
-    if (lane == 0 && first_token + j < a.m) write(a, first_token + j, output, sums[0][j], sums[1][j]);
+    y = lane == j ? sums[0][j] : y;
+    other = lane == j ? sums[1][j] : other;
   }
+  if (lane < kWarpTokens && first_token + lane < a.m) write(a, first_token + lane, output, y, other);
 }
 
 template <bool Bf16, int Tiles, bool Vector>

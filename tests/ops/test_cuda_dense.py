@@ -1,14 +1,15 @@
-"""The dense ops of CUDA on the SIMT emulator, held to the reference; what ran here is emulated, not a GPU result."""
+"""The dense ops of CUDA held to the reference: emulated, and marked gpu on a device."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from octavo_engine.ops import Activation, Ops
-
-from .emulated import Emulated, emulated_ops
+from tests.support.cuda import emulated_ops, emulated_order
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -25,21 +26,21 @@ def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture
-def cuda_ops() -> Emulated:
-    return emulated_ops()
-
-
 @pytest.fixture(params=[False, True], ids=["cublas", "invariant"])
-def either(request: pytest.FixtureRequest) -> Emulated:
-    return emulated_ops(invariant=request.param)
+def either(cuda_ops: Any, request: pytest.FixtureRequest) -> Any:
+    return with_invariant(cuda_ops, request.param)
+
+
+def with_invariant(ops: Any, invariant: bool) -> Any:
+    getattr(ops, "_ops", ops).invariant = invariant  # of a device's ops, those behind the ones for tests
+    return ops
 
 
 # ---- norms ------------------------------------------------------------------------------------------------------
 # Widths: less than a warp's four, odd, one warp, several, sixteen elements a thread and more, beyond 16384.
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (5, 64), (2, 515), (3, 576), (2, 4096), (1, 16640)])
-def test_norms(cuda_ops: Emulated, reference: Ops, rows: int, width: int, dtype: torch.dtype) -> None:
+def test_norms(cuda_ops: Any, reference: Ops, rows: int, width: int, dtype: torch.dtype) -> None:
     x, weight, bias = randn(rows, width) * 3 + 0.5, randn(width, seed=1), randn(width, seed=2)
     kept = x.clone()
     close(cuda_ops.rms_norm(x, weight, 1e-5, dtype), reference.rms_norm(x, weight, 1e-5, dtype))
@@ -50,7 +51,7 @@ def test_norms(cuda_ops: Emulated, reference: Ops, rows: int, width: int, dtype:
 
 @pytest.mark.parametrize("delta_type", TYPES)
 @pytest.mark.parametrize("width", [7, 576])
-def test_norms_with_the_residual_added_first(cuda_ops: Emulated, width: int, delta_type: torch.dtype) -> None:
+def test_norms_with_the_residual_added_first(cuda_ops: Any, width: int, delta_type: torch.dtype) -> None:
     x, weight, delta = randn(4, width), randn(width, seed=1), randn(4, width, seed=3, dtype=delta_type)
     wanted = x + delta.float()
     for layer in (False, True):
@@ -64,14 +65,14 @@ def test_norms_with_the_residual_added_first(cuda_ops: Emulated, width: int, del
         assert torch.equal(residual, wanted)
 
 
-def test_a_norm_of_a_column_slice_has_the_bits_of_its_copy(cuda_ops: Emulated) -> None:
+def test_a_norm_of_a_column_slice_has_the_bits_of_its_copy(cuda_ops: Any) -> None:
     """Rows 577 elements apart can't be read four at a time; the order of the sums is the same."""
     x, weight = randn(3, 577)[:, :576], randn(576, seed=1)
     got = cuda_ops.rms_norm(x, weight, 1e-5, torch.float32)
     assert torch.equal(got, cuda_ops.rms_norm(x.contiguous(), weight, 1e-5, torch.float32))
 
 
-def test_a_norm_refuses_rows_too_wide(cuda_ops: Emulated) -> None:
+def test_a_norm_refuses_rows_too_wide(cuda_ops: Any) -> None:
     with pytest.raises(ValueError, match="rows of 32769 elements; a norm on CUDA takes at most 32768"):
         cuda_ops.rms_norm(torch.zeros(1, 32769), torch.zeros(32769), 1e-5, torch.float32)
 
@@ -79,7 +80,7 @@ def test_a_norm_refuses_rows_too_wide(cuda_ops: Emulated) -> None:
 # ---- embeddings and casts -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [1, 6, 64, 1040])
-def test_embeddings(cuda_ops: Emulated, reference: Ops, width: int, dtype: torch.dtype) -> None:
+def test_embeddings(cuda_ops: Any, reference: Ops, width: int, dtype: torch.dtype) -> None:
     table, ids = randn(11, width, dtype=dtype), torch.tensor([10, 0, 3, 3], dtype=torch.int32)
     assert torch.equal(cuda_ops.embedding(ids, table, 2.5), reference.embedding(ids, table, 2.5))
     assert torch.equal(cuda_ops.embedding(ids, cuda_ops.pack_linear(table)), reference.embedding(ids, table))
@@ -90,14 +91,14 @@ def test_embeddings(cuda_ops: Emulated, reference: Ops, width: int, dtype: torch
     assert torch.equal(residual, wanted)
 
 
-def test_an_id_beyond_the_table_gives_nan(cuda_ops: Emulated) -> None:
+def test_an_id_beyond_the_table_gives_nan(cuda_ops: Any) -> None:
     got = cuda_ops.embedding(torch.tensor([4, -1, 0], dtype=torch.int32), torch.ones(4, 8))
     assert got.isnan().all(1).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 6, 64, 1037])
-def test_casts(cuda_ops: Emulated, width: int, dtype: torch.dtype) -> None:
+def test_casts(cuda_ops: Any, width: int, dtype: torch.dtype) -> None:
     x = randn(3, 2 * width) * 100
     x[0, 0], x[1, 0] = float("inf"), float("nan")
     got = cuda_ops.cast(x[:, :width], dtype)
@@ -112,7 +113,7 @@ SHAPES = [(1, 1, 1), (2, 6, 7), (5, 34, 40), (8, 32, 256), (17, 48, 264), (33, 3
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("rows", "n", "k"), SHAPES)
-def test_linear(either: Emulated, reference: Ops, rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+def test_linear(either: Any, reference: Ops, rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     x, weight = randn(rows, k, dtype=dtype), (randn(n, k, seed=1) / k**0.5).to(dtype)
     packed, bias = either.pack_linear(weight), randn(n, seed=2)
     assert torch.equal(either.unpack_linear(packed), weight)
@@ -128,7 +129,7 @@ def test_linear(either: Emulated, reference: Ops, rows: int, n: int, k: int, dty
 @pytest.mark.parametrize("act", list(Activation))
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations(either: Emulated, reference: Ops, dtype: torch.dtype, gated: bool, act: Activation) -> None:
+def test_activations(either: Any, reference: Ops, dtype: torch.dtype, gated: bool, act: Activation) -> None:
     x, weight, bias = randn(9, 72, dtype=dtype), (randn(76, 72, seed=1) / 4).to(dtype), randn(76, seed=2)
     got = either.linear(x, either.pack_linear(weight, gated=gated), bias, act=act)
     wanted = reference.linear(x, reference.pack_linear(weight, gated=gated), bias, act=act)
@@ -138,9 +139,9 @@ def test_activations(either: Emulated, reference: Ops, dtype: torch.dtype, gated
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_an_invariant_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
+def test_an_invariant_row_has_the_same_bits_in_any_batch(cuda_ops: Any, dtype: torch.dtype) -> None:
     """Law 6, over every size of tile, and for rows that lie apart."""
-    ops = emulated_ops(invariant=True)
+    ops = with_invariant(cuda_ops, True)
     x, packed = randn(70, 520, dtype=dtype), ops.pack_linear(randn(40, 520, seed=1, dtype=dtype), gated=True)
     together = ops.linear(x, packed, act=Activation.SILU, out_dtype=torch.float32)
     for rows in (1, 8, 9, 33):
@@ -152,7 +153,7 @@ def test_an_invariant_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("order", ["descending", "random"])
 def test_the_order_of_blocks_and_threads_changes_nothing(order: str) -> None:
-    ops = emulated_ops(invariant=True)
+    ops = with_invariant(emulated_ops(), True)
     x, weight = randn(19, 80, dtype=torch.bfloat16), randn(70, 80, seed=1, dtype=torch.bfloat16)
     norm = randn(80, seed=2)
 
@@ -160,12 +161,12 @@ def test_the_order_of_blocks_and_threads_changes_nothing(order: str) -> None:
         return [ops.linear(x, ops.pack_linear(weight)), ops.rms_norm(x.float(), norm, 1e-6, torch.bfloat16)]
 
     before = compute()
-    with ops.order(order):
+    with emulated_order(order):
         after = compute()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_refusals_print_the_numbers(either: Emulated) -> None:
+def test_refusals_print_the_numbers(either: Any) -> None:
     with pytest.raises(ValueError, match="a gated weight has 3 rows"):
         either.pack_linear(torch.zeros(3, 4), gated=True)
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""CUDA's sampling kernels on the SIMT emulator: the CPU's draws, to the bit."""
+"""CUDA's sampling kernels, emulated and marked gpu on a device: the CPU's draws, to the bit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops import Ops
+from tests.support.cuda import emulated_ops, emulated_order
 
-from .emulated import Emulated, emulated_ops
 from .test_sampling import NEVER, draw, pack_mask, randn
 
 Settings = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 NO_ENTRIES = torch.zeros(0, dtype=torch.int32), torch.zeros(0), torch.zeros(0)
-
-
-@pytest.fixture
-def cuda_ops() -> Emulated:
-    return emulated_ops()
 
 
 def settings(rows: int, seed: int) -> Settings:
@@ -39,7 +34,7 @@ def settings(rows: int, seed: int) -> Settings:
     )
 
 
-def sample(ops: Ops | Emulated, logits: Tensor, parameters: Settings) -> Tensor:
+def sample(ops: Ops, logits: Tensor, parameters: Settings) -> Tensor:
     starts = torch.zeros(len(logits) + 1, dtype=torch.int32)
     return ops.sample(logits, *parameters, starts, *NO_ENTRIES, None, None)
 
@@ -53,7 +48,7 @@ SHAPES = [(40, 1), (40, 2), (40, 31), (60, 1000), (60, 1025), (30, 5003), (4, 40
     ("rows", "vocab"), [(40, 1), (40, 2), (40, 31), (60, 1000), (60, 1025), (30, 5003), (4, 40000)]
 )
 def test_draws_are_the_cpus(
-    cuda_ops: Emulated, best_ops: Ops, rows: int, vocab: int, change: Callable[[Tensor], Tensor]
+    cuda_ops: Ops, best_ops: Ops, rows: int, vocab: int, change: Callable[[Tensor], Tensor]
 ) -> None:
     logits = change(randn(rows, vocab, seed=vocab) * 4)
     kept, parameters = logits.clone(), settings(rows, vocab)
@@ -63,14 +58,14 @@ def test_draws_are_the_cpus(
 
 @pytest.mark.parametrize("top_k", [0, 4500])
 @pytest.mark.parametrize("ties", [False, True])
-def test_more_candidates_than_shared_memory_holds(cuda_ops: Emulated, best_ops: Ops, ties: bool, top_k: int) -> None:
+def test_more_candidates_than_shared_memory_holds(cuda_ops: Ops, best_ops: Ops, ties: bool, top_k: int) -> None:
     logits = randn(3, 9000, seed=1) * 4
     logits = logits.round() if ties else logits
     options = {"temperature": 20.0, "top_p": 0.98, "top_k": top_k}
     assert torch.equal(draw(cuda_ops, logits, **options), draw(best_ops, logits, **options))  # type: ignore[arg-type]
 
 
-def test_masses_are_the_cpus_to_24_bits(cuda_ops: Emulated, best_ops: Ops) -> None:
+def test_masses_are_the_cpus_to_24_bits(cuda_ops: Ops, best_ops: Ops) -> None:
     """As tests/ops/test_sampling.py has it: the first top_p that keeps the second token tells its mass."""
     rows, generator = 24, torch.Generator().manual_seed(3)
     logits = torch.stack((torch.zeros(rows), -torch.rand(rows, generator=generator) * 3), 1)
@@ -87,7 +82,7 @@ def test_masses_are_the_cpus_to_24_bits(cuda_ops: Emulated, best_ops: Ops) -> No
 
 
 @pytest.mark.parametrize("vocab", [131, 2100])
-def test_adjustments_and_masks(cuda_ops: Emulated, best_ops: Ops, vocab: int) -> None:
+def test_adjustments_and_masks(cuda_ops: Ops, best_ops: Ops, vocab: int) -> None:
     rows = 24
     logits, parameters = randn(rows, vocab, seed=8) * 3, settings(rows, 1)
     generator = torch.Generator().manual_seed(4)
@@ -106,7 +101,7 @@ def test_adjustments_and_masks(cuda_ops: Emulated, best_ops: Ops, vocab: int) ->
         assert mask is None or wanted[3::4].tolist() == [-1] * (rows // 4)
 
 
-def test_strange_logits(cuda_ops: Emulated, best_ops: Ops) -> None:
+def test_strange_logits(cuda_ops: Ops, best_ops: Ops) -> None:
     nan, inf = float("nan"), float("inf")
     logits = torch.tensor(
         [
@@ -127,23 +122,24 @@ def test_strange_logits(cuda_ops: Emulated, best_ops: Ops) -> None:
             assert got[:2].tolist() == [-1, -1]
 
 
-def test_rows_that_lie_apart(cuda_ops: Emulated, best_ops: Ops) -> None:
+def test_rows_that_lie_apart(cuda_ops: Ops, best_ops: Ops) -> None:
     wide, parameters = randn(5, 1400, seed=3), settings(5, 7)
     got = sample(cuda_ops, wide[:, 3:1303], parameters)
     assert torch.equal(got, sample(best_ops, wide[:, 3:1303].contiguous(), parameters))
 
 
 @pytest.mark.parametrize("order", ["descending", "random"])
-def test_the_order_of_blocks_and_threads_changes_nothing(cuda_ops: Emulated, order: str) -> None:
+def test_the_order_of_blocks_and_threads_changes_nothing(order: str) -> None:
     logits, parameters = randn(10, 3000, seed=3) * 3, settings(10, 9)
-    before = sample(cuda_ops, logits, parameters)
-    with cuda_ops.order(order):
-        assert torch.equal(sample(cuda_ops, logits, parameters), before)
+    ops = emulated_ops()
+    before = sample(ops, logits, parameters)
+    with emulated_order(order):
+        assert torch.equal(sample(ops, logits, parameters), before)
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("vocab", "top"), [(5, 5), (300, 0), (300, 20), (2500, 1), (6000, 2048)])
-def test_logprobs(cuda_ops: Emulated, reference: Ops, vocab: int, top: int, ties: bool) -> None:
+def test_logprobs(cuda_ops: Ops, reference: Ops, vocab: int, top: int, ties: bool) -> None:
     logits = randn(4, vocab, seed=top) * 5
     if ties:
         logits = logits.round()
@@ -155,7 +151,7 @@ def test_logprobs(cuda_ops: Emulated, reference: Ops, vocab: int, top: int, ties
     torch.testing.assert_close(got[3], wanted[3], atol=2e-5, rtol=1e-6)
 
 
-def test_logprobs_of_forbidden_and_missing_tokens(cuda_ops: Emulated) -> None:
+def test_logprobs_of_forbidden_and_missing_tokens(cuda_ops: Ops) -> None:
     logits = torch.tensor([[0.0, NEVER, 1.0, float("nan")]] * 3)
     got = cuda_ops.logprobs(logits, torch.tensor([1, 9, 2], dtype=torch.int32), 4)
     assert got[0][0] == NEVER
@@ -164,7 +160,7 @@ def test_logprobs_of_forbidden_and_missing_tokens(cuda_ops: Emulated) -> None:
     assert got[2][0].tolist() == [2, 0, 1, 3]
 
 
-def test_refusals_print_the_numbers(cuda_ops: Emulated) -> None:
+def test_refusals_print_the_numbers(cuda_ops: Ops) -> None:
     tokens = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="the best 5 of a vocabulary of 4"):
         cuda_ops.logprobs(torch.zeros(1, 4), tokens, 5)

@@ -200,6 +200,7 @@ class Ops(Protocol):
     name: str
     isa: str  # the kernels' instruction set
     device: device
+    asynchronous: bool  # ops return before they are done: the host can prepare the next step meanwhile
 
     def activation_dtype(self, weights: dtype) -> dtype:
         """Of what ops hand each other where the float weights are float32, bfloat16 or float16 (the table above)."""
