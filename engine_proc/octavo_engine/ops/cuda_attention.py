@@ -164,18 +164,23 @@ class CudaAttention:
         sliding_window: int,
         scratch: _Scratch,
     ) -> _Plan:
-        """The step's work lists. Memory of a size is kept for good: a captured graph may write to it."""
+        """The step's work lists.
+
+        A captured graph may write to the memory of a decode step, which is kept for good, one for each number of rows.
+        Steps with prefill have any number of rows and are not captured: they share what the largest so far took.
+        """
         num_kv_heads, num_seqs = keys.shape[1], seq_lens.shape[0]
-        key = (tokens, num_seqs, num_heads, num_kv_heads, sliding_window, id(scratch))
+        rows = num_seqs if tokens == num_seqs else 0
+        key = (rows, num_heads, num_kv_heads, sliding_window, id(scratch))
         layer, inputs = keys.data_ptr(), (query_start, seq_lens)
         plan = self._plans.get(key)
         if plan is not None and layer not in plan.served and all(map(_is, plan.inputs, inputs)):
             plan.served.add(layer)
             return plan
-        if plan is None:
-            group, slots = num_heads // num_kv_heads, scratch.arrivals.shape[0] // num_kv_heads
-            decode = tokens * group // _DECODE_ROWS + num_seqs + slots
-            prefill = tokens * group // _PREFILL_ROWS + num_seqs
+        group, slots = num_heads // num_kv_heads, scratch.arrivals.shape[0] // num_kv_heads
+        decode = tokens * group // _DECODE_ROWS + num_seqs + slots
+        prefill = tokens * group // _PREFILL_ROWS + num_seqs
+        if plan is None or plan.decode.shape[0] < decode or plan.prefill.shape[0] < prefill:
             plan = self._plans[key] = _Plan(
                 self._empty((2,), torch.int32),
                 self._empty((decode, _ITEM_WORDS), torch.int32),
