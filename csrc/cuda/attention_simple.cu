@@ -84,12 +84,12 @@ __global__ void __launch_bounds__(kThreads) simple_kernel(AttentionArgs a) {
     float largest = score;
 #pragma unroll
     for (int i = 16; i > 0; i /= 2) largest = fmaxf(largest, shfl_xor(largest, i));
-    const float to = fmaxf(total.reference, largest), rescale = rescale(a.scoring, total.reference, to);
+    const float to = fmaxf(total.reference, largest), factor = rescale(a.scoring, total.reference, to);
     const float weight = weight_of(a.scoring, score, base_of(a.scoring, to));
     total.reference = to;
-    total.weight = mul_rn(total.weight, rescale);
+    total.weight = mul_rn(total.weight, factor);
 #pragma unroll
-    for (int i = 0; i < kMaxHeadDim / 32; ++i) sum[i] = mul_rn(sum[i], rescale);
+    for (int i = 0; i < kMaxHeadDim / 32; ++i) sum[i] = mul_rn(sum[i], factor);
     for (int j = max(first - base, 0); j < min(kBlockKeys, position + 1 - base); ++j) {
       const float p = shfl(weight, j);
       total.weight = add_rn(total.weight, p);

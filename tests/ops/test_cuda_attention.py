@@ -163,24 +163,21 @@ def test_the_kernels_that_are_compared(cuda_ops: Any) -> None:
     assert items((LENGTH - 3, LENGTH), (0, 40)) == (2, 1)
 
 
-def test_lists_follow_lengths_that_change_in_place(cuda_ops: Ops, reference: Ops) -> None:
+def test_lists_follow_lengths_that_change_in_place(cuda_ops: Ops) -> None:
     """A step's tensors are the last one's, written anew: when the first layer comes round, so do the work lists."""
     shape = Shape()
     batch = make_batch(cuda_ops, shape, cuts_of(shape, [(299, 300), (99, 100)]))
     options = {"num_heads": shape.num_heads, "scale": 0.125}
     layers = [(batch["keys"], batch["values"]), (batch["keys"].clone(), batch["values"].clone())]
-    for lengths in ([300, 100], [20, 97]):
-        batch["seq_lens"].copy_(torch.tensor(lengths))
-        wanted = attend(
-            reference, shape, [Chunk(torch.zeros(1, shape.columns, dtype=BF16), 0, 1)]
-        )  # keeps the shape of a call in sight
-        assert len(wanted) == 1
-        outs = [
-            cuda_ops.paged_attention(**{**batch, "keys": keys, "values": values}, **options) for keys, values in layers
-        ]
-        fresh = {name: tensor.clone() for name, tensor in batch.items()}
-        alone = cuda_ops.paged_attention(**fresh, **options)
-        assert torch.equal(outs[0], alone) and torch.equal(outs[1], alone)
+    lengths = ([300, 100], [20, 97])
+    steps = []
+    for step in lengths:
+        batch["seq_lens"].copy_(torch.tensor(step))
+        steps.append([cuda_ops.paged_attention(**{**batch, "keys": k, "values": v}, **options) for k, v in layers])
+    for step, outs in zip(lengths, steps, strict=True):
+        fresh = {**batch, "seq_lens": torch.tensor(step, dtype=torch.int32)}
+        wanted = cuda_ops.paged_attention(**fresh, **options)
+        assert torch.equal(outs[0], wanted) and torch.equal(outs[1], wanted)
 
 
 def test_padding_rows_do_nothing(cuda_ops: Ops) -> None:
@@ -206,7 +203,9 @@ def test_padding_rows_do_nothing(cuda_ops: Ops) -> None:
     slots, positions = torch.full((3,), -1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
     cuda_ops.rope_and_cache(qkv, keys, values, slots, positions, torch.ones(4, 64), num_heads=shape.num_heads)
     assert torch.equal(qkv, sequence(shape, 3, 1))
-    assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip((keys, values), before, strict=True))
+    assert all(
+        torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip((keys, values), before, strict=True)
+    )
 
 
 # ---- writes and copies -----------------------------------------------------------------------------------------
@@ -215,7 +214,9 @@ def test_padding_rows_do_nothing(cuda_ops: Ops) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotary"), [(64, 64), (80, 20), (256, 64), (96, 0)])
 @pytest.mark.parametrize("name", TYPES)
-def test_rope_and_cache(cuda_ops: Ops, reference: Ops, name: str, head_dim: int, rotary: int, interleaved: bool) -> None:
+def test_rope_and_cache(
+    cuda_ops: Ops, reference: Ops, name: str, head_dim: int, rotary: int, interleaved: bool
+) -> None:
     activation, cache = TYPES[name]
     shape = Shape(3, 1, head_dim, activation=activation, cache=cache)
     held = Shape(3, 1, head_dim, activation=activation, cache=F32)  # by the reference, not rounded to the cache's type
