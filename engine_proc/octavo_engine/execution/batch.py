@@ -115,7 +115,7 @@ class BatchBuilder:
             kv=self._kv,
         )
         built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
-        if drawn_by is not None:
+        if drawn_by is not None and len(batch.page_table):  # a device gathers its own
             chosen = torch.from_numpy(drawn_by)
             starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
             built.kept = built.draw_rows, starts_of_one, batch.seq_lens[chosen], batch.page_table[chosen]
