@@ -108,7 +108,7 @@ def test_eight_bit_caches(cache: str, cuda: CudaOps, checkpoint: Folder) -> None
 
 
 FAMILIES = [
-    "bigcode",
+    "bigcode-tanh",
     "bloom",
     "cohere-plus",
     "falcon-40b",
