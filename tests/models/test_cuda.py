@@ -144,6 +144,16 @@ def test_other_families(name: str, cuda: CudaOps, tmp_path: Path) -> None:
     check(run(folder, cuda, shortened, F32), family_oracles.oracle(name), 1e-4)
 
 
+@pytest.mark.parametrize(("short", "tolerance"), [(None, 0.15), ("int8", 0.3), ("int4", 2.0)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_in_fewer_bits(name: str, short: str | None, tolerance: float, tmp_path: Path) -> None:
+    """In bfloat16, and with rounded weights, whose 48 random columns move a single log-probability far."""
+    cuda = emulated_ops(check=False, graphs=CallGraphs())
+    folder = family_oracles.write(name, tmp_path / "m")
+    shortened = [prompt[:33] for prompt in family_oracles.prompts(name)[:3]]
+    check(run(folder, cuda, shortened, BF16, quantization=short), family_oracles.oracle(name), tolerance)
+
+
 def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
     folder = family_oracles.write("mixtral", tmp_path / "m")
     with pytest.raises(UnsupportedModel, match=r"device='cuda' .* cpu: mixtures of experts"):
