@@ -36,9 +36,33 @@ OPT_LM = {"architectures": ["OPTForCausalLM"], **OPT}
 GPT2_LM = {"architectures": ["GPT2LMHeadModel"], **GPT2}
 
 
+def lm(name: str, **values: Any) -> dict[str, Any]:
+    return {"architectures": [name], **LLAMA, **values}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (lm("CohereForCausalLM", use_parallel_residual=False), "use_parallel_residual=False .* True"),
+        (lm("GemmaForCausalLM", hidden_activation="silu"), "hidden_activation='silu' .* 'gelu_pytorch_tanh'"),
+        (lm("Gemma2ForCausalLM", layer_types=["chunked_attention"] * 2), "layer_types=.*chunked.* 2 layers"),
+        (lm("Gemma2ForCausalLM", sliding_window=None, layer_types=["sliding_attention"] * 2), "sliding_window=None"),
+        (lm("Gemma3ForCausalLM", use_bidirectional_attention=True), "use_bidirectional_attention=True"),
+        (lm("GraniteForCausalLM", position_embedding_type="nope"), "position_embedding_type='nope' .* 'rope'"),
+        (lm("GraniteForCausalLM", residual_multiplier="much"), "residual_multiplier='much' .* a number"),
+        (lm("InternLMForCausalLM", rotary={"type": "origin", "scaling_factor": 2.0}), "rotary=.*scaling_factor 1.0"),
+        (lm("InternLMForCausalLM", rotary={"type": "spiral"}), "rotary=.*spiral.* origin or dynamic"),
+        (lm("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=5), "per_tok=5 .* at most the 4"),
+        (lm("MixtralForCausalLM", attention_bias=True), "attention_bias=True"),
+        (lm("PhiForCausalLM", partial_rotary_factor=1.5), "partial_rotary_factor=1.5 .* at most 1"),
+        (lm("Phi3ForCausalLM", rope_scaling={"type": "linear", "factor": 2.0}), "rope_type='linear' .* longrope"),
+        (lm("Qwen2ForCausalLM", use_sliding_window="yes"), "use_sliding_window='yes' .* true or false"),
+        (lm("Qwen2MoeForCausalLM", use_sliding_window=True), "use_sliding_window=True .* False"),
+        (lm("Qwen3MoeForCausalLM", use_sliding_window=True), "use_sliding_window=True .* False"),
+        (lm("SmolLM3ForCausalLM", no_rope_layers=[1]), "no_rope_layers=.* 2 layers"),
+        (lm("SmolLM3ForCausalLM", no_rope_layers=[0, 0]), "no_rope_layers=.* not 0 for all"),
+        (lm("StableLmForCausalLM", rotary_scaling_factor=2.0), "rotary_scaling_factor=2.0"),
+        (lm("Starcoder2ForCausalLM", norm_type="rms_norm"), "norm_type='rms_norm' .* 'layer_norm'"),
         (
             {"architectures": ["Qwen9ForCausalLM"]},
             "architectures=.*Qwen9.* allowed: .*GPT2LMHeadModel, .*OPTForCausalLM",

@@ -30,7 +30,11 @@ class Cohere(Llama):
     interleaved = True
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
-        super().read(config, max_model_len)
+        for key in ("use_parallel_residual", "use_gated_activation"):
+            config.only(key, [True])
+        # The first config trains to the one and serves to the other, without scaling.
+        length = config.integer("model_max_length", "max_position_embeddings")
+        super().read(ConfigReader({**config.values, "max_position_embeddings": length}), max_model_len)
         self.eps = config.number("layer_norm_eps", default=1e-5)
         self.logit_scale = config.number("logit_scale", default=1.0)
         self.qk_norm = config.flag("use_qk_norm", default=False)

@@ -21,6 +21,7 @@ class Granite(Llama):
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
+        config.only("position_embedding_type", ["rope"])
         share = config.number("residual_multiplier", default=1.0)
         self.embedding_scale = config.number("embedding_multiplier", default=1.0) / share
         self.eps /= share**2

@@ -29,6 +29,7 @@ class Mixtral(Mistral):
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
+        config.only("attention_bias", [False])
         self.routing = Routing.read(config, experts=8, top_k=2, renormalise=True)
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:

@@ -31,6 +31,7 @@ class StableLM(Llama):
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
         super().read(config, max_model_len)
+        config.only("rotary_scaling_factor", [1.0])
         self.eps = config.number("layer_norm_eps", "norm_eps", default=1e-5)
         self.qkv_bias, self.out_bias = config.flag("use_qkv_bias", default=False), False
         self.qk_norm = config.flag("qk_layernorm", default=False)
