@@ -1,15 +1,16 @@
 // Token choice and log-probabilities. One row is one work item; nothing is sorted.
 //
 // Greedy rows with nothing to adjust are one pass over the logits. A drawn row takes a pass for the maximum and one
-// for the weights 2^((logit - max) / T * log2 e), summed in chunks of 256. Without filters the draw looks up the
+// for the weights (sampling_math.h), whose masses are summed in chunks of 256. Without filters the draw looks up the
 // chunk and then the token. With filters, the few tokens that can survive are gathered in id order (those above a
-// weight whose mass or count already suffices); min_p, top_k and top_p each keep a prefix of the order (logit
-// falling, id rising), found by quickselect over a copy, by count or by mass; the draw then walks the survivors.
+// weight whose mass or count already suffices); top_k and top_p each keep a prefix of the order (logit falling, id
+// rising), found by quickselect over a copy, by count or by mass; the draw then walks the survivors.
 #include "octavo/kernels_sampling.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "octavo/sampling_math.h"
 #include "octavo/simd.h"
 #include "octavo/thread_pool.h"
 
@@ -18,26 +19,9 @@ namespace {
 
 constexpr int64_t kChunk = 256;
 constexpr float kInfinity = __builtin_inff();
-// Weights below these powers of e are left out first, next, ... last (nothing).
+// Weights below these are left out first, next, ... last (none is below).
 constexpr int kLevels = 4;
-constexpr float kLevel[kLevels] = {-5.0f, -10.0f, -20.0f, -kInfinity};
-
-// Word 0 of Philox4x32-10 (Salmon et al., SC 2011).
-OCTAVO_INLINE uint32_t philox(uint64_t key, uint64_t counter) {
-  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-  uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = 0, c3 = 0;
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53} * c0, b = uint64_t{0xCD9E8D57} * c2;
-    const uint32_t next0 = uint32_t(b >> 32) ^ c1 ^ k0, next2 = uint32_t(a >> 32) ^ c3 ^ k1;
-    c1 = uint32_t(b);
-    c3 = uint32_t(a);
-    c0 = next0;
-    c2 = next2;
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
-  return c0;
-}
+constexpr float kLevel[kLevels] = {0x1p-7f, 0x1p-14f, 0x1p-28f, 0x1p-64f};
 
 // ---- passes over a whole row ------------------------------------------------------------------------------------
 
@@ -68,71 +52,82 @@ OCTAVO_INLINE Best find_best(const float* x, int64_t n) {
   return {best, int32_t(i)};
 }
 
-// A row of weights relative to the best token's, and their sums.
+struct Lanes {
+  using F = Vec;
+  OCTAVO_INLINE F constant(float x) { return broadcast(x); }
+  OCTAVO_INLINE F add(F a, F b) { return a + b; }
+  OCTAVO_INLINE F subtract(F a, F b) { return a - b; }
+  OCTAVO_INLINE F multiply(F a, F b) { return a * b; }
+  OCTAVO_INLINE F min(F a, F b) { return octavo::OCTAVO_ISA::min(a, b); }
+  OCTAVO_INLINE F max(F a, F b) { return octavo::OCTAVO_ISA::max(a, b); }
+  OCTAVO_INLINE F round(F x) { return octavo::OCTAVO_ISA::round(x); }
+  OCTAVO_INLINE F scale(F p, F n) { return scale_by_power(p, n); }
+};
+
+// A row of weights, the best token's 1, and their masses.
 struct Weights {
-  float* weight;      // [vocab rounded up to a chunk]
-  double* chunk;      // [chunks] sums
-  double total;
-  double level_mass[kLevels];
+  float* weight;    // [vocab rounded up to a chunk]
+  uint64_t* chunk;  // [chunks] sums of masses
+  uint64_t total;
+  double level_weight[kLevels];  // sums of the weights that reach a level, in float: within 2^-16 of themselves
   int64_t level_count[kLevels];
 };
 
-// How many e-folds below the best: (x - best) / temperature, at most 0, NaN as -infinity.
-OCTAVO_INLINE Vec depth(Vec x, float best, float temperature) {
-  // min returns its second operand when one is NaN.
-  const Vec d = (min(broadcast(3.40282347e38f), x) - broadcast(best)) / broadcast(temperature);
-  return select(d <= zero(), d, broadcast(-kInfinity));
+// The sum of 16 whole numbers.
+OCTAVO_INLINE int64_t sum_lanes(Vec v) {
+  float lanes[16];
+  store(lanes, v);
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += int32_t(lanes[i]);
+  return sum;
 }
 
-OCTAVO_INLINE void weigh(const float* x, int64_t n, float best, float temperature, bool levels, Weights& w) {
+template <bool levels>
+OCTAVO_INLINE void weigh(const float* x, int64_t n, float best, float temperature, Weights& w) {
   w.total = 0;
   for (int level = 0; level < kLevels; ++level) {
-    w.level_mass[level] = 0;
+    w.level_weight[level] = 0;
     w.level_count[level] = 0;
   }
+  const Vec high_logit = broadcast(best), slope = broadcast(sampling::slope(temperature));
+  const Vec half = broadcast(sampling::kHalfMass);
   for (int64_t start = 0; start < n; start += kChunk) {
-    Vec sum = zero(), mass[kLevels - 1] = {zero(), zero(), zero()};
+    // Masses in two halves: a lane sums 16 numbers of at most 2^20, exact in float.
+    Vec high = zero(), low = zero(), sum[kLevels - 1] = {zero(), zero(), zero()};
     for (int64_t i = start; i < start + kChunk; i += 16) {
       const int64_t left = n - i;
-      Vec d = depth(left >= 16 ? load(x + i) : load_n(x + i, left < 0 ? 0 : int(left)), best, temperature);
-      if (left < 16) d = select(first_n(left < 0 ? 0 : int(left)), d, broadcast(-kInfinity));
-      const Vec e = exp(d);
+      Vec e = sampling::weight<Lanes>(left >= 16 ? load(x + i) : load_n(x + i, left < 0 ? 0 : int(left)), high_logit, slope);
+      if (left < 16) e = select(first_n(left < 0 ? 0 : int(left)), e, zero());
       store(w.weight + i, e);
-      sum = sum + e;
+      const Vec scaled = e * half, whole = round(scaled);
+      high = high + whole;
+      low = low + round((scaled - whole) * half);
       if (levels) {
         for (int level = 0; level < kLevels - 1; ++level) {
-          const Mask in = broadcast(kLevel[level]) <= d;
-          mass[level] = mass[level] + select(in, e, zero());
+          const Mask in = broadcast(kLevel[level]) <= e;
+          sum[level] = sum[level] + select(in, e, zero());
           w.level_count[level] += __builtin_popcount(bits(in));
         }
       }
     }
-    w.chunk[start / kChunk] = double(reduce_add(sum));
+    w.chunk[start / kChunk] = uint64_t((sum_lanes(high) << 20) + sum_lanes(low));
     w.total += w.chunk[start / kChunk];
     if (levels) {
-      for (int level = 0; level < kLevels - 1; ++level) w.level_mass[level] += double(reduce_add(mass[level]));
+      for (int level = 0; level < kLevels - 1; ++level) w.level_weight[level] += double(reduce_add(sum[level]));
     }
   }
-  w.level_mass[kLevels - 1] = w.total;
   w.level_count[kLevels - 1] = n;
 }
 
-// The first id whose running sum exceeds u * total; the last weighted one where rounding leaves none.
-OCTAVO_INLINE int32_t draw(const Weights& w, int64_t n, double u) {
-  const double target = u * w.total;
-  double before = 0;
-  int64_t chunk = 0, last = (n + kChunk - 1) / kChunk - 1;
-  while (chunk < last && before + w.chunk[chunk] <= target) before += w.chunk[chunk++];
-  while (chunk > 0 && w.chunk[chunk] == 0) before -= w.chunk[--chunk];
-  int64_t found = -1;
-  const int64_t end = (chunk + 1) * kChunk < n ? (chunk + 1) * kChunk : n;
-  for (int64_t i = chunk * kChunk; i < end; ++i) {
-    if (w.weight[i] == 0.0f) continue;
-    found = i;
-    before += double(w.weight[i]);
-    if (before > target) break;
-  }
-  return int32_t(found);
+// The first id whose running mass exceeds the target.
+OCTAVO_INLINE int32_t draw(const Weights& w, int64_t seed, int32_t position) {
+  const uint64_t target = sampling::draw_target(seed, position, w.total);
+  uint64_t before = 0;
+  int64_t chunk = 0;
+  while (before + w.chunk[chunk] <= target) before += w.chunk[chunk++];
+  int64_t i = chunk * kChunk;
+  while ((before += sampling::mass(w.weight[i])) <= target) ++i;
+  return int32_t(i);
 }
 
 // ---- filters ----------------------------------------------------------------------------------------------------
@@ -175,13 +170,18 @@ static void select_count(Candidate* c, int64_t n, int64_t count) {
   }
 }
 
+OCTAVO_INLINE uint64_t total_mass(const Candidate* c, int64_t n) {
+  uint64_t total = 0;
+  for (int64_t i = 0; i < n; ++i) total += sampling::mass(c[i].weight);
+  return total;
+}
+
 // The last candidate of the shortest prefix whose mass reaches `mass`, in expected linear time; reorders c.
-static Candidate select_mass(Candidate* c, int64_t n, double mass) {
+static Candidate select_mass(Candidate* c, int64_t n, uint64_t mass) {
   while (n > 1) {
     const int64_t half = n / 2;
     select_count(c, n, half);
-    double front = 0;
-    for (int64_t i = 0; i < half; ++i) front += double(c[i].weight);
+    const uint64_t front = total_mass(c, half);
     if (front >= mass) {
       n = half;
     } else {
@@ -194,9 +194,9 @@ static Candidate select_mass(Candidate* c, int64_t n, double mass) {
 }
 
 struct Filters {
-  float min_depth;  // e-folds below the best that min_p allows
-  int64_t top_k;    // at most the vocabulary
-  double top_p;
+  float min_p;
+  int64_t top_k;  // at most the vocabulary
+  float top_p;
 };
 
 // c holds the candidates in id order, spare has room for as many. Returns the number drawn from, compacted in place.
@@ -219,7 +219,7 @@ OCTAVO_INLINE int64_t filter_count(Candidate* c, Candidate* spare, int64_t n, co
 // the slice that reaches `mass` is searched. A lower logit never lies in an earlier slice.
 constexpr int kSlices = 512;
 
-static Candidate find_last(const Candidate* c, Candidate* spare, int64_t n, double mass) {
+static Candidate find_last(const Candidate* c, Candidate* spare, int64_t n, uint64_t mass) {
   float high = c[0].logit, low = c[0].logit;
   for (int64_t i = 1; i < n; ++i) {
     high = c[i].logit > high ? c[i].logit : high;
@@ -234,12 +234,12 @@ static Candidate find_last(const Candidate* c, Candidate* spare, int64_t n, doub
     const int slice = int((high - candidate.logit) / width);
     return slice < kSlices ? slice : kSlices - 1;
   };
-  double masses[kSlices] = {};
-  for (int64_t i = 0; i < n; ++i) masses[slice_of(c[i])] += double(c[i].weight);
+  uint64_t masses[kSlices] = {};
+  for (int64_t i = 0; i < n; ++i) masses[slice_of(c[i])] += sampling::mass(c[i].weight);
   // The last slice is not empty: the lowest candidate is in it.
   int slice = 0;
-  double before_slice = 0;
-  while (slice < kSlices - 1 && (masses[slice] == 0 || before_slice + masses[slice] < mass)) before_slice += masses[slice++];
+  uint64_t before_slice = 0;
+  while (slice < kSlices - 1 && before_slice + masses[slice] < mass) before_slice += masses[slice++];
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (slice_of(c[i]) == slice) spare[count++] = c[i];
@@ -247,7 +247,7 @@ static Candidate find_last(const Candidate* c, Candidate* spare, int64_t n, doub
   return select_mass(spare, count, mass - before_slice);
 }
 
-OCTAVO_INLINE int64_t filter_mass(Candidate* c, Candidate* spare, int64_t n, double mass) {
+OCTAVO_INLINE int64_t filter_mass(Candidate* c, Candidate* spare, int64_t n, uint64_t mass) {
   const Candidate last = find_last(c, spare, n, mass);
   int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -256,55 +256,44 @@ OCTAVO_INLINE int64_t filter_mass(Candidate* c, Candidate* spare, int64_t n, dou
   return kept;
 }
 
-// Tokens at most `deep` e-folds below the best, in id order.
-OCTAVO_INLINE int64_t gather(const float* x, int64_t n, float best, float temperature, float deep, const Weights& w,
-                             Candidate* out) {
+// Tokens of at least this weight, in id order.
+OCTAVO_INLINE int64_t gather(const float* x, int64_t n, float least, const Weights& w, Candidate* out) {
   int64_t count = 0;
-  const Vec threshold = broadcast(deep);
+  const Vec threshold = broadcast(least);
   for (int64_t i = 0; i < n; i += 16) {
-    const int lanes = n - i < 16 ? int(n - i) : 16;
-    const Vec d = depth(lanes == 16 ? load(x + i) : load_n(x + i, lanes), best, temperature);
-    uint32_t in = bits(threshold <= d) & (0xffffu >> (16 - lanes));
-    for (; in; in &= in - 1) {
+    // Weights beyond the vocabulary are 0.
+    for (uint32_t in = bits(threshold <= load(w.weight + i)); in; in &= in - 1) {
       const int64_t id = i + __builtin_ctz(in);
-      if (w.weight[id] > 0.0f) out[count++] = {x[id], int32_t(id), w.weight[id]};
+      out[count++] = {x[id], int32_t(id), w.weight[id]};
     }
   }
   return count;
 }
 
-OCTAVO_INLINE int32_t draw_filtered(const float* x, int64_t n, float best, float temperature, const Filters& f, double u,
+OCTAVO_INLINE int32_t draw_filtered(const float* x, int64_t n, const Filters& f, int64_t seed, int32_t position,
                                     const Weights& w, Candidate* c, Candidate* spare) {
   int level = 0;
   while (level < kLevels - 1) {
     // Enough to hold everything that the filters keep: more would only be looked at and dropped.
-    const bool reaches_min_p = kLevel[level] <= f.min_depth;
+    const bool reaches_min_p = kLevel[level] <= f.min_p;
     const bool reaches_top_k = w.level_count[level] >= f.top_k;
-    const bool reaches_top_p = f.top_p < 1.0 && f.top_k >= n && f.min_depth == -kInfinity &&
-                               w.level_mass[level] >= f.top_p * w.total;
+    const bool reaches_top_p = f.top_p < 1.0f && f.top_k >= n && f.min_p <= 0.0f &&
+                               w.level_weight[level] * (1 - 0x1p-15) * 0x1p40 >= double(f.top_p) * double(w.total);
     if (reaches_min_p || reaches_top_k || reaches_top_p) break;
     ++level;
   }
-  const float deep = kLevel[level] > f.min_depth ? kLevel[level] : f.min_depth;
-  int64_t count = gather(x, n, best, temperature, deep, w, c);
+  int64_t count = gather(x, n, kLevel[level] > f.min_p ? kLevel[level] : f.min_p, w, c);
   count = filter_count(c, spare, count, f);
-  if (f.top_p < 1.0) {
+  if (f.top_p < 1.0f) {
     // Only a lone top_p may have left tokens out of c that belong to its total.
-    double total = w.total;
-    if (f.top_k < n || f.min_depth > -kInfinity) {
-      total = 0;
-      for (int64_t i = 0; i < count; ++i) total += double(c[i].weight);
-    }
-    count = filter_mass(c, spare, count, f.top_p * total);
+    const bool alone = f.top_k >= n && f.min_p <= 0.0f;
+    count = filter_mass(c, spare, count, sampling::mass_of_top_p(alone ? w.total : total_mass(c, count), f.top_p));
   }
-  double total = 0;
-  for (int64_t i = 0; i < count; ++i) total += double(c[i].weight);
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sum += double(c[i].weight);
-    if (sum > u * total) return c[i].id;
-  }
-  return c[count - 1].id;
+  const uint64_t target = sampling::draw_target(seed, position, total_mass(c, count));
+  uint64_t sum = 0;
+  int64_t i = 0;
+  while ((sum += sampling::mass(c[i].weight)) <= target) ++i;
+  return c[i].id;
 }
 
 // ---- sample -----------------------------------------------------------------------------------------------------
@@ -312,7 +301,7 @@ OCTAVO_INLINE int32_t draw_filtered(const float* x, int64_t n, float best, float
 OCTAVO_INLINE void apply_adjustments(const SampleArgs& a, int64_t row, float* x) {
   for (int64_t i = a.adjust_start[row]; i < a.adjust_start[row + 1]; ++i) {
     float& logit = x[a.adjust_ids[i]];
-    logit = (logit > 0.0f ? logit / a.adjust_scale[i] : logit * a.adjust_scale[i]) + a.adjust_add[i];
+    logit = sampling::adjust(logit, a.adjust_scale[i], a.adjust_add[i]);
   }
   if (!a.mask || a.mask_rows[row] < 0) return;
   const int64_t words = (a.vocab + 31) / 32;
@@ -333,7 +322,7 @@ OCTAVO_INLINE int32_t sample_row(const SampleArgs& a, int64_t row, char* scratch
   const float* x = a.logits + row * a.stride;
   Weights w;
   w.weight = reinterpret_cast<float*>(scratch);
-  w.chunk = reinterpret_cast<double*>(w.weight + padded);
+  w.chunk = reinterpret_cast<uint64_t*>(w.weight + padded);
   float* copy = reinterpret_cast<float*>(w.chunk + padded / kChunk);
   Candidate* candidates = reinterpret_cast<Candidate*>(copy + padded);
   if (adjusts(a, row)) {
@@ -344,16 +333,17 @@ OCTAVO_INLINE int32_t sample_row(const SampleArgs& a, int64_t row, char* scratch
   Best best = find_best(x, n);
   const float temperature = a.temperature[row];
   if (best.id < 0 || temperature == 0.0f) return best.id;
-  if (best.logit == kInfinity) best.logit = 3.40282347e38f;
+  if (best.logit == kInfinity) best.logit = sampling::kHighest;
   Filters f;
-  f.min_depth = float(log(double(a.min_p[row])));
+  f.min_p = a.min_p[row] < 1.0f ? a.min_p[row] : 1.0f;
   f.top_k = a.top_k[row] > 0 && a.top_k[row] < n ? a.top_k[row] : n;
-  f.top_p = double(a.top_p[row]);
-  const bool filtered = f.min_depth > -kInfinity || f.top_k < n || f.top_p < 1.0;
-  weigh(x, n, best.logit, temperature, filtered, w);
-  const double u = double(philox(uint64_t(a.seeds[row]), uint64_t(uint32_t(a.positions[row]))) >> 8) / double(1 << 24);
-  if (!filtered) return draw(w, n, u);
-  return draw_filtered(x, n, best.logit, temperature, f, u, w, candidates, candidates + n);
+  f.top_p = a.top_p[row];
+  if (f.min_p <= 0.0f && f.top_k == n && f.top_p >= 1.0f) {
+    weigh<false>(x, n, best.logit, temperature, w);
+    return draw(w, a.seeds[row], a.positions[row]);
+  }
+  weigh<true>(x, n, best.logit, temperature, w);
+  return draw_filtered(x, n, f, a.seeds[row], a.positions[row], w, candidates, candidates + n);
 }
 
 void sample(const SampleArgs& a) {

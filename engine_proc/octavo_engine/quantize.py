@@ -138,7 +138,7 @@ def write_folder(
     assert resolved is not None
     made: dict[str, LinearWeight | Any] = {}
     load_model(source, ops, dtype, progress, quantization=resolved, made=made)
-    tensors, settings = packed_contents(made, resolved, dtype)
+    tensors, settings = packed_contents(ops, made, resolved, dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

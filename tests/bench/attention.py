@@ -29,7 +29,7 @@ SHAPES = {
 
 def case(ops: CpuOps, sequences: int, length: int, queries: int, layers: int, dtype: torch.dtype) -> Case:
     count = -(-length // PAGE)
-    cache = KVCache(KVLayout(layers, sequences * count, KV_HEADS, DIM, PAGE, dtype))
+    cache = KVCache(ops, KVLayout(layers, sequences * count, KV_HEADS, DIM, PAGE, dtype))
     table = torch.randperm(sequences * count, dtype=torch.int32).view(sequences, count)
     rows = torch.randn(sequences * count * PAGE, (HEADS + 2 * KV_HEADS) * DIM).bfloat16()
     slots = torch.arange(len(rows), dtype=torch.int32)

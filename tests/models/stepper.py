@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from octavo_engine.execution.kv_cache import KVCache
+from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.layers.batch import BATCH_SPECS, Batch
 from octavo_engine.models import CausalLM
-from octavo_engine.ops import KVLayout, Ops, TensorSpec
+from octavo_engine.ops import Ops, TensorSpec
 
 PAGE_SIZE = 16
 
@@ -31,22 +31,16 @@ class Stepper:
     ) -> None:
         config = model.config
         pages = -(-max_len // PAGE_SIZE)
-        kind = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
-        p = 2 if kind == torch.bfloat16 else 1
         order = list(range(sequences * pages))
         random.Random(5).shuffle(order)
         self.page_table = torch.tensor(order, dtype=torch.int32).view(sequences, pages)
-        heads, size = config.num_kv_heads, config.head_dim
-        keys = (len(order), heads, size // p, PAGE_SIZE, p)
-        values = (len(order), heads, PAGE_SIZE // p, size, p)
-        # What was never written must never be read.
-        self.kv = [
-            (torch.full(keys, torch.nan, dtype=kind), torch.full(values, torch.nan, dtype=kind))
-            for _ in range(config.num_layers)
-        ]
-        if int8_cache:
-            layout = KVLayout(config.num_layers, len(order), heads, size, PAGE_SIZE, torch.int8)
-            self.kv = KVCache(layout).layers
+        kind = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
+        layout = cache_layout(config, len(order), PAGE_SIZE, torch.int8 if int8_cache else kind)
+        cache = KVCache(ops, layout)
+        if not int8_cache:  # What was never written must never be read.
+            cache.keys.fill_(torch.nan)
+            cache.values.fill_(torch.nan)
+        self.kv = cache.layers
         self.lengths = [0] * sequences
         self.forward: Callable[..., Tensor] = lambda *tensors: model.forward(Batch.of(tensors, self.kv))
         self.logits: Callable[..., Tensor] = model.logits

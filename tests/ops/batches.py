@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo_engine.ops import Ops
-from octavo_engine.ops.reference import ReferenceOps
-from octavo_engine.ops.reference_cache import cache_pack
+from octavo_engine.ops import KVLayout, Ops
+from tests.ops import caches
 
 __all__ = ["Chunk", "Shape", "attend", "empty_cache", "make_batch", "sequence"]
 
@@ -28,6 +27,9 @@ class Shape:
     def columns(self) -> int:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
+    def layout(self, num_pages: int, num_layers: int = 1) -> KVLayout:
+        return KVLayout(num_layers, num_pages, self.num_kv_heads, self.head_dim, self.page_size, self.cache)
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -44,30 +46,33 @@ def sequence(shape: Shape, length: int, seed: int) -> Tensor:
     return torch.randn(length, shape.columns, generator=generator).to(shape.activation)
 
 
-def empty_cache(shape: Shape, num_pages: int, *layers: int) -> tuple[Tensor, Tensor]:
-    """One layer's keys and values (or `layers` of them), every slot NaN; of int8 every scale, and every code -1."""
-    p, b, h, d = cache_pack(shape.cache), shape.page_size, shape.num_kv_heads, shape.head_dim
-    int8 = shape.cache == torch.int8
-    fill = -1 if int8 else float("nan")  # four bytes of -1 are a float32 NaN
-    keys = torch.full((*layers, num_pages, h, d // p + 2 * int8, b, p), fill, dtype=shape.cache)
-    values = torch.full((*layers, num_pages, h, b // p, d, p), fill, dtype=shape.cache)
-    return keys, values
+def empty_cache(ops: Ops, shape: Shape, num_pages: int) -> tuple[Tensor, Tensor]:
+    """One layer's keys and values in the backend's layout, every slot NaN; of int8 every scale, and every code -1."""
+    keys, values = caches.poisoned(ops, shape.layout(num_pages))
+    return keys[0], values[0]
 
 
-def make_batch(shape: Shape, chunks: list[Chunk], seed: int = 0) -> dict[str, Tensor]:
-    """Arguments of `paged_attention`: pages in random order, a page table padded with page 0."""
+def make_batch(ops: Ops, shape: Shape, chunks: list[Chunk], seed: int = 0) -> dict[str, Tensor]:
+    """Arguments of `paged_attention`: pages in random order, a page table padded with page 0.
+
+    The reference, which has no float8 cache, gets one of float32 that holds the rounded keys and values.
+    """
     counts = [-(-chunk.end // shape.page_size) for chunk in chunks]
     pages = torch.randperm(sum(counts) + 1, generator=torch.Generator().manual_seed(seed)).int()
     table = torch.zeros(len(chunks), max(counts), dtype=torch.int32)
-    keys, values = empty_cache(shape, sum(counts) + 1)
+    rounded = shape.cache == torch.float8_e4m3fn and ops.name == "reference"
+    shape = replace(shape, cache=torch.float32) if rounded else shape
+    keys, values = empty_cache(ops, shape, sum(counts) + 1)
     used = 0
     for s, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
         table[s, :count] = pages[used : used + count]
         used += count
         tokens = torch.arange(chunk.end)
         slots = table[s, tokens // shape.page_size] * shape.page_size + tokens.int() % shape.page_size
-        qkv = chunk.qkv[: chunk.end].clone()
-        ReferenceOps().rope_and_cache(qkv, keys, values, slots, tokens.int(), None, num_heads=shape.num_heads)
+        heads = chunk.qkv[: chunk.end].unflatten(1, (-1, shape.head_dim))
+        k, v = heads[:, shape.num_heads :].chunk(2, dim=1)
+        k, v = (caches.round_to_fp8(k), caches.round_to_fp8(v)) if rounded else (k, v)
+        caches.write(keys, values, k, v, slots)
     lengths = torch.tensor([chunk.end - chunk.start for chunk in chunks])
     return {
         "qkv": torch.cat([chunk.qkv[chunk.start : chunk.end] for chunk in chunks]),
@@ -82,5 +87,5 @@ def make_batch(shape: Shape, chunks: list[Chunk], seed: int = 0) -> dict[str, Te
 def attend(ops: Ops, shape: Shape, chunks: list[Chunk], seed: int = 0, **options: Any) -> list[Tensor]:
     """Attention of the chunks as one batch -> for each chunk [end - start, Hq * D]."""
     options = {"scale": shape.head_dim**-0.5, **options}
-    out = ops.paged_attention(**make_batch(shape, chunks, seed), num_heads=shape.num_heads, **options)
+    out = ops.paged_attention(**make_batch(ops, shape, chunks, seed), num_heads=shape.num_heads, **options)
     return list(out.split([chunk.end - chunk.start for chunk in chunks]))

@@ -1,4 +1,5 @@
-"""The implementations under test: the native library once for every instruction set that this machine runs."""
+"""The implementations under test: the native library once for every instruction set that this machine runs, the CUDA
+kernels emulated and, marked gpu, on a device."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 
 from octavo_engine.ops import Ops, OpsUnavailable, load_ops
 from octavo_engine.ops.cpu import load_library
+from tests.support.cuda import device_ops, emulated_ops
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +40,9 @@ def best_ops() -> Ops:
 @pytest.fixture
 def reference() -> Ops:
     return load_ops("reference")
+
+
+@pytest.fixture(params=["emulated", pytest.param("device", marks=pytest.mark.gpu)])
+def cuda_ops(request: pytest.FixtureRequest) -> Ops:
+    """CUDA ops over tensors of the host."""
+    return emulated_ops() if request.param == "emulated" else device_ops()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops import Activation, Activations, LinearWeight, Ops
-from octavo_engine.ops.reference_cache import read_pages
+from tests.ops import caches
 from tests.ops.batches import Chunk, Shape, attend, empty_cache, make_batch, sequence
 
 F32, BF16, F16, INT8 = torch.float32, torch.bfloat16, torch.float16, torch.int8
@@ -97,7 +97,7 @@ def attention_cases() -> Iterator[tuple[str, Case, Tolerance]]:
 def rope(shape: Shape, tokens: int, rotary: int, interleaved: bool) -> Case:
     def run(ops: Ops) -> list[Tensor]:
         qkv = sequence(shape, tokens, seed=3)
-        keys, values = empty_cache(shape, 5)
+        keys, values = empty_cache(ops, shape, 5)
         slots = torch.randperm(5 * shape.page_size, generator=torch.Generator().manual_seed(1))[:tokens].int()
         positions = torch.arange(tokens, dtype=torch.int32) * 3
         angles = torch.arange(3.0 * tokens).outer(torch.arange(1.0, rotary // 2 + 1) ** -1)
@@ -105,7 +105,7 @@ def rope(shape: Shape, tokens: int, rotary: int, interleaved: bool) -> Case:
         ops.rope_and_cache(
             qkv, keys, values, slots, positions, cos_sin, num_heads=shape.num_heads, interleaved=interleaved
         )
-        return [x.nan_to_num(1e9) for x in (qkv, *read_pages(keys, values, torch.arange(5)))]
+        return [x.nan_to_num(1e9) for x in (qkv, *caches.read(keys, values, torch.arange(5), shape.head_dim))]
 
     return run
 
@@ -203,14 +203,17 @@ def elementwise_cases() -> Iterator[tuple[str, Case, Tolerance]]:
 
 def pages(cache: torch.dtype) -> Case:
     def run(ops: Ops) -> list[Tensor]:
-        shape = Shape(cache=cache, head_dim=12)
-        keys, values = empty_cache(shape, 9, 3)
-        keys.copy_(randn(*keys.shape) * 20)
-        values.copy_(randn(*values.shape) * 20)
+        shape = Shape(cache=cache, head_dim=16)
+        keys, values = caches.poisoned(ops, shape.layout(9, num_layers=3))
+        slots = torch.arange(9 * shape.page_size)
+        for layer in range(3):
+            k, v = randn(2, len(slots), shape.num_kv_heads, shape.head_dim, seed=layer) * 20
+            caches.write(keys[layer], values[layer], k, v, slots)
         ops.copy_pages(
             keys, values, torch.tensor([0, 4, 0], dtype=torch.int32), torch.tensor([8, 1, 2], dtype=torch.int32)
         )
-        return [keys, values]
+        read = (caches.read(*layer, torch.arange(9), shape.head_dim) for layer in zip(keys, values, strict=True))
+        return [x for layer in read for x in layer]
 
     return run
 
@@ -374,7 +377,7 @@ def test_int8_attention_loses_what_its_cache_rounds(ops: Ops, reference: Ops) ->
 
 def test_page_numbers_outside_the_cache_are_refused(best_ops: Ops) -> None:
     shape = Shape()
-    batch = make_batch(shape, [Chunk(sequence(shape, 20, 0), 19, 20)])
+    batch = make_batch(best_ops, shape, [Chunk(sequence(shape, 20, 0), 19, 20)])
     batch["page_table"][0, 1] = 77
     with pytest.raises(ValueError, match=r"page_table\[0, 1\] is 77"):
         best_ops.paged_attention(**batch, num_heads=shape.num_heads, scale=1.0)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo_engine.ops import Ops, load_ops
+from tests.ops import caches
 from tests.ops.batches import Chunk, Shape, attend, make_batch, sequence
 
 LENGTH = 200  # four blocks of keys, the last one short
@@ -79,7 +80,7 @@ def test_stale_slots_never_reach_the_result(ops: Ops, poison: float) -> None:
     """Slots past the end, pages of others and page-table entries past the end hold anything."""
     s = Shape()
     chunks = [Chunk(sequence(s, n, n), start, n) for n, start in ((17, 0), (33, 32), (48, 47), (1, 0))]
-    batch = make_batch(s, chunks)
+    batch = make_batch(ops, s, chunks)
     clean = dict(batch, keys=batch["keys"].nan_to_num(0.0), values=batch["values"].nan_to_num(0.0))
     stale = dict(batch, keys=batch["keys"].nan_to_num(poison), values=batch["values"].nan_to_num(poison))
     stale["page_table"] = batch["page_table"].clone()
@@ -95,13 +96,12 @@ def test_stale_slots_of_an_int8_cache_never_reach_the_result(ops: Ops, fill: int
     """Every byte -1 is a scale of NaN, -128 one of -0, 127 one of 3.4e38."""
     s = Shape(cache=torch.int8)
     chunks = [Chunk(sequence(s, n, n), start, n) for n, start in ((17, 0), (33, 32), (48, 47), (1, 0), (130, 70))]
-    wanted = make_batch(s, chunks)
+    wanted = make_batch(ops, s, chunks)
     stale = dict(wanted, keys=wanted["keys"].clone(), values=wanted["values"].clone())
     for row, chunk in enumerate(chunks):
         for token in range(chunk.end, -(-chunk.end // s.page_size) * s.page_size):
-            page, offset = wanted["page_table"][row, token // s.page_size], token % s.page_size
-            stale["keys"][page, :, :, offset] = fill
-            stale["values"][page, :, offset // 4, :, offset % 4] = fill
+            slot = wanted["page_table"][row, token // s.page_size] * s.page_size + token % s.page_size
+            caches.fill(stale["keys"], stale["values"], slot.unsqueeze(0), s.head_dim, fill)
     results = [ops.paged_attention(**b, num_heads=s.num_heads, scale=0.1) for b in (wanted, stale)]
     assert results[0].isfinite().all()
     assert torch.equal(*results)
@@ -121,7 +121,7 @@ def test_a_broken_key_or_value_poisons_its_own_sequence_only(ops: Ops, broken: f
 def test_slots_before_the_window_never_reach_the_result(ops: Ops) -> None:
     s = Shape()
     chunk = Chunk(sequence(s, 70, 1), 69, 70)
-    batch = make_batch(s, [chunk])
+    batch = make_batch(ops, s, [chunk])
     wanted = ops.paged_attention(**batch, num_heads=s.num_heads, scale=0.1, sliding_window=21)
     for page in batch["page_table"][0, : (70 - 21) // s.page_size].tolist():
         batch["keys"][page] = float("nan")

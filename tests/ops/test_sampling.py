@@ -22,7 +22,7 @@ def draw(
     *,
     temperature: float | list[float] = 1.0,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float | Tensor = 1.0,
     min_p: float = 0.0,
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
@@ -39,7 +39,7 @@ def draw(
         logits,
         torch.tensor(temperature if isinstance(temperature, list) else [temperature] * rows),
         torch.full((rows,), top_k, dtype=torch.int32),
-        torch.full((rows,), top_p),
+        top_p if isinstance(top_p, Tensor) else torch.full((rows,), top_p),
         torch.full((rows,), min_p),
         torch.arange(rows) if seeds is None else seeds,
         torch.arange(rows, dtype=torch.int32) if positions is None else positions,
@@ -159,6 +159,28 @@ def test_top_p_keeps_the_shortest_prefix_that_reaches_it(ops: Ops) -> None:
     logits = torch.tensor([[1.0, 8.0, 1.0, 2.0, 4.0]]).log()[:, [0, 2, 3, 4]]
     assert set(draw(ops, logits.expand(400, -1), top_p=0.75).tolist()) == {2, 3}
     assert set(draw(ops, logits.expand(400, -1), top_p=0.76).tolist()) == {0, 2, 3}
+
+
+def test_the_boundary_of_top_p_shows_masses_to_24_bits(ops: Ops, reference: Ops) -> None:
+    """Of two tokens, the second is kept from the first top_p on that is more than the share of the first."""
+    rows, generator = 200, torch.Generator().manual_seed(12)
+    logits = torch.stack((torch.zeros(rows), -torch.rand(rows, generator=generator) * 2), 1)
+    temperature = 0.5 + torch.rand(rows, generator=generator)
+    share = 1 / (1 + (logits[:, 1].double() / temperature.double()).exp())
+    seed = next(s for s in range(20_000) if philox4x32(s, 0)[0] > 0.9995 * 2**32)  # draws the second where it is kept
+    kept = []
+    for ulps in range(-8, 9):
+        top_p = (share.float().view(torch.int32) + ulps).view(torch.float32)
+        options: dict[str, Any] = {
+            "temperature": temperature.tolist(),
+            "top_p": top_p,
+            "seeds": torch.full((rows,), seed),
+            "positions": torch.zeros(rows, dtype=torch.int32),
+        }
+        kept.append(draw(ops, logits, **options))
+        assert torch.equal(kept[-1], draw(reference, logits, **options))
+    assert not kept[0].any()
+    assert kept[-1].all()
 
 
 def test_adjustments(ops: Ops, reference: Ops) -> None:

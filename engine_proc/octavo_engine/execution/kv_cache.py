@@ -1,34 +1,36 @@
-"""The paged KV cache (arXiv 2309.06180): its memory, its size, and the views of it that a step works on."""
+"""The paged KV cache (arXiv 2309.06180): its size, and the views of it that a step works on."""
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING
-
-import torch
 
 from octavo_engine.ops import KVLayout
 
 if TYPE_CHECKING:
+    import torch
+
     from octavo_engine.models.base import ModelConfig
+    from octavo_engine.ops import Ops
 
-__all__ = ["KVCache", "default_kv_memory", "num_pages_for", "page_bytes"]
+__all__ = ["KVCache", "cache_layout", "default_kv_memory", "num_pages_for", "page_bytes"]
 
 
-def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+def cache_layout(config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype) -> KVLayout:
+    """The cache that a model needs."""
+    return KVLayout(config.num_layers, num_pages, config.num_kv_heads, config.head_dim, page_size, dtype)
+
+
+def page_bytes(ops: Ops, config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
     """Bytes that one page takes: keys and values of `page_size` tokens in all layers.
 
-    ValueError for shapes that ops.KVLayout can't hold.
+    ValueError for shapes that the cache of `ops` can't hold.
     """
-    _pack(config.head_dim, page_size, dtype)
-    scales = 2 * torch.float32.itemsize if dtype == torch.int8 else 0  # of a token's key and its value, each head
-    token = 2 * config.head_dim * dtype.itemsize + scales
-    return config.num_layers * config.num_kv_heads * page_size * token
+    return ops.page_bytes(cache_layout(config, 1, page_size, dtype))
 
 
-def num_pages_for(memory_bytes: int, config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+def num_pages_for(ops: Ops, memory_bytes: int, config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
     """Whole pages that fit in `memory_bytes`; ValueError if not even one does."""
-    size = page_bytes(config, page_size, dtype)
+    size = page_bytes(ops, config, page_size, dtype)
     if memory_bytes < size:
         raise ValueError(
             f"kv_cache_memory={memory_bytes}: one page of {page_size} tokens takes {size} bytes; "
@@ -51,46 +53,13 @@ def default_kv_memory(*, available: int, page_bytes: int, page_size: int, max_nu
 
 
 class KVCache:
-    """Keys and values of all layers in the layout of ops.KVLayout, zero until written.
+    """Keys and values of all layers in the layout of the backend (ops.KVLayout), zero until written.
 
-    Raises MemoryError when the system refuses the address space, ValueError for shapes the layout can't hold.
-    keys [layers, P, Hkv, D/p, B, p], of int8 [layers, P, Hkv, D/4 + 2, B, 4], and values [layers, P, Hkv, B/p, D, p];
-    `layers[l]` is one layer's pair of views.
+    Raises MemoryError when there is not so much memory, ValueError for shapes the layout can't hold. `layers[l]` is one
+    layer's pair of views.
     """
 
-    def __init__(self, layout: KVLayout) -> None:
-        pack = _pack(layout.head_dim, layout.page_size, layout.dtype)
-        lead = (layout.num_layers, layout.num_pages, layout.num_kv_heads)
+    def __init__(self, ops: Ops, layout: KVLayout) -> None:
         self.layout = layout
-        lines = layout.head_dim // pack + (2 if layout.dtype == torch.int8 else 0)
-        self.keys = _untouched_zeros((*lead, lines, layout.page_size, pack), layout.dtype)
-        self.values = _untouched_zeros((*lead, layout.page_size // pack, layout.head_dim, pack), layout.dtype)
+        self.keys, self.values = ops.empty_cache(layout)
         self.layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
-
-
-def _pack(head_dim: int, page_size: int, dtype: torch.dtype) -> int:
-    """p of KVLayout: elements that lie side by side."""
-    pack = {torch.int8: 4, torch.bfloat16: 2}.get(dtype, 1)
-    if head_dim % pack or page_size % 16:
-        raise ValueError(
-            f"head_dim={head_dim} must be a multiple of {pack} for {dtype}, and page_size={page_size} of 16; "
-            "change EngineOptions.kv_cache_dtype or page_size"
-        )
-    return pack
-
-
-def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros that take no memory until they are written to, at a page's boundary.
-
-    torch.zeros writes every byte (1.9 s and 1 GiB of RSS for a GiB); an anonymous mapping is zero by promise of the
-    system.
-    """
-    numel = torch.Size(shape).numel()
-    size = numel * dtype.itemsize
-    try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
-        raise MemoryError(
-            f"the system refuses {size} bytes for half of the KV cache ({error}); lower EngineOptions.kv_cache_memory"
-        ) from error
-    return torch.frombuffer(memory, dtype=dtype, count=numel).view(shape)

@@ -100,7 +100,8 @@ class Attention:
     ) -> None:
         self.ops, self.qkv, self.out = ops, qkv, out
         self.num_heads, self.scale, self.cos_sin = num_heads, scale, cos_sin
-        self.sliding_window, self.alibi_slopes, self.softcap = sliding_window, alibi_slopes, softcap
+        self.sliding_window, self.softcap = sliding_window, softcap
+        self.alibi_slopes = None if alibi_slopes is None else alibi_slopes.to(ops.device)
         self.interleaved, self.edits = interleaved, tuple(edits)
 
     def add_to(self, residual: Tensor, x: Tensor, batch: Batch, kv: tuple[Tensor, Tensor]) -> None:

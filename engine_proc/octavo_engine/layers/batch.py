@@ -46,8 +46,14 @@ class Batch:
         return self.token_ids, self.positions, self.slots, self.query_start, self.seq_lens, self.page_table
 
 
-BATCH_SPECS = tuple(
-    TensorSpec(shape, torch.int32) for shape in (("T",), ("T",), ("T",), ("S + 1",), ("S",), ("S", "pages"))
+# A row added to a batch writes nothing (slot -1) and is a sequence of no tokens.
+BATCH_SPECS = (
+    TensorSpec(("T",), torch.int32),
+    TensorSpec(("T",), torch.int32),
+    TensorSpec(("T",), torch.int32, fill=-1),
+    TensorSpec(("S + 1",), torch.int32, fill=None),
+    TensorSpec(("S",), torch.int32),
+    TensorSpec(("S", "pages"), torch.int32),
 )
 # The slots say where keys and values are written; query_start, seq_lens and page_table what a row attends to.
 KEPT_ROWS = KeptRows(writes=2, inputs=(3, 4, 5))

@@ -75,7 +75,7 @@ class Loader:
     ) -> None:
         """dtype: of weights that stay in floats, and with it of activations. made: takes all that layers hold."""
         self.ops, self.dtype, self.formats = ops, dtype, formats
-        self.act_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self.act_dtype = ops.activation_dtype(dtype)
         self.prefix = ""
         self._made = made
         self._checkpoint, self._progress = checkpoint, progress
@@ -255,12 +255,13 @@ class Loader:
 
     def vector(self, name: str, *shape: int) -> Tensor:
         """[elements] float32: a bias or a norm's weight."""
-        value = self.tensor(name, *shape).to(torch.float32, copy=True).flatten()
+        value = self.tensor(name, *shape).to(self.ops.device, torch.float32, copy=True).flatten()
         self._keep(name, value)
         return value
 
     def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
-        table = self.tensor(name, rows, width, dtype=self.dtype)[skip:].clone(memory_format=torch.contiguous_format)
+        stored = self.tensor(name, rows, width, dtype=self.dtype)[skip:]
+        table = stored.to(self.ops.device, copy=True, memory_format=torch.contiguous_format)
         self._release(self.prefix + name)
         self._keep(name, table)
         return table

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo_engine.layers.loading import CheckpointMismatch, Loader, packed_name
 from octavo_engine.ops import Activations, LinearWeight, PackedLinear, QuantizedLinear
+from octavo_engine.ops.host_layout import from_host, host_ops, to_host
 
 if TYPE_CHECKING:
     from octavo_engine.ops import Ops
@@ -19,14 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["PackedLoader", "unpack_made"]
 
 
-def unpack_made(made: Mapping[str, LinearWeight | Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """What a Loader made, as tensors by name and the forms of packed weights; `PackedLoader` takes both."""
+def unpack_made(
+    ops: Ops, made: Mapping[str, LinearWeight | Tensor]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """What a Loader made for `ops`, as tensors by name and the forms of packed weights; `PackedLoader` takes both.
+
+    They are on the host and in its layout, whatever the device.
+    """
     tensors: dict[str, Tensor] = {}
     forms: dict[str, dict[str, Any]] = {}
     for name, value in made.items():
         if isinstance(value, Tensor):
-            tensors[name] = value
+            tensors[name] = value.cpu()
             continue
+        value = to_host(ops, value)
         tensors[name] = value.data
         forms[name] = {"out_features": value.out_features, "in_features": value.in_features, "gated": value.gated}
         if isinstance(value, QuantizedLinear):
@@ -54,10 +61,10 @@ class PackedLoader(Loader):
         self._forms, self._activations, self._threshold = forms, activations, threshold
 
     def vector(self, name: str, *shape: int) -> Tensor:
-        return self.tensor(name, prod(shape))
+        return self.tensor(name, prod(shape)).to(self.ops.device)
 
     def _table(self, name: str, rows: int, width: int, skip: int) -> Tensor:
-        return self.tensor(name, rows - skip, width).to(self.dtype)
+        return self.tensor(name, rows - skip, width).to(self.ops.device, self.dtype)
 
     def _weight(
         self,
@@ -83,7 +90,7 @@ class PackedLoader(Loader):
             )
         if "bits" not in form:
             return self._float(PackedLinear(data, *wanted))
-        return QuantizedLinear(
+        packed = QuantizedLinear(
             data,
             sum(sizes),
             in_features,
@@ -94,11 +101,13 @@ class PackedLoader(Loader):
             gated,
             self._threshold,
         )
+        return from_host(self.ops, packed)
 
-    def _float(self, weight: PackedLinear) -> PackedLinear:
-        if weight.data.dtype == self.dtype:
-            return weight
-        return self.ops.pack_linear(self.ops.unpack_linear(weight).to(self.dtype), gated=weight.gated)
+    def _float(self, weight: PackedLinear) -> LinearWeight:
+        if weight.data.dtype != self.dtype:
+            host = host_ops(self.ops)
+            weight = host.pack_linear(host.unpack_linear(weight).to(self.dtype), gated=weight.gated)
+        return from_host(self.ops, weight)
 
 
 class _Tensors:

@@ -9,6 +9,7 @@ import msgspec
 from octavo.options import Quantization
 from octavo_engine.layers.config import UnsupportedModel
 from octavo_engine.layers.packed import PackedLoader, unpack_made
+from octavo_engine.ops.host_layout import host_ops
 from octavo_engine.quant.formats import activations_of, choose_formats, resolve, storage
 from octavo_engine.weights.packed_file import PackedFile
 
@@ -46,8 +47,8 @@ def quantization_of(checkpoint: object, asked: str | Quantization | None) -> Qua
 def packed_loader(
     file: PackedFile, ops: Ops, dtype: torch.dtype, quantization: Quantization, progress: Progress | None
 ) -> PackedLoader:
-    """The whole file, read into the weights' memory. Raises SourceError."""
-    tensors = file.read(ops.weight_memory, threads=getattr(ops, "num_threads", 1), progress=progress)
+    """The whole file, read into the weights' memory where `ops` take them as they are. Raises SourceError."""
+    tensors = file.read(host_ops(ops).weight_memory, threads=getattr(ops, "num_threads", 1), progress=progress)
     return PackedLoader(
         ops,
         tensors,
@@ -60,10 +61,10 @@ def packed_loader(
 
 
 def packed_contents(
-    made: dict[str, LinearWeight | Tensor], quantization: Quantization, dtype: torch.dtype
+    ops: Ops, made: dict[str, LinearWeight | Tensor], quantization: Quantization, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and settings for `write_packed`, out of what a Loader made."""
-    tensors, forms = unpack_made(made)
+    tensors, forms = unpack_made(ops, made)
     return tensors, {
         "quantization": msgspec.structs.asdict(quantization),  # with its defaults, which may change
         "dtype": str(dtype).removeprefix("torch."),

@@ -213,7 +213,7 @@ def load_model(
     formats = choose_formats(scheme, dtype, stored=hasattr(source.checkpoint, "get_quantized"))
     model = build(Loader(ops, source.checkpoint, dtype, formats, progress, made=made))
     if entry is not None and scheme is not None:
-        entry.write(*packed_contents(made, scheme, dtype), progress)
+        entry.write(*packed_contents(ops, made, scheme, dtype), progress)
     return model
 
 

@@ -7,12 +7,12 @@ Notation: T tokens in the step, S sequences, H hidden size, Hq query heads, Hkv 
 V vocabulary, P pages in the cache, B page size (tokens a page).
 
 Types. Three compute types exist. The residual stream is float32 in all of them; what ops hand each other
-("activations") is bfloat16 when the weights are bfloat16 and float32 otherwise:
+("activations") is of the type that `Ops.activation_dtype` names:
 
-    weights    activations   KV cache (default)
-    float32    float32       float32
-    bfloat16   bfloat16      bfloat16
-    float16    float32       float16
+    weights    activations on the CPU   on CUDA    KV cache (default)
+    float32    float32                  float32    float32
+    bfloat16   bfloat16                 bfloat16   bfloat16
+    float16    float32                  float16    float16
 
 Law 6: an output row of any op here depends only on that row's own inputs and its own sequence, to the bit,
 whatever else is in the batch and however the sequence was cut in chunks.
@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, device, dtype
 
@@ -38,6 +38,7 @@ __all__ = [
     "Ops",
     "OpsUnavailable",
     "PackedLinear",
+    "Progress",
     "QuantizedLinear",
     "QuantizedWeight",
     "TensorSpec",
@@ -65,9 +66,9 @@ class PackedLinear:
 
     data: the packed weight. For float weights on the CPU: [ceil(N/32), K/p, 32, p] with p = 2 for bfloat16 and
     1 for float32 and float16, so that one 64-byte line holds 16 outputs' next 4 bytes of K (a panel of 32 outputs is
-    one sequential stream); rows beyond N and an odd K's last column are zero.
-    gated: rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs, and
-    `linear` returns act(gate) * up, of width N/2.
+    one sequential stream); rows beyond N and an odd K's last column are zero. On CUDA: the weight as it was, [N, K].
+    gated: on the CPU rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same
+    outputs; `linear` returns act(gate) * up, of width N/2.
     """
 
     data: Tensor
@@ -139,18 +140,29 @@ LinearWeight: TypeAlias = PackedLinear | QuantizedLinear
 
 @dataclass(frozen=True)
 class KVLayout:
-    """The paged cache of all layers in one tensor each for keys and values.
+    """What a paged cache of all layers holds; `Ops.empty_cache` makes it, one tensor for keys and one for values.
 
-    keys:   [layers, P, Hkv, D/p, B, p]
-    values: [layers, P, Hkv, B/p, D, p]
+    Slot s of a page table entry is token `page * B + offset`; B is a multiple of 16. Each backend has a layout of its
+    own, which its ops alone read and write; the first two dimensions are [layers, P] in all of them. dtype: float32,
+    bfloat16, float16 or int8, on CUDA float8_e4m3fn too.
 
+    CPU and reference, D and B even:
+
+        keys:   [layers, P, Hkv, D/p, B, p]
+        values: [layers, P, Hkv, B/p, D, p]
+
+    p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
+    side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow.
     int8 (p = 4): keys [layers, P, Hkv, D/4 + 2, B, 4], where line D/4 holds the B float32 scales of the page's keys,
     one a token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code *
     scale.
 
-    p = 2 for bfloat16 and 1 for float32 and float16: p consecutive elements of the reduced dimension lie side by
-    side (D for q.k, tokens for p.v), 16 lanes of the other dimension follow. D and B are even; B is a multiple of 16.
-    Slot s of a page table entry is token `page * B + offset`.
+    CUDA, D even and at most 256: what one block of threads reads of a page is contiguous.
+
+        keys, values: [layers, P, Hkv, B, D]
+
+    int8 and float8_e4m3fn: [layers, P, Hkv, B * D + 2 * B] of that dtype, one byte an element: the codes [B, D], then
+    B float16 scales, one a token and head; keys and values each have their own. A key is code * scale.
     """
 
     num_layers: int
@@ -165,11 +177,18 @@ class KVLayout:
 class TensorSpec:
     """What a recorded function takes.
 
-    shape: sizes, or names of those that vary from run to run; equal names, equal sizes.
+    shape: sizes, or names of those that vary from run to run; equal names, equal sizes. fill: what rows hold that a
+    backend adds to reach a size that it has prepared, so that they do nothing; None for a tensor that is one longer
+    than the others and, in a run with as many rows in each of them, holds 0, 1, 2, ...
     """
 
     shape: tuple[int | str, ...]
     dtype: dtype
+    fill: int | None = 0
+
+
+Progress: TypeAlias = "Callable[[str, int, int, str], None]"
+"""progress(stage, done, total, text)."""
 
 
 @dataclass(frozen=True)
@@ -186,24 +205,44 @@ class KeptRows:
 
 
 class Ops(Protocol):
-    """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named."""
+    """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named.
+
+    Weights are packed from wherever they are: `pack_linear`, `pack_quantized` and `quantize` take tensors of the host
+    too, and what they return lies on `device`.
+    """
 
     name: str
     isa: str  # the kernels' instruction set
     device: device
+    asynchronous: bool  # ops return before they are done: the host can prepare the next step meanwhile
+
+    def activation_dtype(self, weights: dtype) -> dtype:
+        """Of what ops hand each other where the float weights are float32, bfloat16 or float16 (the table above)."""
+        ...
 
     def record(
-        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
         """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
 
-        It is run once, with stand-ins for tensors of `inputs`' shapes that know shape and dtype alone. The number of
-        rows of what it returns is that of an input. What comes back takes tensors of those shapes, contiguous, and
-        returns the same bits as `function` would, in a new tensor; it keeps the weights and caches that `function`
-        uses alive. A backend that has no programs returns `function`.
+        It is run once or more, on the CPU with stand-ins for tensors of `inputs`' shapes that know shape and dtype
+        alone. The number of rows of what it returns is that of an input. What comes back takes tensors of those shapes,
+        contiguous, and returns the same bits as `function` would; it keeps the weights and caches that `function` uses
+        alive. A backend that has no programs returns `function`.
 
         With `kept`, what comes back takes more tensors: rows [R] int32, then `kept.inputs` once more for those rows. It
-        returns these rows of the result [R, ...], and leaves out what only others need: of a prompt's last layer most.
+        returns these rows of the result [R, ...], and may leave out what only others need: most of a prompt's last layer.
+
+        On CUDA inputs may lie on the host as well, and it returns before the device is done. `rows` > 0 captures graphs
+        (ops.cuda_graphs) for runs with up to so many rows, the same number in every input; `widths` gives the most of
+        each other named size. What such a run returns is overwritten by the next one; elsewhere it is a new tensor.
         """
         ...
 
@@ -318,6 +357,21 @@ class Ops(Protocol):
         """residual [T, H] float32 += sigmoid(gate) * x; x [T, H] and gate [T, 1] float32."""
         ...
 
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        """Bytes that one page takes in keys and values of all layers; layout.num_pages does not matter.
+
+        ValueError for shapes and dtypes that the backend's layout can't hold, naming the option to change.
+        """
+        ...
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        """(keys, values) of all layers, zero; see KVLayout. `keys[l]`, `values[l]` are one layer's, as ops take them.
+
+        ValueError as `page_bytes` has it; MemoryError where there is not so much memory.
+        """
+        ...
+
     # ---- attention -----------------------------------------------------------------------------------------
     def head_norm_(
         self,
@@ -424,16 +478,20 @@ class Ops(Protocol):
     ) -> Tensor:
         """Draw one token a row. logits [R, V] float32, unchanged. -> [R] int32, -1 where nothing is left to choose.
 
-        NaN logits count as -infinity; a row without any higher one (all forbidden, or a broken model) gives -1. In
-        this order: (1) for the entries adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token
-        adjust_ids at most once a row: logit = logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition
-        penalty, arXiv 1909.05858), then logit += adjust_add (presence, frequency, logit bias; -inf forbids); (2) mask
-        [M, ceil(V/32)] int32 bit sets of allowed tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no mask;
-        (3) temperature 0: argmax, lowest id wins ties; else logits / temperature; (4) min_p [R]: keep p >= min_p *
-        max p; (5) top_k [R] int32 (0 off): exactly k, the lowest ids first among equals at the boundary; (6) top_p
-        [R]: smallest prefix of the kept tokens by falling probability (renormalised, ties by lowest id) whose mass >=
-        top_p; (7) inverse CDF over the kept tokens in id order with u = Philox4x32-10(key = seeds[r] (int64), counter
-        = positions[r]) word 0 as a 24-bit uniform in [0, 1) (Salmon et al., SC 2011).
+        Every backend draws the same token from the same logits, to the bit. NaN logits count as -infinity; a row
+        without any higher one (all forbidden, or a broken model) gives -1. In this order: (1) for the entries
+        adjust_start[r]:adjust_start[r+1] (adjust_start [R+1] int32), each token adjust_ids at most once a row: logit =
+        logit > 0 ? logit / adjust_scale : logit * adjust_scale (repetition penalty, arXiv 1909.05858), then logit +=
+        adjust_add (presence, frequency, logit bias; -inf forbids); (2) mask [M, ceil(V/32)] int32 bit sets of allowed
+        tokens (bit i%32 of word i/32), mask_rows [R] int32, -1: no mask; (3) temperature 0: argmax, lowest id wins
+        ties; else p = 2^((logit - max) * (log2(e) / temperature)), in (0, 1], by the float32 roundings of
+        csrc/include/octavo/sampling_math.h; (4) min_p [R]: keep p >= min_p; (5) top_k [R] int32 (0 off): exactly k
+        by falling logit, the lowest ids first among equals at the boundary; (6) top_p [R] (1 off): the smallest prefix
+        of the kept tokens by falling logit, ties by lowest id, whose mass >= top_p of their mass; (7) the first kept
+        token in id order whose running mass exceeds floor(r / 2^64 * mass of all kept), r = words 0 and 1 of
+        Philox4x32-10(key = seeds[r] (int64), counter = positions[r]), word 0 on top (Salmon et al., SC 2011). The mass
+        of a token is p * 2^40 rounded to a whole number, so sums are exact; what is below 2^-41 of the best is never
+        drawn. Infinite logits count as the highest finite one; V <= 2^22.
         """
         ...
 
@@ -448,7 +506,7 @@ class Ops(Protocol):
 
 
 def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 0) -> Ops:
-    """The implementation for a device: "cpu", or "reference" for plain torch.
+    """The implementation for a device: "cpu", "cuda" or "cuda:1", or "reference" for plain torch.
 
     isa forces a CPU variant ("portable", "avx2", "avx512"); num_threads 0 takes the cores this process may use.
     Raises OpsUnavailable.
@@ -461,4 +519,8 @@ def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 
         from octavo_engine.ops.cpu import CpuOps
 
         return CpuOps(isa=isa, num_threads=num_threads)
-    raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'reference'")
+    if device.partition(":")[0] == "cuda":
+        from octavo_engine.ops.cuda import CudaOps
+
+        return CudaOps(device)
+    raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'cuda', 'cuda:N', 'reference'")

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear
+from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable, PackedLinear, QuantizedLinear, cpu_cache
 from octavo_engine.ops.cpu_quantized import QuantizedOps
 from octavo_engine.ops.cpu_rounding import RoundingOps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from octavo_engine.ops import KeptRows, TensorSpec
+    from octavo_engine.ops import KeptRows, KVLayout, Progress, TensorSpec
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -95,6 +95,7 @@ class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
+    asynchronous = False
 
     def __init__(self, *, isa: str | None = None, num_threads: int = 0) -> None:
         """isa "portable", "avx2" or "avx512", None the best here; num_threads 0: one a core this process may use.
@@ -141,8 +142,18 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._bind_quantized(library)
         self._bind_rounding(library)
 
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
+
     def record(
-        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
     ) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
@@ -265,6 +276,13 @@ class CpuOps(QuantizedOps, RoundingOps):
 
     def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
         self._gated_add(residual, x, gate)
+
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        return cpu_cache.page_bytes(layout)
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        return cpu_cache.empty_cache(layout)
 
     # ---- attention -----------------------------------------------------------------------------------------
     def head_norm_(

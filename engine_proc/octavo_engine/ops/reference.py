@@ -6,7 +6,9 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -16,11 +18,14 @@ from octavo_engine.ops import (
     Activation,
     Activations,
     KeptRows,
+    KVLayout,
     LinearWeight,
     PackedLinear,
+    Progress,
     QuantizedLinear,
     QuantizedWeight,
     TensorSpec,
+    cpu_cache,
     reference_quantized,
     reference_rounding,
 )
@@ -69,15 +74,38 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+def _weights(row: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """2^((row - best) log2(e) / temperature) in [2^-64, 1], in the float32 roundings that Ops.sample names."""
+    limits = torch.finfo(torch.float32)
+    slope = (torch.tensor(1.44269504) / temperature).clamp(limits.tiny, limits.max)
+    t = ((row - best.clamp(max=limits.max)) * slope).nan_to_num(nan=-64.0).clamp(-64.0, 0.0)
+    n = t.round()
+    p = torch.full_like(t, 1.32647273e-3)
+    for coefficient in (9.67151299e-3, 5.55073358e-2, 0.240222424, 0.693147004, 1.0):
+        p = p * (t - n) + coefficient
+    return torch.ldexp(p, n)
+
+
 class ReferenceOps:
     """`Ops` in plain torch on the CPU; see `octavo_engine.ops.Ops` for every contract."""
 
     name = "reference"
+    asynchronous = False
     isa = "torch"
     device = torch.device("cpu")
 
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
+
     def record(
-        self, function: Callable[..., Tensor], inputs: Sequence[TensorSpec], kept: KeptRows | None = None
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
         if kept is None:
             return function
@@ -203,6 +231,13 @@ class ReferenceOps:
     def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
         residual += torch.sigmoid(gate) * x
 
+    # ---- the cache -----------------------------------------------------------------------------------------
+    def page_bytes(self, layout: KVLayout) -> int:
+        return cpu_cache.page_bytes(layout)
+
+    def empty_cache(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
+        return cpu_cache.empty_cache(layout)
+
     # ---- attention -----------------------------------------------------------------------------------------
     def head_norm_(
         self,
@@ -322,37 +357,37 @@ class ReferenceOps:
                 row[(mask[mask_rows[r]][i // 32] >> (i % 32) & 1) == 0] = float("-inf")
             tokens.append(
                 self._draw(
-                    row.nan_to_num(nan=float("-inf"), neginf=float("-inf")),
-                    float(temperature[r]),
+                    row.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf")),
+                    temperature[r],
                     int(top_k[r]),
                     float(top_p[r]),
-                    min_p[r],
-                    (philox4x32(int(seeds[r]), int(positions[r]))[0] >> 8) / (1 << 24),
+                    float(min_p[r]),
+                    philox4x32(int(seeds[r]), int(positions[r])),
                 )
             )
         return torch.tensor(tokens, dtype=torch.int32)
 
     @staticmethod
-    def _draw(row: Tensor, temperature: float, top_k: int, top_p: float, min_p: Tensor, uniform: float) -> int:
+    def _draw(row: Tensor, temperature: Tensor, top_k: int, top_p: float, min_p: float, words: tuple[int, ...]) -> int:
         best = row.max()
         if best == float("-inf"):
             return -1
         if temperature == 0:
             return int((row == best).nonzero()[0])
-        # By falling probability, then id: each filter keeps a prefix of this order.
-        values, order = row.sort(descending=True, stable=True)
-        scaled = (values - best) / torch.tensor(temperature)
-        weights = scaled.double().exp()
-        kept = int((scaled >= min_p.double().log().float()).sum())
+        weights = _weights(row, best, temperature)
+        masses = (weights.double() * 2.0**40).round().long()  # whole numbers from here on, so that all backends agree
+        kept = weights >= min(min_p, 1.0)
+        order = row.sort(descending=True, stable=True).indices  # by falling logit, then id
+        order = order[kept[order]]
         if top_k > 0:
-            kept = min(kept, top_k)
+            order = order[:top_k]
         if top_p < 1:
-            mass = weights[:kept].cumsum(0)
-            kept = int((mass < top_p * mass[-1]).sum()) + 1
-        in_id_order = torch.zeros_like(row, dtype=torch.float64)
-        in_id_order[order[:kept]] = weights[:kept]
-        mass = in_id_order.cumsum(0)
-        return int((mass <= uniform * mass[-1]).sum())
+            mass = masses[order].cumsum(0)
+            need = math.ceil(Fraction(top_p) * int(mass[-1]))
+            order = order[: int((mass < need).sum()) + 1]
+        running = torch.zeros_like(masses).index_copy(0, order, masses[order]).cumsum(0)
+        target = (words[0] << 32 | words[1]) * int(running[-1]) >> 64
+        return int((running <= target).sum())
 
     def logprobs(self, logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_softmax = logits.log_softmax(-1)

@@ -1,0 +1,101 @@
+// The work lists of a step's attention, made on the device so that a captured graph serves any lengths.
+//
+// One block, once a step for all layers with one window. Which kernel takes a tile, and into how many items its chunks are
+// cut, looks at the whole batch and at the machine, for it does not show in the results (attention.cuh).
+#include "attention.cuh"
+#include "launch.h"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Rows {
+  int count, tiles, low, high;  // rows, decode tiles, positions of the first and the last query token
+  bool decode;
+  OCTAVO_DEVICE Rows(const PlanArgs& a, int seq) {
+    const int group = a.num_heads / a.num_kv_heads, queries = a.query_start[seq + 1] - a.query_start[seq];
+    count = queries * group;
+    tiles = (count + kDecodeRows - 1) / kDecodeRows;
+    high = a.seq_lens[seq] - 1;
+    low = high - queries + 1;
+    // A decode tile has one chunk size; the prefill kernel takes rows of several.
+    decode = queries == 1 || (tiles <= kMaxDecodeTiles && chunk_keys(visible_keys(low, a.sliding_window)) ==
+                                                              chunk_keys(visible_keys(high, a.sliding_window)));
+  }
+};
+
+__global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
+  OCTAVO_SHARED(uint32_t, taken, [4]);  // decode items, prefill items, partial slots of each head, keys / 16 of decode tiles
+  pdl_wait();
+  pdl_launch();
+  const int thread = int(threadIdx.x);
+  if (thread < 4) taken[thread] = 0;
+  bar_sync();
+  for (int seq = thread; seq < a.num_seqs; seq += kThreads) {
+    const Rows rows(a, seq);
+    if (rows.decode && rows.count > 0) {
+      atom_add_u32(taken + 3, uint32_t(rows.tiles) * uint32_t(visible_keys(rows.high, a.sliding_window) / 16 + 1));
+    }
+  }
+  bar_sync();
+  // Keys of an item: two items a CTA, so that an SM that is done early finds another.
+  const uint64_t all = uint64_t(taken[3]) * 16 * uint64_t(a.num_kv_heads);
+  const int target = max(256, int(all / uint64_t(2 * a.work.decode_grid)));
+  const int slots = a.work.partial_slots / a.num_kv_heads;
+
+  for (int seq = thread; seq < a.num_seqs; seq += kThreads) {
+    const Rows rows(a, seq);
+    if (rows.count == 0) continue;
+    if (!rows.decode) {
+      const int tiles = (rows.count + kPrefillRows - 1) / kPrefillRows;
+      const int at = int(atom_add_u32(taken + 1, uint32_t(tiles)));
+      for (int tile = 0; tile < tiles; ++tile) {  // the last rows see most keys: they go first
+        a.work.prefill[at + tile] = PrefillItem{seq, (tiles - 1 - tile) * kPrefillRows};
+      }
+      continue;
+    }
+    const int group = a.num_heads / a.num_kv_heads;
+    for (int tile = 0; tile < rows.tiles; ++tile) {
+      DecodeItem item{};
+      item.seq = seq;
+      item.first_row = tile * kDecodeRows;
+      item.rows = min(kDecodeRows, rows.count - item.first_row);
+      const int low = rows.low + item.first_row / group, high = rows.low + (item.first_row + item.rows - 1) / group;
+      const int size = chunk_keys(visible_keys(high, a.sliding_window));
+      const int first = first_key(low, a.sliding_window) / size, chunks = max(high, 0) / size - first + 1;
+      const int run = max(1, target / size);
+      int items = (chunks + run - 1) / run, slot = -1;
+      if (items > 1) {
+        slot = int(atom_add_u32(taken + 2, uint32_t(chunks)));
+        if (slot + chunks > slots) items = 1, slot = -1;
+      }
+      item.tile_slot = slot;
+      item.tile_chunks = chunks;
+      item.tile_items = items;
+      const int at = int(atom_add_u32(taken, uint32_t(items)));
+      for (int i = 0; i < items; ++i) {
+        item.chunk_begin = first + (items == 1 ? 0 : i * run);
+        item.chunk_end = first + (items == 1 ? chunks : min(chunks, (i + 1) * run));
+        item.slot = slot < 0 ? -1 : slot + i * run;
+        a.work.decode[at + i] = item;
+      }
+      if (slot >= 0) {
+        for (int head = 0; head < a.num_kv_heads; ++head) a.work.arrivals[slot * a.num_kv_heads + head] = 0;
+      }
+    }
+  }
+  bar_sync();
+  if (thread < 2) a.work.counts[thread] = int32_t(taken[thread]);
+}
+
+}  // namespace
+
+Scoring make_scoring(float scale, float softcap, bool has_slopes) {
+  if (softcap <= 0.0f && !has_slopes) return Scoring{scale * kLog2e, scale, 0.0f, 0.0f, false};
+  return Scoring{kLog2e, scale, softcap, softcap > 0.0f ? 2.0f * kLog2e / softcap : 0.0f, true};
+}
+
+void plan_attention(const PlanArgs& a, cudaStream_t stream) { launch(plan_kernel, dim3(1), dim3(kThreads), 0, stream, a); }
+
+}  // namespace octavo::cuda

@@ -1,0 +1,186 @@
+"""Decode steps as CUDA graphs: a forward captured once for each of a few sizes, behind `Ops.record`.
+
+A decode step of a small model is bound by launches: about 400 of them, at 4 us of host time each, where replaying a
+graph costs one. A graph has its sizes and addresses fixed. So a step of n sequences runs in the graph of the next
+larger size, its inputs copied to the buffers that all graphs share; the rows past n hold what makes them do nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from octavo_engine.ops import Progress, TensorSpec
+from octavo_engine.ops.cuda_upload import Staging
+
+__all__ = ["CudaGraph", "CudaGraphs", "Graph", "Graphs", "Recorded", "graph_sizes"]
+
+log = logging.getLogger("octavo.engine.ops")
+
+
+def graph_sizes(most: int) -> list[int]:
+    """The rows of the graphs that serve 1..most: close where a step is short, a few per cent apart where it is long."""
+    few = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128]
+    many = [*range(160, 513, 32), *range(576, 1025, 64), *range(1152, most + 1, 128)]
+    return [n for n in few + many if n < most] + [most] * (most > 0)
+
+
+class Graph(Protocol):
+    """Work captured once, with the addresses that it had then."""
+
+    def replay(self) -> None:
+        """Enqueue the work again."""
+        ...
+
+
+class Graphs(Protocol):
+    """Captures graphs that share one pool of memory, and says how much of the device's is free."""
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
+        """`work`, run and captured, and the tensor it returns: each replay writes it again."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes of the device that nobody holds."""
+        ...
+
+
+class CudaGraph:
+    """One torch.cuda.CUDAGraph."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+        self._graph = graph
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class CudaGraphs:
+    """`Graphs` on a device. Captured largest first, every later one finds its memory in the pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace for each stream that it has seen.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            work()  # what initialises itself at first use (cuBLAS, lazily loaded kernels) can't while it is captured
+            torch.cuda.synchronize(self._device)
+            # Not `with torch.cuda.graph`, which collects garbage and empties the allocator each time: seconds in all.
+            graph.capture_begin(pool=self._pool)
+            try:
+                out = work()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return CudaGraph(graph), out
+
+    def free_memory(self) -> int:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self._device)[0]
+
+
+class _Buffers:
+    """The inputs at fixed addresses, for up to `rows` rows. Rows past those of the last run hold their fill."""
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec], rows: int, widths: Mapping[str, int], device: torch.device
+    ) -> None:
+        self._counted = [spec.fill is None for spec in inputs]
+        self._fills = [spec.fill or 0 for spec in inputs]
+        self._tensors: list[Tensor] = []
+        for spec in inputs:
+            if spec.fill is None:  # the same in every run that comes here
+                self._tensors.append(torch.arange(rows + 1, dtype=spec.dtype, device=device))
+                continue
+            shape = (rows, *(widths[n] if isinstance(n, str) else n for n in spec.shape[1:]))
+            self._tensors.append(torch.full(shape, spec.fill, dtype=spec.dtype, device=device))
+        self._filled_from = 0
+
+    def views(self, rows: int) -> list[Tensor]:
+        """The inputs of a run of that many rows."""
+        return [x[: rows + counted] for x, counted in zip(self._tensors, self._counted, strict=True)]
+
+    def load(self, given: Sequence[Tensor], rows: int) -> None:
+        """given: a run's inputs, on the device. Widths that vary fill the beginning of each row, its rest stays."""
+        alike: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for x, buffer, counted, fill in zip(given, self._tensors, self._counted, self._fills, strict=True):
+            if counted:
+                continue
+            if self._filled_from > rows:
+                buffer[rows : self._filled_from].fill_(fill)
+            if x.shape[1:] == buffer.shape[1:]:
+                alike[0].append(buffer[:rows])
+                alike[1].append(x)
+            else:
+                buffer[tuple(slice(n) for n in x.shape)].copy_(x)
+        torch._foreach_copy_(*alike)  # one launch
+        self._filled_from = rows
+
+
+class Recorded:
+    """A function over ops that runs as a graph where one fits, and call by call otherwise.
+
+    Inputs may lie on the host or on the device. What it returns from a graph is overwritten by its next run.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[TensorSpec],
+        staging: Staging,
+        graphs: Graphs | None = None,
+        *,
+        rows: int = 0,
+        widths: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """rows: the most of a run that graphs serve; 0, or graphs None: none is captured."""
+        self._function, self._inputs, self._staging = function, inputs, staging
+        self.sizes = graph_sizes(rows) if graphs is not None else []
+        self._graphs: dict[int, tuple[Graph, Tensor]] = {}
+        if graphs is None or not self.sizes:
+            return
+        self._buffers = _Buffers(inputs, rows, widths or {}, staging.device)
+        began, before = time.monotonic(), graphs.free_memory()
+        for done, size in enumerate(reversed(self.sizes)):
+            if progress is not None:
+                progress("capture", done, len(self.sizes), f"decode steps of {size}")
+            self._graphs[size] = graphs.capture(partial(function, *self._buffers.views(size)))
+        if progress is not None:
+            progress("capture", len(self.sizes), len(self.sizes), "")
+        log.info(
+            "%d CUDA graphs of 1 to %d rows: %.0f MB of device memory, %.1f s",
+            len(self.sizes), rows, (before - graphs.free_memory()) / 1e6, time.monotonic() - began,
+        )  # fmt: skip
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        rows = self._rows(given)
+        sent = self._staging.upload(given)
+        if rows is None:
+            return self._function(*sent)
+        self._buffers.load(sent, rows)
+        graph, out = self._graphs[self.sizes[bisect_left(self.sizes, rows)]]
+        graph.replay()
+        return out[:rows]
+
+    def _rows(self, given: Sequence[Tensor]) -> int | None:
+        """The rows of a run that a graph serves: as many in every input, and at most those of the largest graph."""
+        rows = {x.shape[0] - (spec.fill is None) for x, spec in zip(given, self._inputs, strict=True)}
+        if len(rows) != 1:
+            return None
+        count = rows.pop()
+        return count if self.sizes and 0 < count <= self.sizes[-1] else None

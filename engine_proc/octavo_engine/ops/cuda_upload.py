@@ -1,0 +1,80 @@
+"""What a step sends to the device: many small host tensors as one copy out of pinned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Copied", "Staging"]
+
+_LINE = 64
+_BUFFERS = 3  # the step that runs, the one being sent, and one for a second send of the same step
+
+
+class Copied(Protocol):
+    """Tells when what was enqueued so far is done (torch.cuda.Event)."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class _NoEvent:
+    """Where copies are done when they return."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Staging:
+    """Pinned buffers, used in turn: one is written again only after the copy out of it is done.
+
+    Not for two threads at once. A buffer grows to the largest that was asked of it and stays.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pinned = device.type == "cuda"
+        self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_BUFFERS)]
+        self._events: list[Copied] = [self._event() for _ in range(_BUFFERS)]
+        self._turn = 0
+
+    def _event(self) -> Copied:
+        return torch.cuda.Event() if self._pinned else _NoEvent()  # type: ignore[no-untyped-call]
+
+    def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors on the device, those of the host in one copy; one that is there already is returned as it is."""
+        places: list[tuple[int, int]] = []
+        size = 0
+        for x in tensors:
+            nbytes = x.nbytes if x.device.type == "cpu" else 0
+            places.append((size, size + nbytes))
+            size += -(-nbytes // _LINE) * _LINE
+        if not size:
+            return list(tensors)
+        staged = self._take(size)
+        for x, (start, stop) in zip(tensors, places, strict=True):
+            if stop > start:
+                staged[start:stop].view(x.dtype).view(x.shape).copy_(x)
+        block = torch.empty(size, dtype=torch.uint8, device=self.device)
+        block.copy_(staged, non_blocking=True)
+        self._events[self._turn].record()
+        return [
+            block[start:stop].view(x.dtype).view(x.shape) if stop > start else x
+            for x, (start, stop) in zip(tensors, places, strict=True)
+        ]
+
+    def _take(self, nbytes: int) -> Tensor:
+        self._turn = (self._turn + 1) % _BUFFERS
+        self._events[self._turn].synchronize()
+        if self._buffers[self._turn].numel() < nbytes:
+            self._buffers[self._turn] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+        return self._buffers[self._turn][:nbytes]

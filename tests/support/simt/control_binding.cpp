@@ -1,0 +1,35 @@
+// What tests set and ask of the emulator itself.
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/string.h>
+
+#include "runtime.h"
+
+namespace {
+
+// order: "ascending", "descending" or "random"; os_threads only counts in a build without checks.
+void configure(tvm::ffi::String order, int64_t seed, int64_t os_threads) {
+  const std::string name = order;
+  if (name == "ascending") {
+    simt::settings.order = simt::Order::kAscending;
+  } else if (name == "descending") {
+    simt::settings.order = simt::Order::kDescending;
+  } else if (name == "random") {
+    simt::settings.order = simt::Order::kRandom;
+  } else {
+    TVM_FFI_THROW(ValueError) << "order is '" << name << "'; allowed: ascending, descending, random";
+  }
+  simt::settings.seed = uint64_t(seed);
+  simt::settings.os_threads = int(os_threads);
+}
+
+// Of the latest launch that failed: one of kind_name's words, "none" before.
+tvm::ffi::String last_error() { return simt::kind_name(simt::last_error); }
+
+bool checking() { return simt::kChecking; }
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_configure, configure);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_last_error, last_error);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_checking, checking);
