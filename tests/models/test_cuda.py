@@ -17,11 +17,12 @@ from transformers.modeling_utils import PreTrainedModel
 
 from octavo.options import SamplingParams
 from octavo_engine.execution.device_runner import DeviceRunner
-from octavo_engine.models import load_model
+from octavo_engine.models import UnsupportedModel, load_model
 from octavo_engine.ops.cuda import CudaOps
 from octavo_engine.quant.formats import resolve
 from octavo_engine.weights import open_source
 from tests.execution.driver import Driver, Sequence
+from tests.models import family_oracles
 from tests.models.test_quantization import dequantized
 from tests.models.tiny import answers, oracle, prompts, reference_logits
 from tests.support.call_graphs import CallGraphs
@@ -104,3 +105,46 @@ def test_quantised_weights(name: str, short: str, cuda: CudaOps, checkpoint: Fol
 def test_eight_bit_caches(cache: str, cuda: CudaOps, checkpoint: Folder) -> None:
     kv_dtype, tolerance = CACHES[cache]
     check(run(checkpoint(MODELS[0]), cuda, asked(MODELS[0]), BF16, kv_dtype=kv_dtype), oracle(MODELS[0]), tolerance)
+
+
+FAMILIES = [
+    "bigcode-tanh",
+    "bloom",
+    "cohere-plus",
+    "falcon-40b",
+    "falcon-7b",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gptj",
+    "granite",
+    "internlm2",
+    "llama-llama3",
+    "mistral",
+    "mpt-six-heads-clipped",
+    "neox-parallel",
+    "olmo2",
+    "opt-350m",
+    "phi",
+    "phi-qk-norm",
+    "phi3-window",
+    "qwen2-window",
+    "qwen3",
+    "smollm3",
+    "stablelm-12b",
+    "starcoder2",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(name: str, cuda: CudaOps, tmp_path: Path) -> None:
+    """Every op that a family needs beside LLaMA's, in float32."""
+    folder = family_oracles.write(name, tmp_path / "m")
+    shortened = [prompt[:33] for prompt in family_oracles.prompts(name)[:3]]
+    check(run(folder, cuda, shortened, F32), family_oracles.oracle(name), 1e-4)
+
+
+def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
+    folder = family_oracles.write("mixtral", tmp_path / "m")
+    with pytest.raises(UnsupportedModel, match=r"device='cuda' .* cpu: mixtures of experts"):
+        load_model(open_source(folder), emulated_ops(check=False), F32)

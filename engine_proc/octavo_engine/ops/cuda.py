@@ -14,6 +14,7 @@ import torch
 from octavo_engine.ops import OpsUnavailable, cuda_cache
 from octavo_engine.ops.cuda_attention import CudaAttention
 from octavo_engine.ops.cuda_dense import CudaDense
+from octavo_engine.ops.cuda_families import CudaFamilies
 from octavo_engine.ops.cuda_graphs import CudaGraphs, Graphs, Recorded
 from octavo_engine.ops.cuda_quantized import CudaQuantized
 from octavo_engine.ops.cuda_sampling import CudaSampling
@@ -74,7 +75,7 @@ def _find_device(asked: str) -> tuple[torch.device, str]:
     return torch.device("cuda", index), f"sm_{capability[0]}{capability[1]}"
 
 
-class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
+class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaFamilies, CudaSampling):
     """`Ops` on one CUDA device."""
 
     name = "cuda"
@@ -104,6 +105,7 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
         self._bind_attention(library)
         self._bind_quantized(library)
         self._bind_dense(library, invariant=invariant)
+        self._bind_families(library)
         self._bind_sampling(library)
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
