@@ -144,6 +144,11 @@ def test_other_families(name: str, cuda: CudaOps, tmp_path: Path) -> None:
     check(run(folder, cuda, shortened, F32), family_oracles.oracle(name), 1e-4)
 
 
+def test_falcon_s_rounded_bias_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"alibi=True .* false on CUDA"):
+        load_model(open_source(family_oracles.write("falcon-rw", tmp_path / "m")), emulated_ops(check=False), F32)
+
+
 def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
     folder = family_oracles.write("mixtral", tmp_path / "m")
     with pytest.raises(UnsupportedModel, match=r"device='cuda' .* cpu: mixtures of experts"):
