@@ -110,10 +110,10 @@ def open_queue(device: torch.device) -> Queue:
 
 
 @contextmanager
-def typed_errors(queue: Queue, what: str) -> Iterator[None]:
+def typed_errors(queue: Queue, what: object) -> Iterator[None]:
     """Raises OutOfMemory in place of torch's own error, and DeviceLost in place of whatever a lost device leads to.
 
-    what: for the message, what the memory was wanted for.
+    what: its string tells, for the message, what the memory was wanted for.
     """
     try:
         yield
