@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warp_row = warp % 4 * 32, warp_token = warp / 4 * 64;
   const int64_t first_token = int64_t(blockIdx.x) * kWide;
-  const int64_t chunks = (a.k + 31) / 32;
+  const int chunks = int((a.k + 31) / 32);
   pdl_wait();
 
   // This thread's four pieces of every chunk: two of the weight, two of x.
@@ -184,12 +184,11 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
     }
     from[i] += 8 * (int(threadIdx.x) % 4);
   }
-  const auto fetch = [&](int64_t chunk) {
-    uint4* to = ring + chunk % kStages * kChunk + threadIdx.x;
+  const auto fetch = [&](int chunk, int stage) {
+    const bool valid = chunk * 32 + 8 * (int(threadIdx.x) % 4) < a.k;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool valid = chunk * 32 + 8 * (int(threadIdx.x) % 4) < a.k;
-      cp_async<16>(to + i * kThreads, valid ? from[i] + chunk * 32 : from[i], valid);
+      cp_async<16>(ring + stage * kChunk + i * kThreads + threadIdx.x, from[i] + (valid ? chunk * 32 : 0), valid);
     }
   };
 
@@ -199,13 +198,13 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
 #pragma unroll
     for (int j = 0; j < 8; ++j) sums[i][j] = part[i][j] = {{0.f, 0.f, 0.f, 0.f}};
   }
-  for (int64_t chunk = 0; chunk < kStages - 1; ++chunk) {
-    if (chunk < chunks) fetch(chunk);
+  for (int chunk = 0; chunk < kStages - 1; ++chunk) {
+    if (chunk < chunks) fetch(chunk, chunk);
     cp_commit();
   }
-  int slice = 1;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    while (chunk == chunks * slice / kSlices) {
+  int slice = 1, stage = 0, free = kStages - 1;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    while (chunk == int(int64_t(chunks) * slice / kSlices)) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -221,10 +220,12 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
     }
     cp_wait<kStages - 2>();
     bar_sync();
-    if (chunk + kStages - 1 < chunks) fetch(chunk + kStages - 1);
+    if (chunk + kStages - 1 < chunks) fetch(chunk + kStages - 1, free);
     cp_commit();
-    const uint4* weight = ring + chunk % kStages * kChunk + warp_row * 4 + lane;
-    const uint4* token = ring + chunk % kStages * kChunk + (kWide + warp_token) * 4 + lane;
+    const uint4* weight = ring + stage * kChunk + warp_row * 4 + lane;
+    const uint4* token = ring + stage * kChunk + (kWide + warp_token) * 4 + lane;
+    free = stage;  // until the next barrier others may still read it
+    stage = stage + 1 < kStages ? stage + 1 : 0;
     uint4 rows[4], tokens[8];
 #pragma unroll
     for (int i = 0; i < 4; ++i) rows[i] = weight[8 * 4 * i];
