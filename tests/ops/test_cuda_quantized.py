@@ -172,7 +172,9 @@ def test_long_slices(cuda_ops: Ops, activations: Activations, kind: Kind, units:
             assert torch.equal(cuda_ops.linear(x[:rows], packed, out_dtype=torch.float32), whole[:rows])
 
 
-@pytest.mark.parametrize("kind", [Kind(4, 32, True), Kind(4, 128, False), Kind(8, 0, True), Kind(8, 64, False)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [Kind(4, 32, True), Kind(4, 128, False), Kind(8, 0, True), Kind(8, 64, False)], ids=str
+)
 @pytest.mark.parametrize("activations", [FLOAT, INT8])
 @pytest.mark.parametrize("act", list(Activation))
 def test_bias_activation_gate_and_sum(cuda_ops: Ops, activations: Activations, kind: Kind, act: Activation) -> None:
@@ -192,9 +194,7 @@ def test_bias_activation_gate_and_sum(cuda_ops: Ops, activations: Activations, k
 
 @some_cases
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_rows_may_be_strided_and_odd(
-    cuda_ops: Ops, activations: Activations, kind: Kind, dtype: torch.dtype
-) -> None:
+def test_rows_may_be_strided_and_odd(cuda_ops: Ops, activations: Activations, kind: Kind, dtype: torch.dtype) -> None:
     """Loads of 16 bytes, and one by one where a row doesn't allow them, give the same bits."""
     packed = cuda_ops.pack_quantized(random_weight(kind, 33, 136), activations)
     wide = rows_of(5, 200, dtype)
