@@ -324,7 +324,7 @@ def test_slices_depend_on_the_weight_alone() -> None:
 def test_refusals_print_the_numbers(cuda_ops: Ops) -> None:
     weight = random_weight(Kind(4, 32, True), 16, 40)
     packed = cuda_ops.pack_quantized(weight, FLOAT)
-    with pytest.raises(ValueError, match=r"packed weight has shape \[1, 640\], expected \[1, 1280\]"):
+    with pytest.raises(ValueError, match=r"packed weight has shape \[1, 640\], expected \[1, 1152\]"):
         cuda_ops.linear(torch.randn(2, 65), packed)
     with pytest.raises(ValueError, match=r"bias has shape \[15\], expected \[16\]"):
         cuda_ops.linear(torch.randn(2, 40), packed, torch.randn(15))
@@ -342,5 +342,5 @@ def test_refusals_print_the_numbers(cuda_ops: Ops) -> None:
         cuda_ops.pack_quantized(replace(weight, scales=weight.scales.float()), FLOAT)
     with pytest.raises(ValueError, match="LLM_INT8 takes 8 bits, group_size 0, symmetric; got 4 bits, group_size 32"):
         cuda_ops.pack_quantized(weight, LLM_INT8)
-    with pytest.raises(TypeError, match="residual is bfloat16, not float32|residual is bfloat"):
+    with pytest.raises(TypeError, match="residual is bfloat16, not float32"):
         cuda_ops.linear_add_(torch.zeros(2, 16).bfloat16(), torch.randn(2, 40), packed)
