@@ -16,8 +16,10 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {"core", "config", "mailbox", "execution", "models", "ops", "scheduling", "text", "weights"},
-    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery"},
+    "serve": {"core", "config", "machine", "mailbox", "execution", "models", "ops", "scheduling", "text", "weights"},
+    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps"},
+    "steps": {"scheduling", "execution"},
+    "machine": {"config", "execution", "models", "ops"},
     "intake": {"scheduling", "text"},
     "delivery": {"scheduling", "text", "mailbox"},
     "mailbox": set(),

@@ -1,9 +1,9 @@
 // What the decode and the prefill kernel share, so that a row has the same bits from either.
 //
 // The order of a row's reduction depends on its own position alone:
-//   block   32 keys, at multiples of 32. The row's reference (running maximum) moves at most once a block; P of the block
-//           is rounded to 16 bits and multiplied with V by two k16 steps onto the accumulators. The weight's sum goes the
-//           same way, as one more column of ones, so it too has the tensor core's order and the rounded P.
+//   block   32 keys, at multiples of 32. The row's reference (running maximum) moves at most once a block; P of the
+//           block is rounded to 16 bits and multiplied with V by two k16 steps onto the accumulators. The weight's sum
+//           goes the same way, as one more column of ones, so it too has the tensor core's order and the rounded P.
 //   chunk   blocks one after the other, from zero, at multiples of chunk_keys(keys that the row sees)
 //   row     chunks folded one after the other
 // A block or chunk in which a row sees nothing leaves its accumulators as they are, to the bit: P = 0, factors of 1. So
@@ -20,8 +20,8 @@ constexpr float kNoScore = -1e30f;  // finite, so that differences of references
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kOneChunk = 1 << 30;
 
-// Keys of a chunk, a power of two, for a row that sees `visible` keys. Small enough to spread one long sequence over the
-// machine, large enough that the fold (16 rows * D * 8 bytes a chunk) is small beside the keys.
+// Keys of a chunk, a power of two, for a row that sees `visible` keys. Small enough to spread one long sequence over
+// the machine, large enough that the fold (16 rows * D * 8 bytes a chunk) is small beside the keys.
 OCTAVO_DEVICE int chunk_keys(int visible) {
   return visible <= 256 ? kOneChunk : visible <= 4096 ? 256 : visible <= 16384 ? 512 : visible <= 65536 ? 1024 : 2048;
 }
@@ -65,7 +65,7 @@ struct Cache {
     return FragB{{one, one}};
   }
 
-  // Four bytes of a key, d = 4t .. 4t + 3: the B registers of a k16 step whose slots 2t, 2t + 1, 2t + 8, 2t + 9 are these.
+  // Four bytes of a key, d = 4t .. 4t + 3: B registers of a k16 step with these in slots 2t, 2t + 1, 2t + 8, 2t + 9.
   static OCTAVO_DEVICE FragB widen_key(uint32_t x) {
     if constexpr (C == CacheType::kInt8) {
       x ^= 0x80808080u;  // u = code + 128; 0x6400 | u is the float16 1024 + u
@@ -190,39 +190,31 @@ struct Cache {
   }
 };
 
-// Scores as the softmax takes them: exponents are score * factor, in base 2.
-struct Scoring {
-  float factor, scale, softcap, cap_in, window;
-  bool adjusted;
-  OCTAVO_DEVICE explicit Scoring(const AttentionArgs& a)
-      : factor(a.scale * kLog2e), scale(a.scale), softcap(a.softcap), cap_in(0.0f), window(0.0f),
-        adjusted(a.softcap > 0.0f || a.alibi_slopes != nullptr) {
-    if (adjusted) factor = kLog2e;
-    if (a.softcap > 0.0f) cap_in = 2.0f * kLog2e / a.softcap;
+// distance = key - position. tanh by ex2: tanh.approx is off by 2^-11, 0.01 in a score of 30.
+OCTAVO_DEVICE float adjust(const Scoring& scoring, float x, float slope, int distance) {
+  x = mul_rn(x, scoring.scale);
+  if (scoring.softcap > 0.0f) {
+    const float e = exp2_approx(mul_rn(x, scoring.cap_factor));
+    x = mul_rn(scoring.softcap, fma_rn(-2.0f, rcp_approx(add_rn(1.0f, e)), 1.0f));
   }
-  // distance = key - position. tanh by ex2: tanh.approx is off by 2^-11, 0.01 in a score of 30.
-  OCTAVO_DEVICE float adjust(float x, float slope, int distance) const {
-    x = mul_rn(x, scale);
-    if (softcap > 0.0f) {
-      const float e = exp2_approx(mul_rn(x, cap_in));
-      x = mul_rn(softcap, fma_rn(-2.0f, rcp_approx(add_rn(1.0f, e)), 1.0f));
-    }
-    return fma_rn(slope, float(distance), x);
-  }
-  // Of accumulators whose reference moves.
-  OCTAVO_DEVICE float rescale(float from, float to) const { return exp2_approx(mul_rn(add_rn(from, -to), factor)); }
-  OCTAVO_DEVICE float base(float reference) const { return -mul_rn(reference, factor); }
-  OCTAVO_DEVICE float weight(float x, float base_of_reference) const {
-    return exp2_approx(fma_rn(x, factor, base_of_reference));
-  }
-};
+  return fma_rn(slope, float(distance), x);
+}
+// The factor of accumulators whose reference moves.
+OCTAVO_DEVICE float rescale(const Scoring& scoring, float from, float to) {
+  return exp2_approx(mul_rn(sub_rn(from, to), scoring.factor));
+}
+// A score's weight, given base_of its row's reference.
+OCTAVO_DEVICE float base_of(const Scoring& scoring, float reference) { return -mul_rn(reference, scoring.factor); }
+OCTAVO_DEVICE float weight_of(const Scoring& scoring, float score, float base) {
+  return exp2_approx(fma_rn(score, scoring.factor, base));
+}
 
 // A row's total over the chunks so far: reference and weight; fold gives the factors of its accumulators.
 struct Total {
   float reference = kNoScore, weight = 0.0f;
   OCTAVO_DEVICE float2 fold(const Scoring& scoring, float chunk_reference, float chunk_weight) {
     const float to = fmaxf(reference, chunk_reference);
-    const float2 f = make_float2(scoring.rescale(reference, to), scoring.rescale(chunk_reference, to));
+    const float2 f = make_float2(rescale(scoring, reference, to), rescale(scoring, chunk_reference, to));
     reference = to;
     weight = fma_rn(chunk_weight, f.y, mul_rn(weight, f.x));
     return f;
@@ -234,40 +226,43 @@ OCTAVO_DEVICE float folded(float total, float chunk, float2 factors) {
 // A row that sees nothing (a padding row's) is zero.
 OCTAVO_DEVICE float inverse_weight(float weight) { return weight == 0.0f ? 0.0f : 1.0f / weight; }
 
-OCTAVO_DEVICE float load_query(const void* queries, DType type, int64_t i) {
-  return type == DType::kBFloat16 ? float(static_cast<const __nv_bfloat16*>(queries)[i])
-                                  : float(static_cast<const __half*>(queries)[i]);
-}
 OCTAVO_DEVICE void store_pair(void* out, DType type, int64_t i, float low, float high) {
   *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(out) + i) =
       type == DType::kBFloat16 ? pack_bf16(low, high) : pack_f16(low, high);
 }
-// Two of a row's elements (i even) as products take them. Bits pass unchanged where the types are the same.
+// Two or eight of a row's elements (i a multiple) as products take them: bits unchanged where the types are the same.
 template <bool kBF16>
-OCTAVO_DEVICE uint32_t load_query_pair(const void* queries, DType type, int64_t i) {
-  const uint32_t x = *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(queries) + i);
+OCTAVO_DEVICE uint32_t convert_pair(uint32_t x, DType type) {
   if ((type == DType::kBFloat16) == kBF16) return x;
   const float2 y = type == DType::kBFloat16 ? unpack_bf16(x) : unpack_f16(x);
   return kBF16 ? pack_bf16(y.x, y.y) : pack_f16(y.x, y.y);
 }
+template <bool kBF16>
+OCTAVO_DEVICE uint32_t load_query_pair(const void* queries, DType type, int64_t i) {
+  return convert_pair<kBF16>(*reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(queries) + i), type);
+}
+template <bool kBF16>
+OCTAVO_DEVICE uint4 load_query(const void* queries, DType type, int64_t i) {
+  const uint4 x = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(queries) + i);
+  return make_uint4(convert_pair<kBF16>(x.x, type), convert_pair<kBF16>(x.y, type), convert_pair<kBF16>(x.z, type),
+                    convert_pair<kBF16>(x.w, type));
+}
 
-// The cache's address of 16 keys at a multiple of 16. Pages hold any multiple of 16 tokens.
-template <class C>
+// The cache's addresses, of 16 keys ("unit") at a multiple of 16: pages hold any multiple of 16 tokens. Sizes stay in
+// the kernel's parameters, which takes no registers.
+template <class C, int D>
 struct Pages {
-  const int32_t* table;  // the sequence's row
-  int units;             // of 16 tokens a page
-  int num_kv_heads, head;
-  int64_t block_bytes;  // one head's keys or values in one page, scales included
-  template <class Args>
-  OCTAVO_DEVICE Pages(const Args& a, int seq, int head, int head_dim)
-      : table(a.page_table + int64_t(seq) * a.max_pages), units(int(unsigned(a.page_size) / 16u)),
-        num_kv_heads(a.num_kv_heads), head(head),
-        block_bytes(int64_t(a.page_size) * (C::k8Bit ? head_dim + 2 : 2 * head_dim)) {}
-  OCTAVO_DEVICE int page(int unit) const { return table[unsigned(unit) / unsigned(units)]; }
+  const AttentionArgs& a;
+  int table, head;  // the sequence's first entry
+  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head)
+      : a(args), table(seq * args.max_pages), head(kv_head) {}
+  OCTAVO_DEVICE unsigned units() const { return unsigned(a.page_size) / 16u; }
+  OCTAVO_DEVICE int page(int unit) const { return a.page_table[table + int(unsigned(unit) / units())]; }
+  OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % units()); }
+  // One head's keys or values of one page, scales included.
   OCTAVO_DEVICE int64_t block(int page) const {
-    return (int64_t(page) * num_kv_heads + head) * block_bytes;
+    return int64_t(page * a.num_kv_heads + head) * (a.page_size * (C::k8Bit ? D + 2 : 2 * D));
   }
-  OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % unsigned(units)); }
 };
 
 }  // namespace octavo::cuda

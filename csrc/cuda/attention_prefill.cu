@@ -1,9 +1,9 @@
 // Paged prefill attention on tensor cores: chunks of prompts behind a cached prefix, all sequences in one launch.
 //
 // Contract: Ops.paged_attention, for the tiles of work.prefill; attention.cuh gives the order of every sum.
-// Shape: rows are packed (query token * group + head of the group), 128 a CTA, so that a group shares its keys and a short
-// chunk fills a tile. A warp has 32 rows (16 at D = 256) and all keys: of fewer rows it would wait for shared memory. 32
-// keys at a time lie in shared memory, the next 32 on their way. Bound by the tensor cores: mma.sync gives 60 % of Hopper's.
+// Shape: rows are packed (query token * group + head of the group), 128 a CTA, so that a group shares its keys and a
+// short chunk fills a tile. A warp has 32 rows (16 at D = 256) and all keys: with fewer rows it would wait for shared
+// memory. 32 keys at a time lie in shared memory, the next 32 on their way. Bound by the tensor cores.
 // At a chunk's end rows fold their accumulators onto totals in global memory (each thread its own, 8 bytes a row, dim
 // and chunk): the price of having decode's bits; prompts to 256 tokens have one chunk and never pay it.
 #include "attention.cuh"
@@ -35,15 +35,18 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
   OCTAVO_DYNAMIC_SHARED(unsigned char, shared);
   OCTAVO_SHARED(int, row_position, [kPrefillRows]);
   OCTAVO_SHARED(float, row_slope, [kPrefillRows]);
+  OCTAVO_SHARED(int, row_out, [kPrefillRows]);                 // query token * heads + head; -1: past the end
   OCTAVO_SHARED(float2, row_total, [kTiles][2][K::kThreads]);  // a thread's own: reference and weight
+  OCTAVO_SHARED(int4, warp_keys, [kWarps]);  // positions of its first and last row, and the first keys that they see
   pdl_wait();
   pdl_launch();
   unsigned char* ring = shared + K::kQueryBytes;
   const int thread = int(threadIdx.x), lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
-  const Scoring scoring(a);
   const int group = a.num_heads / a.num_kv_heads, num_items = a.work.counts[1] * a.num_kv_heads;
-  float4* totals = reinterpret_cast<float4*>(a.work.totals) +
-                   (int64_t(blockIdx.x) * kWarps + warp) * (kTiles * K::kUnits * 2 * 32) + lane;
+  const auto totals = [&] {
+    return reinterpret_cast<float4*>(a.work.totals) +
+           (int64_t(blockIdx.x) * kWarps + warp) * (kTiles * K::kUnits * 2 * 32) + lane;
+  };
 
   for (int work = int(blockIdx.x); work < num_items; work += int(gridDim.x)) {
     const PrefillItem item = a.work.prefill[work / a.num_kv_heads];
@@ -52,33 +55,43 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
     const int first_position = a.seq_lens[item.seq] - queries;
     const int rows = min(kPrefillRows, queries * group - item.first_row);
     const auto position_of = [&](int row) { return first_position + (item.first_row + row) / group; };
+    const int warp_row = warp * 16 * kTiles;
 
     bar_sync();  // shared memory, the last item's
     for (int row = thread; row < kPrefillRows; row += K::kThreads) {
       const int live = row < rows ? row : rows - 1;  // rows past the end see what the last one does, with zero queries
+      const int row_head = head * group + (item.first_row + live) % group;
       row_position[row] = position_of(live);
-      row_slope[row] = a.alibi_slopes ? a.alibi_slopes[head * group + (item.first_row + live) % group] : 0.0f;
+      row_slope[row] = a.alibi_slopes ? a.alibi_slopes[row_head] : 0.0f;
+      row_out[row] = row < rows ? (first_query + (item.first_row + row) / group) * a.num_heads + row_head : -1;
     }
-    for (int i = thread; i < kPrefillRows * (D / 2); i += K::kThreads) {
-      const int row = i / (D / 2), d = i % (D / 2) * 2, r = item.first_row + row;
-      uint32_t x = 0;
-      if (row < rows) {
-        const int64_t from = (first_query + r / group) * a.query_stride + (head * group + r % group) * D + d;
-        x = load_query_pair<K::kBF16>(a.queries, a.query_type, from);
+    if (lane == 0) {
+      const int low = position_of(warp_row);
+      const int high = warp_row < rows ? position_of(min(warp_row + 16 * kTiles, rows) - 1) : -1;
+      warp_keys[warp] = make_int4(low, high, first_key(low, a.sliding_window), first_key(high, a.sliding_window));
+    }
+    bar_sync();
+    for (int i = thread; i < kPrefillRows * (D / 8); i += K::kThreads) {
+      const int row = i / (D / 8), d = i % (D / 8) * 8, out = row_out[row];
+      uint4 x = make_uint4(0, 0, 0, 0);
+      if (out >= 0) {
+        const int token = out / a.num_heads;
+        x = load_query<K::kBF16>(a.queries, a.query_type, token * a.query_stride + (out - token * a.num_heads) * D + d);
       }
-      *reinterpret_cast<uint32_t*>(shared + row * K::kQueryRowBytes + K::query_slot(d) * 2) = x;
+      unsigned char* to = shared + row * K::kQueryRowBytes;
+      if constexpr (K::k8Bit) {
+        *reinterpret_cast<uint2*>(to + K::query_slot(d) * 2) = make_uint2(x.x, x.z);
+        *reinterpret_cast<uint2*>(to + K::query_slot(d + 2) * 2) = make_uint2(x.y, x.w);
+      } else {
+        *reinterpret_cast<uint4*>(to + d * 2) = x;
+      }
     }
 
     const int end = position_of(rows - 1) + 1, first = first_key(position_of(0), a.sliding_window);
     const int begin_block = first / kBlockKeys, end_block = (end + kBlockKeys - 1) / kBlockKeys;
-    const int warp_row = warp * 16 * kTiles;
-    const bool live = warp_row < rows;
-    const int low = position_of(min(warp_row, rows - 1));
-    const int high = position_of(min(warp_row + 16 * kTiles, rows) - 1);
-    const int first_of_all = first_key(high, a.sliding_window), first_of_any = first_key(low, a.sliding_window);
 
     // A warp fetches one unit of 16 keys (or half of it) of keys or of values, all of one page.
-    const Pages<K> pages(a, item.seq, head, D);
+    const Pages<K, D> pages(a, item.seq, head);
     const int fetched_unit = warp & 1, fetched_values = warp >> 1 & 1;
     constexpr int kFetchedRows = 64 / kWarps;
     const int fetched_row = (warp >> 2) * kFetchedRows;
@@ -97,9 +110,12 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       next_page = page_of(block + 1);
       unsigned char* to = ring + slot * K::kSlotBytes + fetched_values * K::kTensorBytes +
                           (fetched_unit * 16 + fetched_row) * K::kRowBytes;
+      // Two lanes a key where its bytes are no power of two: no division, no addresses to keep.
+      constexpr bool kByRow = kFetchedRows == 16 && K::kChunks % 2 == 0 && (K::kChunks & (K::kChunks - 1)) != 0;
 #pragma unroll
       for (int i = 0; i < (kFetchedRows * K::kChunks + 31) / 32; ++i) {
-        const unsigned c = unsigned(i * 32 + lane), row = c / K::kChunks, column = c % K::kChunks;
+        const unsigned c = kByRow ? (unsigned(lane) >> 1) * K::kChunks + 2 * i + (lane & 1) : unsigned(i * 32 + lane);
+        const unsigned row = kByRow ? unsigned(lane) >> 1 : c / K::kChunks, column = c - row * K::kChunks;
         if (kFetchedRows * K::kChunks % 32 != 0 && row >= kFetchedRows) break;
         const int at = key + fetched_row + int(row);
         cp_async<16>(to + row * K::kRowBytes + column * 16, from + offset + c * 16, at >= first && at < end);
@@ -112,22 +128,23 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       }
     };
 
-    FragC sum[K::kUnits][kTiles][2] = {}, weight_sum[kTiles] = {};
-    float reference[kTiles][2];
+    FragC sum[K::kUnits][kTiles][2] = {};
+    float reference[kTiles][2], weight_sum[kTiles][2] = {};
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) reference[tile][0] = reference[tile][1] = kNoScore;
     bool has_total = false;
 
-    fetch(begin_block, 0);
+    fetch(begin_block, begin_block & 1);
     cp_commit();
     for (int block = begin_block; block < end_block; ++block) {
-      const int slot = (block - begin_block) & 1;
+      const int slot = block & 1;
       cp_wait<0>();
       bar_sync();  // the block is here, and everyone has left the one before it
       if (block + 1 < end_block) fetch(block + 1, slot ^ 1);
       cp_commit();
       const int block_key = block * kBlockKeys;
-      if (!live || block_key > high || block_key + kBlockKeys <= first_of_any) continue;  // nothing that its rows see
+      const int4 seen = warp_keys[warp];
+      if (block_key > seen.y || block_key + kBlockKeys <= seen.z) continue;  // nothing that its rows see
       const unsigned char *keys = ring + slot * K::kSlotBytes, *values = keys + K::kTensorBytes;
       const uint32_t* key_scales = reinterpret_cast<const uint32_t*>(keys + 2 * K::kTensorBytes);
       const uint32_t* value_scales = key_scales + K::kScaleBytes / 4;
@@ -153,8 +170,8 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
           }
         }
       }
-      const bool masked = block_key + kBlockKeys - 1 > low || block_key < first_of_all;
-      if (scoring.adjusted || masked) {
+      const bool masked = block_key + kBlockKeys - 1 > seen.x || block_key < seen.w;
+      if (a.scoring.adjusted || masked) {
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -168,7 +185,7 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
               for (int i = 0; i < 2; ++i) {
                 const int key = block_key + 8 * j + 2 * t + i;
                 float& x = s[tile][j].r[2 * e + i];
-                if (scoring.adjusted) x = scoring.adjust(x, slope, key - position);
+                if (a.scoring.adjusted) x = adjust(a.scoring, x, slope, key - position);
                 if (masked && (key > position || key < row_first)) x = -INFINITY;
               }
             }
@@ -194,11 +211,12 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       if (any(moved)) {
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          const float f[2] = {scoring.rescale(reference[tile][0], to[tile][0]),
-                              scoring.rescale(reference[tile][1], to[tile][1])};
+          const float f[2] = {rescale(a.scoring, reference[tile][0], to[tile][0]),
+                              rescale(a.scoring, reference[tile][1], to[tile][1])};
+#pragma unroll
+          for (int e = 0; e < 2; ++e) weight_sum[tile][e] = mul_rn(weight_sum[tile][e], f[e]);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            weight_sum[tile].r[i] = mul_rn(weight_sum[tile].r[i], f[i >> 1]);
 #pragma unroll
             for (int u = 0; u < K::kUnits; ++u) {
               sum[u][tile][0].r[i] = mul_rn(sum[u][tile][0].r[i], f[i >> 1]);
@@ -211,23 +229,25 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       FragA w[2][kTiles];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        const float base[2] = {scoring.base(reference[tile][0]), scoring.base(reference[tile][1])};
+        const float base[2] = {base_of(a.scoring, reference[tile][0]), base_of(a.scoring, reference[tile][1])};
         FragA scaled[2];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float x = scoring.weight(s[tile][j].r[2 * e], base[e]);
-            const float y = scoring.weight(s[tile][j].r[2 * e + 1], base[e]);
+            const float x = weight_of(a.scoring, s[tile][j].r[2 * e], base[e]);
+            const float y = weight_of(a.scoring, s[tile][j].r[2 * e + 1], base[e]);
             w[j >> 1][tile].r[2 * (j & 1) + e] = K::pack(x, y);
             if constexpr (K::k8Bit) scaled[j >> 1].r[2 * (j & 1) + e] = K::pack_scaled(x, y, value_scales[4 * j + t]);
           }
         }
+        FragC ones_column{{weight_sum[tile][0], weight_sum[tile][0], weight_sum[tile][1], weight_sum[tile][1]}};
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
-          K::mma(weight_sum[tile], w[step][tile], K::ones());
+          K::mma(ones_column, w[step][tile], K::ones());
           if constexpr (K::k8Bit) w[step][tile] = scaled[step];
         }
+        weight_sum[tile][0] = ones_column.r[0], weight_sum[tile][1] = ones_column.r[2];
       }
 #pragma unroll
       for (int u = 0; u < K::kUnits; ++u) K::template weigh<kTiles>(sum[u], w, values, u, lane);
@@ -258,9 +278,9 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
               }
               f[e] = make_float2(1.0f, 0.0f);
               if (ends[tile][e]) {
-                f[e] = total.fold(scoring, reference[tile][e], weight_sum[tile].r[2 * e]);
+                f[e] = total.fold(a.scoring, reference[tile][e], weight_sum[tile][e]);
                 reference[tile][e] = kNoScore;
-                weight_sum[tile].r[2 * e] = weight_sum[tile].r[2 * e + 1] = 0.0f;
+                weight_sum[tile][e] = 0.0f;
               }
               row_total[tile][e][thread] = make_float2(total.reference, total.weight);
             }
@@ -268,7 +288,7 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
             for (int u = 0; u < K::kUnits; ++u) {
 #pragma unroll
               for (int h = 0; h < 2; ++h) {
-                float4* at = totals + ((u * kTiles + tile) * 2 + h) * 32;
+                float4* at = totals() + ((u * kTiles + tile) * 2 + h) * 32;
                 FragC& x = sum[u][tile][h];
                 float4 y = has_total ? *at : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 if (ends[tile][0]) {
@@ -288,7 +308,7 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       }
     }
 
-    if (!live) continue;
+    if (warp_keys[warp].y < 0) continue;  // no rows
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       float2 f[2];
@@ -301,17 +321,17 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
           const float2 state = row_total[tile][e][thread];
           total.reference = state.x, total.weight = state.y;
         }
-        f[e] = total.fold(scoring, reference[tile][e], weight_sum[tile].r[2 * e]);
+        f[e] = total.fold(a.scoring, reference[tile][e], weight_sum[tile][e]);
         inverse[e] = inverse_weight(total.weight);
-        const int row = warp_row + 16 * tile + g + 8 * e, r = item.first_row + row;
-        out[e] = row < rows ? (int64_t(first_query + r / group) * a.num_heads + head * group + r % group) * D : -1;
+        out[e] = int64_t(row_out[warp_row + 16 * tile + g + 8 * e]) * D;
       }
 #pragma unroll
       for (int u = 0; u < K::kUnits; ++u) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           FragC& x = sum[u][tile][h];
-          const float4 y = has_total ? totals[((u * kTiles + tile) * 2 + h) * 32] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          if (has_total) y = totals()[((u * kTiles + tile) * 2 + h) * 32];
           x.r[0] = folded(y.x, x.r[0], f[0]), x.r[1] = folded(y.y, x.r[1], f[0]);
           x.r[2] = folded(y.z, x.r[2], f[1]), x.r[3] = folded(y.w, x.r[3], f[1]);
         }
@@ -321,7 +341,8 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             const float2 x = K::pair(sum[u][tile], e, h);
-            store_pair(a.out, a.query_type, out[e] + K::column(u, h, t), mul_rn(x.x, inverse[e]), mul_rn(x.y, inverse[e]));
+            store_pair(a.out, a.query_type, out[e] + K::column(u, h, t), mul_rn(x.x, inverse[e]),
+                       mul_rn(x.y, inverse[e]));
           }
         }
       }

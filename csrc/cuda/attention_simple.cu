@@ -1,4 +1,4 @@
-// Paged attention for what the tensor core kernels don't take: float32 queries or caches, and any even head size to 256.
+// Paged attention for what the tensor core kernels don't take: float32 queries or caches, any even head size to 256.
 //
 // Contract: Ops.paged_attention. One warp a query token and head, 32 keys at a time: a lane has one key's score, then
 // D / 32 dims of the output. The same order whatever else is in the batch. Bound by issue, not by memory.
@@ -57,7 +57,6 @@ __global__ void __launch_bounds__(kThreads) simple_kernel(AttentionArgs a) {
   }
   warp_sync();
 
-  const Scoring scoring(a);
   const float slope = a.alibi_slopes ? a.alibi_slopes[head] : 0.0f;
   const int kv_head = head / (a.num_heads / a.num_kv_heads);
   const int64_t block_elements = int64_t(a.page_size) * (k8Bit ? a.head_dim + 2 : a.head_dim);
@@ -80,17 +79,17 @@ __global__ void __launch_bounds__(kThreads) simple_kernel(AttentionArgs a) {
       float dot = 0.0f;
       for (int d = 0; d < a.head_dim; ++d) dot = fma_rn(query[warp][d], element<C>(block, at + d), dot);
       if (k8Bit) dot = mul_rn(dot, scale_of<C>(block, scales_at, row));
-      score = scoring.adjusted ? scoring.adjust(dot, slope, key - position) : dot;
+      score = a.scoring.adjusted ? adjust(a.scoring, dot, slope, key - position) : dot;
     }
     float largest = score;
 #pragma unroll
     for (int i = 16; i > 0; i /= 2) largest = fmaxf(largest, shfl_xor(largest, i));
-    const float to = fmaxf(total.reference, largest), rescale = scoring.rescale(total.reference, to);
-    const float weight = scoring.weight(score, scoring.base(to));
+    const float to = fmaxf(total.reference, largest), factor = rescale(a.scoring, total.reference, to);
+    const float weight = weight_of(a.scoring, score, base_of(a.scoring, to));
     total.reference = to;
-    total.weight = mul_rn(total.weight, rescale);
+    total.weight = mul_rn(total.weight, factor);
 #pragma unroll
-    for (int i = 0; i < kMaxHeadDim / 32; ++i) sum[i] = mul_rn(sum[i], rescale);
+    for (int i = 0; i < kMaxHeadDim / 32; ++i) sum[i] = mul_rn(sum[i], factor);
     for (int j = max(first - base, 0); j < min(kBlockKeys, position + 1 - base); ++j) {
       const float p = shfl(weight, j);
       total.weight = add_rn(total.weight, p);

@@ -27,6 +27,8 @@ VERSION = "0.1.0"
 # One step's tokens on a CPU: large enough that weights read once serve many rows, small enough that a running
 # stream waits at most a few hundred milliseconds for a neighbour's prompt.
 DEFAULT_BATCHED_TOKENS = 512
+# On a GPU: enough rows to keep the tensor cores busy, some tens of milliseconds of an 8B model.
+DEFAULT_BATCHED_TOKENS_GPU = 8192
 
 
 def available_memory() -> int:
@@ -82,12 +84,20 @@ def quantized_folder(asked: str) -> Path | None:
         return None
 
 
-def with_limits(options: EngineOptions, *, max_position: int, cache_tokens: int, **resolved: Any) -> EngineOptions:
+def with_limits(
+    options: EngineOptions,
+    *,
+    max_position: int,
+    cache_tokens: int,
+    batched_tokens: int = DEFAULT_BATCHED_TOKENS,
+    **resolved: Any,
+) -> EngineOptions:
     """Options with every limit filled in.
 
-    max_model_len: the model's own maximum, or what the KV cache holds where that is less.
+    batched_tokens: max_num_batched_tokens where the user names none. max_model_len: the model's own maximum, or what
+    the KV cache holds where that is less.
     """
-    tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs)
+    tokens = options.max_num_batched_tokens or max(batched_tokens, options.max_num_seqs)
     length = options.max_model_len or min(max_position, cache_tokens)
     limited: EngineOptions = replace(options, max_num_batched_tokens=tokens, max_model_len=length, **resolved)
     return limited

@@ -1,4 +1,5 @@
-"""The engine's one loop: mail, schedule, run, commit, text, mail.
+"""The engine's one loop: mail, schedule, run, commit, text, mail. On a device that runs by itself the step that is
+committed is the one before that just scheduled (see steps).
 
 Everything here happens on one thread. A step's answer to a client is one frame, whatever number of its requests it
 touches. When nothing runs the loop sleeps in poll until mail, a deadline, or a wake-up: an idle engine uses no CPU.
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from octavo import wire
 from octavo_engine.delivery import Live
-from octavo_engine.execution.runner import StepResult
+from octavo_engine.execution.errors import OutOfMemory
 from octavo_engine.intake import Intake, InvalidPrompt
 from octavo_engine.mailbox import wrong_protocol
-from octavo_engine.scheduling.plan import Plan
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
+from octavo_engine.steps import Steps
 
 if TYPE_CHECKING:
-    from octavo_engine.execution.runner import Runner
+    from octavo_engine.execution.runner import Runner, StepResult
     from octavo_engine.mailbox import Client, Mailbox
+    from octavo_engine.scheduling.plan import Plan
     from octavo_engine.scheduling.scheduler import Scheduler
+    from octavo_engine.scheduling.sequence import Sequence
     from octavo_engine.text import Text
 
 __all__ = ["Core"]
@@ -52,6 +55,7 @@ class Core:
     ) -> None:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
+        self.steps = Steps(scheduler, runner, self._fail_sequence)
         self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
@@ -68,7 +72,7 @@ class Core:
     def run(self) -> None:
         """Until drained."""
         self._flush()
-        while not (self._draining and not self._live):
+        while not self._done:
             for client, message in self.mailbox.receive(self._patience()):
                 self._receive(client, message)
             if self._drain_asked:
@@ -78,11 +82,17 @@ class Core:
             self._expire()
             plan = self.scheduler.schedule()
             if plan is not None:
-                self._step(plan)
+                self._mark_started(plan)
+            for done, result in self.steps.advance(plan):
+                self._deliver(done, result)
             self._flush()
         self.intake.close()
         for client in self._clients:
             self.mailbox.send(client, [wire.Dying("drained", "the engine was asked to end")])
+
+    @property
+    def _done(self) -> bool:
+        return self._draining and not self._live and not self.steps.in_flight
 
     def ask_drain(self) -> None:
         """End soon. Safe from a signal handler: the loop does the work."""
@@ -98,44 +108,11 @@ class Core:
 
     def _patience(self) -> float | None:
         """Seconds that `receive` may wait."""
-        if self.scheduler.has_work or (self._draining and not self._live):
+        if self.scheduler.has_work or self.steps.in_flight or (self._draining and not self._live):
             return 0
         if self._deadlines:
             return max(0.0, self._deadlines[0][0] - self.clock())
         return None
-
-    def _step(self, plan: Plan) -> None:
-        now = self.clock()
-        for seq in plan.seqs:
-            self._mark_started(seq.slot, now)
-        try:
-            result = self.runner.collect(self.runner.submit(plan))
-        except Exception:
-            log.exception("step %d failed; running its %d sequences one by one", plan.step, len(plan.seqs))
-            result = self._step_singly(plan)
-        self._deliver(plan, result)
-
-    def _step_singly(self, plan: Plan) -> StepResult:
-        """Find whose fault a failed step was: that request fails, its neighbours' tokens are unaffected (law 6).
-
-        Running a plan again is harmless: the same keys and values are written to the same places.
-        """
-        merged = StepResult([], [], {})
-        for i, seq in enumerate(plan.seqs):
-            before = ([], [], []) if i else (plan.ends, plan.starts, plan.copies)
-            single = Plan(plan.step, *before, [seq])
-            try:
-                result = self.runner.collect(self.runner.submit(single))
-                merged.tokens.extend(result.tokens)
-                merged.logprobs.extend(result.logprobs)
-                merged.prompt_logprobs.update(result.prompt_logprobs)
-            except Exception as error:
-                log.exception("a request failed in the model")
-                merged.tokens.extend([0] * len(seq.samplers))
-                merged.logprobs.extend([None] * len(seq.samplers))
-                key = self.scheduler.sequence_at(seq.slot).request.key
-                self._fail(key, "failed", f"the model failed on this request: {error}")
-        return merged
 
     def _deliver(self, plan: Plan, result: StepResult) -> None:
         now = self.clock()
@@ -148,10 +125,10 @@ class Core:
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
         ended: list[Key] = []
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
+            if sequence is None:
+                continue  # it had ended before
             key = sequence.request.key
-            live = live_of.get(key)
-            if live is None:
-                continue  # it failed or was aborted within this step
+            live = live_of[key]
             if live.first_token is None:
                 live.first_token = now
             delta, stop = live.delta(sequence, token, logprob)
@@ -168,10 +145,12 @@ class Core:
             self._counters["request_success"] += 1
             self._outbox[live.client].append(live.finished(now))
 
-    def _mark_started(self, slot: int, now: float) -> None:
-        live = self._live.get(self.scheduler.sequence_at(slot).request.key)
-        if live is not None and live.started is None:
-            live.started = now
+    def _mark_started(self, plan: Plan) -> None:
+        now = self.clock()
+        for start in plan.starts:
+            live = self._live.get(self.scheduler.sequence_at(start.slot).request.key)
+            if live is not None and live.started is None:
+                live.started = now
 
     def _flush(self) -> None:
         if not self._outbox:
@@ -300,6 +279,13 @@ class Core:
             self.scheduler.abort(key)
             self._counters["request_failed"] += 1
             self._close(live, live.failed(code, message, self.clock(), which))
+
+    def _fail_sequence(self, sequence: Sequence, error: Exception) -> None:
+        """The model can't go on with it."""
+        if isinstance(error, OutOfMemory):
+            self._fail(sequence.request.key, "out_of_memory", str(error))
+        else:
+            self._fail(sequence.request.key, "failed", f"the model failed on this request: {error}")
 
     def _close(self, live: Live, end: wire.Finished | wire.Failed) -> None:
         """Cut short: what had been generated is all sent first."""

@@ -14,6 +14,7 @@ import msgspec
 from octavo import wire
 from octavo.options import EngineOptions, replace
 from octavo_engine import config
+from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
 if TYPE_CHECKING:
@@ -52,9 +53,12 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
         core.run()
     except Exception as error:
         log.exception("the engine failed")
+        dying = wire.Dying("internal", f"{type(error).__name__}: {error}")
+        if isinstance(error, DeviceLost):
+            dying = wire.Dying("device_lost", str(error))
         for client in greeter.clients:
             with contextlib.suppress(Exception):  # it is dying: each client gets what can still be said
-                mailbox.send(client, [wire.Dying("internal", f"{type(error).__name__}: {error}")])
+                mailbox.send(client, [dying])
         return 1
     finally:
         mailbox.close()
@@ -115,9 +119,11 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
 
     from octavo_engine.core import Core
     from octavo_engine.execution import kv_cache
+    from octavo_engine.execution.device_runner import DeviceRunner
     from octavo_engine.execution.runner import Runner
+    from octavo_engine.machine import Machine, NoRoom
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
-    from octavo_engine.ops import OpsUnavailable, load_ops
+    from octavo_engine.ops import OpsUnavailable
     from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
     from octavo_engine.text import TextError, load_text
     from octavo_engine.weights import SourceError, open_source
@@ -126,7 +132,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     # torch's own thread pool would only compete with the kernels', while loading and later.
     torch.set_num_threads(1)
     try:
-        ops = load_ops("cpu", num_threads=threads)
+        machine = Machine(options.device, threads, batch_invariant=options.batch_invariant)
+        ops = machine.ops
         source = open_source(options.model, options.revision, greeter)
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
@@ -143,10 +150,12 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         )
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise StartFailed("out_of_memory", str(machine.too_large("the model"))) from error
     except (SourceError, UnsupportedModel, CheckpointMismatch, NotQuantizable, TextError) as error:
         raise StartFailed("model", str(error)) from error
 
-    kv_dtype = dtype if options.kv_cache_dtype == "auto" else getattr(torch, options.kv_cache_dtype)
+    kv_dtype = dtype if options.kv_cache_dtype == "auto" else getattr(torch, _torch_name(options.kv_cache_dtype))
     shape = network.config
     if options.max_model_len is not None and options.max_model_len > shape.max_position:
         raise StartFailed(
@@ -156,15 +165,11 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     try:
         page_bytes = kv_cache.page_bytes(ops, shape, options.page_size, kv_dtype)
     except ValueError as error:
-        name = str(kv_dtype).removeprefix("torch.")
-        raise StartFailed("invalid_option", f"kv_cache_dtype={name}: {error}") from error
-    memory = options.kv_cache_memory or kv_cache.default_kv_memory(
-        available=config.available_memory(),
-        page_bytes=page_bytes,
-        page_size=options.page_size,
-        max_num_seqs=options.max_num_seqs,
-        max_model_len=options.max_model_len or shape.max_position,
-    )
+        raise StartFailed("invalid_option", f"kv_cache_dtype={options.kv_cache_dtype}: {error}") from error
+    try:
+        memory = machine.cache_memory(options, network, kv_dtype, page_bytes)
+    except NoRoom as error:
+        raise StartFailed("invalid_option" if error.option else "out_of_memory", str(error)) from error
     num_pages = memory // page_bytes
     if num_pages < 1:
         raise StartFailed(
@@ -176,23 +181,28 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         cache_tokens=num_pages * options.page_size,
         dtype=dtype_name,
         quantization=quantization,
-        device="cpu",
+        batched_tokens=machine.default_batched_tokens,
+        device=machine.device,
         kv_cache_memory=memory,
-        kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
+        kv_cache_dtype=_octavo_name(kv_dtype),
         num_threads=threads,
     )
     assert options.max_model_len is not None
     assert options.max_num_batched_tokens is not None
-    runner = Runner(
-        network,
-        ops,
-        num_pages=num_pages,
-        page_size=options.page_size,
-        max_num_seqs=options.max_num_seqs,
-        max_model_len=options.max_model_len,
-        kv_dtype=kv_dtype,
-        progress=greeter,
-    )
+    kind = DeviceRunner if ops.asynchronous else Runner
+    try:
+        runner = kind(
+            network,
+            ops,
+            num_pages=num_pages,
+            page_size=options.page_size,
+            max_num_seqs=options.max_num_seqs,
+            max_model_len=options.max_model_len,
+            kv_dtype=kv_dtype,
+            progress=greeter,
+        )
+    except torch.OutOfMemoryError as error:
+        raise StartFailed("out_of_memory", str(machine.too_large_beside(memory))) from error
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=num_pages,
@@ -203,6 +213,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             enable_prefix_caching=options.enable_prefix_caching,
             max_queued_requests=options.max_queued_requests,
             max_queued_tokens=options.max_queued_tokens,
+            max_in_flight=2 if runner.asynchronous else 1,
         )
     )
     ready = _ready(options, source, text, shape, num_pages)
@@ -211,11 +222,21 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     gc.freeze()
     greeter.hear(0)
     log.info(
-        "%s ready: %s, %s, %d pages of %d tokens, %d threads, %s",
-        ready.architecture, dtype_name, quantization.describe() if quantization else "weights as stored",
+        "%s ready on %s: %s, %s, %d pages of %d tokens, %d threads, %s",
+        ready.architecture, machine.device, dtype_name,
+        quantization.describe() if quantization else "weights as stored",
         num_pages, options.page_size, threads, ops.isa,
     )  # fmt: skip
     return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients)
+
+
+def _torch_name(kv_cache_dtype: str) -> str:
+    return "float8_e4m3fn" if kv_cache_dtype == "fp8" else kv_cache_dtype
+
+
+def _octavo_name(kv_dtype: Any) -> str:
+    name = str(kv_dtype).removeprefix("torch.")
+    return "fp8" if name == "float8_e4m3fn" else name
 
 
 def _cache(options: EngineOptions) -> QuantizedCache | None:

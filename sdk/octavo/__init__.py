@@ -10,6 +10,7 @@ This package is the light client; the engine runs in a process of its own (pip i
 from octavo.client import AsyncClient
 from octavo.errors import (
     ClientClosed,
+    DeviceLost,
     EngineDead,
     EngineError,
     EngineNotInstalled,
@@ -19,6 +20,7 @@ from octavo.errors import (
     InvalidRequest,
     ModelError,
     OctavoError,
+    OutOfMemory,
     Overloaded,
     PromptTooLong,
     ProtocolMismatch,
@@ -36,6 +38,7 @@ __all__ = [
     "Completion",
     "CompletionChoice",
     "Delta",
+    "DeviceLost",
     "EngineDead",
     "EngineError",
     "EngineNotInstalled",
@@ -47,6 +50,7 @@ __all__ = [
     "Message",
     "ModelError",
     "OctavoError",
+    "OutOfMemory",
     "Overloaded",
     "Progress",
     "PromptTooLong",

@@ -7,12 +7,14 @@ OctavoError
 ├── Overloaded               admission bounds are full; try again later
 ├── RequestTimeout           one of the request's own deadlines passed; `.partial` keeps what came
 ├── RequestFailed            the engine could not finish this one request
+│   └── OutOfMemory          because a step with it alone exceeds the device's memory
 ├── ClientClosed             the client was closed, or never opened
 └── EngineError              the engine process itself
     ├── EngineNotInstalled   the extra octavo[engine] is missing
     ├── EngineStartError     it did not become ready
     │   └── ModelError       because the model could not be found, read or is not supported
     ├── EngineDead           it exited or went away; exit code and last stderr are in the message
+    │   └── DeviceLost       because its GPU stopped answering
     ├── EngineUnresponsive   its step loop did not answer in time
     └── ProtocolMismatch     client and engine speak different versions of the wire
 """
@@ -23,6 +25,7 @@ from typing import Any
 
 __all__ = [
     "ClientClosed",
+    "DeviceLost",
     "EngineDead",
     "EngineError",
     "EngineNotInstalled",
@@ -32,6 +35,7 @@ __all__ = [
     "InvalidRequest",
     "ModelError",
     "OctavoError",
+    "OutOfMemory",
     "Overloaded",
     "PromptTooLong",
     "ProtocolMismatch",
@@ -82,6 +86,10 @@ class RequestFailed(OctavoError):
     """The engine failed on this request alone; it goes on serving others."""
 
 
+class OutOfMemory(RequestFailed):
+    """A step with this request alone took more memory than the device has; the message names the options to lower."""
+
+
 class ClientClosed(OctavoError):
     """The client is not open."""
 
@@ -112,6 +120,10 @@ class EngineDead(EngineError):
     def __init__(self, message: str, exit_code: int | None = None, stderr_tail: str = "") -> None:
         super().__init__(message)
         self.exit_code, self.stderr_tail = exit_code, stderr_tail
+
+
+class DeviceLost(EngineDead):
+    """The engine ended because its GPU stopped answering: a kernel failed, or the driver took the device away."""
 
 
 class EngineUnresponsive(EngineError):

@@ -7,6 +7,7 @@ alike, and a wrong value raises `InvalidOption` before an engine is started or a
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -247,7 +248,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     model: a local folder, a GGUF file, or a hub id (with `revision`). tokenizer: the same, where it is not the model's.
     dtype: of weights and cache; "auto" is bfloat16 where the machine has it in hardware and the checkpoint is not
-    float32 on purpose, else float32. device: "auto", "cpu".
+    float32 on purpose, else float32.
+    device: "cpu", "cuda" or "cuda:1"; "auto" takes a GPU where one can be used, else the CPU (the log says why).
     quantization: None runs a checkpoint as it is stored (a GGUF file's Q8_0, Q4_0 and Q4_1 included); a scheme's name
     ("int4", "int8", "llm_int8", "none"), its short form ("int4:g64,symmetric") or a `Quantization` quantises float
     weights at load.
@@ -255,8 +257,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     the user's cache folder, None keeps nothing.
     max_model_len: longest prompt plus output, tokens. max_num_seqs: sequences in one step.
     max_num_batched_tokens: tokens in one step; long prompts are cut in chunks of at most that.
-    page_size: tokens a page of the KV cache. kv_cache_memory: bytes. max_queued_requests, max_queued_tokens: beyond
-    these waiting, a request is refused at once with `Overloaded`.
+    page_size: tokens a page of the KV cache. kv_cache_memory: its bytes; None: on a CPU what max_num_seqs sequences
+    could fill, but a quarter of the memory at most; on a GPU what is left after the weights and the largest step, both
+    measured. gpu_memory_utilization: share of the memory that is free when the engine starts which it may take in all.
+    kv_cache_dtype: "auto" is dtype; "int8", and on a GPU "fp8" (e4m3), keep a scale a token and head.
+    batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
+    slower. On a CPU, and by weights of 4 and 8 bits, they never do.
+    max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
@@ -276,7 +283,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     max_num_batched_tokens: int | None = None
     page_size: int = 16
     kv_cache_memory: int | None = None
+    gpu_memory_utilization: float = 0.9
     kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
     enable_prefix_caching: bool = True
     max_queued_requests: int = 4096
     max_queued_tokens: int = 8 << 20
@@ -295,7 +304,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
                 raise InvalidOption(name, value, "None or a non-empty string")
         _flag("trust_remote_code", self.trust_remote_code)
         _choice("dtype", self.dtype, ("auto", "bfloat16", "float32", "float16"))
-        _choice("device", self.device, ("auto", "cpu"))
+        if not isinstance(self.device, str) or re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is None:
+            raise InvalidOption("device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:N', N the number of a GPU")
         if isinstance(self.quantization, str):
             Quantization.parse(self.quantization)
         elif self.quantization is not None and not isinstance(self.quantization, Quantization):
@@ -312,7 +322,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
             raise InvalidOption("page_size", self.page_size, "a multiple of 16")
         if self.kv_cache_memory is not None:
             _whole("kv_cache_memory", self.kv_cache_memory, 1)
-        _choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "float16", "int8"))
+        _number("gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0, above=True)
+        _choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "float16", "int8", "fp8"))
+        _flag("batch_invariant", self.batch_invariant)
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _whole("max_queued_requests", self.max_queued_requests, 1)
         _whole("max_queued_tokens", self.max_queued_tokens, 1)

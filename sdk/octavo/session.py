@@ -21,6 +21,7 @@ import anyio
 from octavo import wire
 from octavo.errors import (
     ClientClosed,
+    DeviceLost,
     EngineDead,
     EngineStartError,
     EngineUnresponsive,
@@ -284,7 +285,8 @@ class Session:
             if self._lost and isinstance(self._engine, SpawnedEngine):
                 return ProtocolMismatch(self._lost + self._tail())
             return EngineStartError(what + when + self._tail(), exit_code, tail)
-        return EngineDead(what + self._tail(), exit_code, tail)
+        dead = DeviceLost if dying is not None and dying.code == "device_lost" else EngineDead
+        return dead(what + self._tail(), exit_code, tail)
 
     def _tail(self) -> str:
         process = self._engine.process

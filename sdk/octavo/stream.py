@@ -9,6 +9,7 @@ from octavo import wire
 from octavo.errors import (
     InvalidRequest,
     OctavoError,
+    OutOfMemory,
     Overloaded,
     PromptTooLong,
     RequestFailed,
@@ -34,6 +35,8 @@ def error_of(failed: wire.Failed, partial: Completion | None = None) -> OctavoEr
             return Overloaded(failed.message)
         case "timeout":
             return RequestTimeout(failed.message, failed.which or "total", partial)
+        case "out_of_memory":
+            return OutOfMemory(failed.message)
     return RequestFailed(failed.message)
 
 

@@ -113,7 +113,7 @@ class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """What the engine is doing before Ready: stage "download" or "load", in bytes."""
+    """What the engine is doing before Ready: stage "download" or "load", in bytes, or "capture", in CUDA graphs."""
 
     stage: str
     done: int
@@ -186,7 +186,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The request ended in an error. code: invalid_request, prompt_too_long, overloaded, timeout, failed, draining.
+    """The request ended in an error. code: invalid_request, prompt_too_long, overloaded, timeout, failed,
+    out_of_memory, draining.
     which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
     are given once the request had been admitted."""
 
@@ -214,7 +215,8 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=27):
 
 
 class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
-    """The engine is about to exit. code: start_failed, model, invalid_option, protocol, drained, internal."""
+    """The engine is about to exit. code: start_failed, model, invalid_option, out_of_memory, protocol, drained,
+    device_lost, internal."""
 
     code: str
     message: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +13,13 @@ from octavo import wire
 from octavo.options import EngineOptions, SamplingParams
 from octavo_engine.core import Core
 from octavo_engine.execution.runner import StepResult
-from octavo_engine.scheduling.plan import Plan
+from octavo_engine.scheduling.plan import PENDING, Plan
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.text import Text
 
 A, B = b"client a", b"client b"
 POISON = 13  # a prompt that holds it breaks the model
+UNLAUNCHED = 213  # a prompt that holds it breaks before the model is run
 
 
 class ScriptedMailbox:
@@ -58,11 +60,13 @@ class ScriptedMailbox:
 class CountingRunner:
     """Draws last token + 1. Raises on a poisoned sequence."""
 
+    asynchronous = False
+
     def __init__(self) -> None:
         self.plans: list[Plan] = []
 
     def submit(self, plan: Plan) -> Plan:
-        if any(POISON in seq.tokens for seq in plan.seqs):
+        if any(POISON in seq.tokens or UNLAUNCHED in seq.tokens for seq in plan.seqs):
             raise FloatingPointError("poison")
         self.plans.append(plan)
         return plan
@@ -70,6 +74,62 @@ class CountingRunner:
     def collect(self, plan: Plan) -> StepResult:
         drawn = [seq.tokens[-1] + 1 for seq in plan.seqs for _ in seq.samplers]
         return StepResult(drawn, [None] * len(drawn), {})
+
+
+class AheadRunner:
+    """The same on a device that runs a step only when somebody waits for it, and never the later one first."""
+
+    asynchronous = True
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Plan, list[list[int]]]] = []
+        self.last: dict[int, int] = {}
+        self.done: dict[int, StepResult | Exception] = {}
+        self.most = 0
+
+    def submit(self, plan: Plan) -> Plan:
+        if any(UNLAUNCHED in seq.tokens for seq in plan.seqs):
+            raise FloatingPointError("not launched")
+        self.waiting.append((plan, [list(seq.tokens) for seq in plan.seqs]))
+        self.most = max(self.most, len(self.waiting))
+        return plan
+
+    def _run(self, plan: Plan, tokens: list[list[int]]) -> StepResult:
+        drawn: list[int] = []
+        poisoned = False
+        for seq, given in zip(plan.seqs, tokens, strict=True):
+            known = [self.last[seq.slot] if token == PENDING else token for token in given]
+            poisoned |= POISON in known
+            for slot in seq.samplers:
+                self.last[slot] = known[-1] + 1
+                drawn.append(known[-1] + 1)
+        if poisoned:
+            raise FloatingPointError("poison")
+        return StepResult(drawn, [None] * len(drawn), {})
+
+    def collect(self, plan: Plan) -> StepResult:
+        while id(plan) not in self.done:
+            first, tokens = self.waiting.pop(0)
+            try:
+                self.done[id(first)] = self._run(first, tokens)
+            except FloatingPointError as error:
+                self.done[id(first)] = error
+        result = self.done.pop(id(plan))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def discard(self, plan: Plan) -> None:
+        with contextlib.suppress(FloatingPointError):
+            self.collect(plan)
+
+
+RUNNER: dict[str, type[CountingRunner | AheadRunner]] = {}
+
+
+@pytest.fixture(params=[CountingRunner, AheadRunner], ids=["in turn", "ahead"], autouse=True)
+def runner_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNNER, "kind", request.param)
 
 
 class Clock:
@@ -98,13 +158,15 @@ def run(
         enable_prefix_caching=True,
         max_queued_requests=settings.max_queued_requests,
         max_queued_tokens=settings.max_queued_tokens,
+        max_in_flight=1 + RUNNER["kind"].asynchronous,
     )
     ready = wire.Ready(wire.PROTOCOL_VERSION, 1, "0", settings, "Test", False, False, 1000, 64, (2,))
     mailbox = ScriptedMailbox(script)
     mailbox.gone = gone or set()
     scheduler = Scheduler(config)
     text = text or Text(eos_token_ids=[2])
-    core = Core(mailbox, scheduler, CountingRunner(), text, ready, owned=True, clients={A, B}, clock=Clock())  # type: ignore[arg-type]
+    runner: Any = RUNNER["kind"]()
+    core = Core(mailbox, scheduler, runner, text, ready, owned=True, clients={A, B}, clock=Clock())  # type: ignore[arg-type]
     mailbox.pending = lambda: core.intake.num_pending
     core.run()
     scheduler.check()
@@ -170,18 +232,22 @@ def test_a_bad_request_fails_alone(message: wire.Generate, code: str, match: str
 
 
 def test_a_failing_model_fails_only_the_request_at_fault() -> None:
-    prompts = {1: [50], 2: [POISON], 3: [60], 4: [POISON - 1]}  # the last one draws the poison itself
+    prompts = {1: [50], 2: [POISON], 3: [60], 4: [POISON - 1], 5: [UNLAUNCHED]}  # 4 draws the poison itself
     mail = run([[(A, generate(i, prompt, max_tokens=6)) for i, prompt in prompts.items()]])
     assert tokens(mail, A, 1) == [51, 52, 53, 54, 55, 56]
     assert tokens(mail, A, 3) == [61, 62, 63, 64, 65, 66]
-    assert {failed.request_id: failed.code for failed in mail.of(A, wire.Failed)} == {2: "failed", 4: "failed"}
+    assert {failed.request_id: failed.code for failed in mail.of(A, wire.Failed)} == {
+        2: "failed",
+        4: "failed",
+        5: "failed",
+    }
     assert tokens(mail, A, 4) == [POISON]
 
 
 class BrokenText(Text):
     """A tokenizer that breaks on some prompts, as third-party code may."""
 
-    has_tokenizer = True  # type: ignore[assignment]
+    has_tokenizer = True
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         if "break" in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -103,8 +104,9 @@ class Driver:
         max_num_seqs: int = 80,
         max_model_len: int = 256,
         seed: int = 0,
+        make: Callable[..., Runner] = Runner,
     ) -> None:
-        self.runner = Runner(
+        self.runner = make(
             model,
             ops,
             num_pages=num_pages,

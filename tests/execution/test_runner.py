@@ -21,14 +21,16 @@ from octavo_engine.execution.sampler import NothingAllowed
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import Plan, SeqStart, SeqStep
 from tests.execution.conftest import loaded_model, loaded_ops
+from tests.execution.deferred import deferred_runner
 from tests.execution.driver import VOCAB, Driver, Sequence
 
 LENGTH = 20  # tokens drawn
-SETUPS = {  # ops, weights, cache
-    "reference-float32": ("reference", torch.float32, torch.float32),
-    "cpu-float32": ("cpu", torch.float32, torch.float32),
-    "cpu-bfloat16": ("cpu", torch.bfloat16, torch.bfloat16),
-    "cpu-int8-cache": ("cpu", torch.bfloat16, torch.int8),
+SETUPS: dict[str, tuple[str, torch.dtype, torch.dtype, Callable[..., Runner]]] = {  # ops, weights, cache, runner
+    "reference-float32": ("reference", torch.float32, torch.float32, Runner),
+    "cpu-float32": ("cpu", torch.float32, torch.float32, Runner),
+    "cpu-bfloat16": ("cpu", torch.bfloat16, torch.bfloat16, Runner),
+    "cpu-int8-cache": ("cpu", torch.bfloat16, torch.int8, Runner),
+    "deferred": ("cpu", torch.float32, torch.float32, deferred_runner),
 }
 PARAMS = [
     SamplingParams(temperature=0, logprobs=2),
@@ -53,19 +55,20 @@ def request_of(i: int) -> dict[str, Any]:
 class Lab:
     """Fresh drivers over one model, and what each request gives when it runs alone in whole chunks."""
 
-    def __init__(self, name: str, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, kv_dtype: torch.dtype, make: Callable[..., Runner]) -> None:
+        self.make = make
         self.ops, self.exact = loaded_ops(name), name == "cpu"
         self.model, self.kv_dtype = loaded_model(name, dtype), kv_dtype
         self._alone: dict[tuple[int, int], Sequence] = {}
 
     def driver(self, **changes: Any) -> Driver:
-        return Driver(self.model, self.ops, kv_dtype=self.kv_dtype, **changes)
+        return Driver(self.model, self.ops, kv_dtype=self.kv_dtype, make=self.make, **changes)
 
     def alone(self, i: int, seed: int | None = None) -> Sequence:
         request = request_of(i)
         key = (i, request["seed"] if seed is None else seed)
         if key not in self._alone:
-            driver = self.driver(max_num_seqs=1)
+            driver = Driver(self.model, self.ops, kv_dtype=self.kv_dtype, max_num_seqs=1)
             self._alone[key] = driver.start(**{**request, "seed": key[1]})
             driver.finish([self._alone[key]], LENGTH)
         return self._alone[key]
@@ -207,7 +210,7 @@ class Failing:
 def test_a_failed_step_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when it failed in its second block of logits: nothing is counted twice."""
     monkeypatch.setattr("octavo_engine.execution.runner._LOGIT_BLOCK_BYTES", 16 * 4 * VOCAB)
-    lab = Lab("reference", torch.float32, torch.float32)
+    lab = Lab("reference", torch.float32, torch.float32, Runner)
     ops = Failing(lab.ops)
     driver = Driver(lab.model, ops, max_num_seqs=20)
     sequences = [driver.start(**request_of(i % 5)) for i in range(18)]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 
 from octavo.options import SamplingParams
 from octavo.wire import TokenLogprob
-from octavo_engine.execution.runner import Runner
+from octavo_engine.execution.device_runner import DeviceRunner
+from octavo_engine.execution.runner import Runner, StepResult
+from octavo_engine.scheduling.plan import Plan
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
-from octavo_engine.scheduling.sequence import Request
+from octavo_engine.scheduling.sequence import Request, Sequence
+from octavo_engine.steps import Steps
 from tests.execution.conftest import loaded_model, loaded_ops
+from tests.execution.deferred import DeferredQueue, deferred_runner
 from tests.execution.driver import VOCAB
 
 Key = tuple[int, int]
@@ -55,27 +60,37 @@ def requests(count: int) -> list[Request]:
 class Engine:
     """What core does, without text and messages."""
 
-    def __init__(self, setup: Setup, num_pages: int, budget: int, *, caching: bool) -> None:
+    def __init__(self, setup: Setup, num_pages: int, budget: int, *, caching: bool, overlap: bool = False) -> None:
         name, dtype, kv_dtype, quantization = setup
-        sizes = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
-        self.runner = Runner(loaded_model(name, dtype, quantization), loaded_ops(name), **sizes, kv_dtype=kv_dtype)
-        self.scheduler = Scheduler(
-            SchedulerConfig(**sizes, max_num_batched_tokens=budget, enable_prefix_caching=caching)
-        )
+        sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
+        make = deferred_runner if overlap else Runner
+        self.runner = make(loaded_model(name, dtype, quantization), loaded_ops(name), **sizes, kv_dtype=kv_dtype)
+        limits: dict[str, Any] = {
+            "max_num_batched_tokens": budget,
+            "enable_prefix_caching": caching,
+            "max_in_flight": 1 + overlap,
+        }
+        self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits))
+        self.steps = Steps(self.scheduler, self.runner, self.fail)
         self.outputs: Outputs = {}
         self.prompt_logprobs: PromptLogprobs = {}
 
     def step(self) -> None:
-        plan = self.scheduler.schedule()
-        if plan is None:
-            return
-        result = self.runner.collect(self.runner.submit(plan))
+        for plan, result in self.steps.advance(self.scheduler.schedule()):
+            self._commit(plan, result)
+
+    def fail(self, sequence: Sequence, error: Exception) -> None:
+        raise error
+
+    def _commit(self, plan: Plan, result: StepResult) -> None:
         for slot, entries in result.prompt_logprobs.items():
             key = self.scheduler.sequence_at(slot).request.key
             assert isinstance(key, int)
             self.prompt_logprobs.setdefault(key, []).extend(entries)
         advanced = self.scheduler.commit(plan, result.tokens)
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
+            if sequence is None:
+                continue
             key = sequence.request.key
             assert isinstance(key, int)
             tokens, logprobs = self.outputs.setdefault((key, sequence.index), ([], []))
@@ -96,6 +111,23 @@ class Engine:
     ids=["reference", "cpu-float32", "cpu-bfloat16", "cpu-int8-cache", *SCHEMES],
 )
 def test_under_memory_pressure(setup: Setup) -> None:
+    check_under_memory_pressure(setup, overlap=False)
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        ("reference", torch.float32, torch.float32, None),
+        ("cpu", torch.float32, torch.float32, None),
+        ("cpu", torch.bfloat16, torch.int8, None),
+    ],
+    ids=["reference", "cpu-float32", "cpu-int8-cache"],
+)
+def test_overlapped_under_memory_pressure(setup: Setup) -> None:
+    check_under_memory_pressure(setup, overlap=True)
+
+
+def check_under_memory_pressure(setup: Setup, *, overlap: bool) -> None:
     count = 20 if setup[0] == "cpu" else 12
     alone = Engine(setup, num_pages=200, budget=160, caching=False)
     for request in requests(count):
@@ -103,15 +135,21 @@ def test_under_memory_pressure(setup: Setup) -> None:
         while alone.scheduler.has_work:
             alone.step()
 
-    crowded = Engine(setup, num_pages=21, budget=37, caching=True)
+    crowded = Engine(setup, num_pages=21, budget=37, caching=True, overlap=overlap)
     rng = random.Random(1)
     waiting = requests(count)
     while waiting or crowded.scheduler.has_work:
         for _ in range(min(len(waiting), rng.choice([0, 0, 1, 4]))):
             crowded.scheduler.add(waiting.pop(0))
         crowded.step()
+    while crowded.steps.in_flight:
+        crowded.step()
     stats = crowded.scheduler.stats()
+    assert stats["kv_pages_free"] == 21
     assert stats["num_preemptions"] > 3
+    if isinstance(crowded.runner, DeviceRunner):
+        assert isinstance(crowded.runner.queue, DeferredQueue)
+        assert crowded.runner.queue.most == 2
     assert crowded.outputs.keys() == alone.outputs.keys()
     for key, (tokens, logprobs) in crowded.outputs.items():
         assert tokens == alone.outputs[key][0], key

@@ -1,19 +1,19 @@
-"""A scheduler with a runner that stores, in place of keys and values, what they depend on: all tokens up to theirs.
+"""A scheduler and a device (see device.py), driven by hand: one step after the other, or one ahead of the other.
 
-A cache cell holds a number that stands for (cache_salt, tokens 0 .. its position). Every step checks that each
-sequence's page table, as a runner would know it, leads to exactly its own tokens.
+With max_in_flight 2 the device runs a plan as late as it can: when it is committed, with the next one scheduled.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from octavo.options import SamplingParams
-from octavo_engine.scheduling.plan import Plan, SeqStart
+from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.scheduling.sequence import Request, Sequence
+from tests.scheduling.device import Device, Work
 
 EOS = 0
 
@@ -66,8 +66,8 @@ class Driver:
         )
         self.scheduler = Scheduler(self.config, hash_page)
         self.draw = draw or (lambda seq: 1000 + len(seq.output))
-        self.cells: dict[tuple[int, int], int] = {}
-        self.tables: dict[int, list[int]] = {}  # by slot, for those that have started
+        self.device = Device(page_size, max_num_seqs)
+        self.flying: deque[tuple[Work, list[int] | None]] = deque()  # with what was drawn, if the device ran it
         self.requests: list[Request] = []
         self.scored: dict[object, list[int]] = {}
         self.overtaken: Counter[Sequence] = Counter()
@@ -83,39 +83,71 @@ class Driver:
         return added
 
     def schedule(self) -> Plan | None:
+        scheduler = self.scheduler
         waiting = self._waiting()
-        had_work, dropped = self.scheduler.has_work, self.scheduler.in_flight
-        plan = self.scheduler.schedule()
-        self.scheduler.check()
-        assert (plan is not None) == had_work or (dropped and not self.scheduler.has_work)
-        if plan is not None:
-            self._count_overtaking(waiting, plan)
-            self._run(plan)
-            self.plans.append(plan)
+        had_work, in_flight = scheduler.has_work, scheduler.in_flight
+        ahead = in_flight and self.config.max_in_flight > 1
+        if in_flight and not ahead:
+            self.flying.clear()  # it failed, and its sequences have ended
+        plan = scheduler.schedule()
+        scheduler.check()
+        if plan is None:
+            assert in_flight or not had_work
+            return None
+        self._count_overtaking(waiting, plan)
+        work = Work(
+            plan,
+            [scheduler.sequence_at(step.slot) for step in plan.seqs],
+            [scheduler.sequence_at(slot) for step in plan.seqs for slot in step.samplers],
+        )
+        self._inspect(work, ahead)
+        ran = self.device.run(work, self.draw) if self.config.max_in_flight == 1 else None
+        self.flying.append((work, ran))
+        self.plans.append(plan)
         return plan
 
-    def commit(self, plan: Plan) -> list[Sequence]:
-        slots = [slot for seq in plan.seqs for slot in seq.samplers]
-        drew = [self.scheduler.sequence_at(slot) for slot in slots]
-        tokens = [self.draw(seq) for seq in drew]
+    def commit(self, plan: Plan) -> list[Sequence] | list[Sequence | None]:
+        """The oldest."""
+        work, tokens = self.flying.popleft()
+        assert work.plan is plan
+        if tokens is None:
+            tokens = self.device.run(work, self.draw)
+        drew = work.samplers
         before = [(seq.finish_reason, seq.output.copy()) for seq in drew]
         got = self.scheduler.commit(plan, tokens)
-        assert got == drew
+        assert got == [None if ended else seq for seq, (ended, _) in zip(drew, before, strict=True)]
         for seq, token, (ended, output) in zip(drew, tokens, before, strict=True):
             assert seq.output == (output if ended else [*output, token])
         self.scheduler.check()
         return got
 
     def step(self) -> Plan | None:
+        """Schedule, and commit what is due: the same plan, or the one before it where that is still in flight."""
         plan = self.schedule()
-        if plan is not None:
-            self.commit(plan)
+        if len(self.flying) == self.config.max_in_flight or (plan is None and self.flying):
+            self.commit(self.flying[0][0].plan)
         return plan
+
+    def settle(self) -> None:
+        """Commit all that is in flight."""
+        while self.flying:
+            self.commit(self.flying[0][0].plan)
+
+    def run_again(self) -> None:
+        """A step fails after those in flight have run on what it did not draw: all are run again, one by one."""
+        for work, _ in self.flying:
+            self.device.run(work, lambda seq: 999, check=False)
+        for work, _ in list(self.flying):
+            self.scheduler.resolve(work.plan)
+            assert all(PENDING not in step.tokens for step in work.plan.seqs)
+            self.commit(work.plan)
 
     def run(self, max_steps: int = 5000) -> int:
         """Until all is done; then nothing may be left anywhere. Returns the number of steps."""
         steps = 0
-        while self.step() is not None:
+        if len(self.flying) == 2:
+            self.settle()
+        while self.step() is not None or self.flying or self.scheduler.has_work:
             steps += 1
             assert steps < max_steps, "no end in sight"
         scheduler = self.scheduler
@@ -127,41 +159,34 @@ class Driver:
             assert all(not seq.pages and seq.slot == -1 for seq in done.sequences)
         return steps
 
-    # ---- the runner ----
+    # ---- what must hold of a plan ----
 
-    def _run(self, plan: Plan) -> None:
-        self._apply_slots(plan)
-        self._apply_copies(plan)
-        assert len({seq.slot for seq in plan.seqs}) == len(plan.seqs), "a sequence runs twice in a step"
+    def _inspect(self, work: Work, ahead: bool) -> None:
+        plan = work.plan
+        for start in plan.starts:
+            self._check_start(start, self.scheduler.sequence_at(start.slot))
+        assert len({step.slot for step in plan.seqs}) == len(plan.seqs), "a sequence runs twice in a step"
         assert 0 < plan.num_tokens <= self.config.max_num_batched_tokens
-        for step in plan.seqs:
-            table = self.tables[step.slot]
-            assert step.page_offset <= len(table) or not step.pages, "a gap in the page table"
-            table[step.page_offset : step.page_offset + len(step.pages)] = step.pages
-        for step in plan.seqs:
-            seq = self.scheduler.sequence_at(step.slot)
+        for step, seq in zip(plan.seqs, work.sequences, strict=True):
             stop = step.start + len(step.tokens)
-            assert step.start == seq.num_computed
-            assert step.tokens == seq.tokens(step.start, stop)
-            assert step.samplers[:1] == ([step.slot] if stop == seq.num_tokens else [])
+            assert seq.finish_reason is None
+            assert stop == seq.num_computed
+            pending = step.tokens == [PENDING]
+            if pending:
+                assert ahead
+                assert step.start == seq.num_tokens
+                assert len(seq.output) + 1 < seq.max_output, "a wasted row: its length ends it before"
+                assert len(seq.output) >= seq.waits_until
+            else:
+                assert step.tokens == seq.tokens(step.start, stop)
+            assert step.samplers[:1] == ([step.slot] if stop == seq.num_tokens + pending else [])
             for slot in step.samplers[1:]:
                 assert self.scheduler.sequence_at(slot).request is seq.request
             self._score(seq, step.start, stop, step.prompt_logprobs, step.next_token)
             for position in range(step.start, stop):
-                self._write(step.slot, seq, position)
-        for step in plan.seqs:
-            self._attend(step.slot, step.start + len(step.tokens))
-
-    def _apply_slots(self, plan: Plan) -> None:
-        assert len(set(plan.ends)) == len(plan.ends)
-        for slot in plan.ends:
-            del self.tables[slot]
-        for start in plan.starts:
-            assert start.slot not in self.tables, f"slot {start.slot} starts, but never ended"
-            self.tables[start.slot] = []
-            self._check_start(start, self.scheduler.sequence_at(start.slot))
-        assert len(self.tables) <= self.config.max_num_seqs
-        assert all(0 <= slot < self.config.max_num_seqs for slot in self.tables)
+                page = seq.pages[position // self.config.page_size]
+                owners = [s for s in filter(None, self.scheduler.running.slots) if page in s.pages]
+                assert owners == [seq], f"page {page} is written by {seq}, held by {owners}"
 
     @staticmethod
     def _check_start(start: SeqStart, seq: Sequence) -> None:
@@ -171,34 +196,6 @@ class Driver:
         assert start.params is seq.request.params
         assert start.eos_ids == sorted(seq.stops)
         assert -(1 << 63) <= start.seed < 1 << 63
-
-    def _apply_copies(self, plan: Plan) -> None:
-        sources, targets = {s for s, _ in plan.copies}, [t for _, t in plan.copies]
-        assert len(set(targets)) == len(targets)
-        assert not sources & set(targets), "the order of copies would matter"
-        for source, target in plan.copies:
-            for offset in range(self.config.page_size):
-                self.cells.pop((target, offset), None)
-                if (source, offset) in self.cells:
-                    self.cells[target, offset] = self.cells[source, offset]
-
-    def _write(self, slot: int, seq: Sequence, position: int) -> None:
-        page, offset = self._cell(slot, position)
-        owners = [s for s in filter(None, self.scheduler.slots) if page in s.pages]
-        assert owners == [seq], f"page {page} is written by {seq}, held by {owners}"
-        before = self.cells[self._cell(slot, position - 1)] if position else hash(seq.request.cache_salt)
-        token = seq.tokens(position, position + 1)[0]
-        self.cells[page, offset] = hash((before, token))
-
-    def _attend(self, slot: int, stop: int) -> None:
-        seq = self.scheduler.sequence_at(slot)
-        value = hash(seq.request.cache_salt)
-        for position, token in enumerate(seq.tokens(0, stop)):
-            value = hash((value, token))
-            assert self.cells[self._cell(slot, position)] == value, f"position {position} has other tokens"
-
-    def _cell(self, slot: int, position: int) -> tuple[int, int]:
-        return self.tables[slot][position // self.config.page_size], position % self.config.page_size
 
     def _score(self, seq: Sequence, start: int, stop: int, wanted: int, next_token: int) -> None:
         prompt = seq.request.prompt

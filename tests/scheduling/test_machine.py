@@ -32,6 +32,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_queued_requests=st.integers(1, 6),
         max_queued_tokens=st.sampled_from([20, 1000]),
         watermark=st.sampled_from([0.0, 0.2]),
+        max_in_flight=st.integers(1, 2),
         seed=st.integers(0, 1 << 30),
     )
     def start(
@@ -66,6 +67,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         min_tokens=st.integers(0, 3),
         ignore_eos=st.booleans(),
         priority=st.integers(-1, 1),
+        repetition_penalty=st.sampled_from([1.0, 1.0, 1.0, 1.5]),
         prompt_logprobs=st.sampled_from([None, None, 0, 2]),
         cache_salt=st.sampled_from([b"", b"", b"x"]),
     )
@@ -119,8 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.driver.scheduler.requests)
     @rule(picks=st.lists(st.integers(0, 1 << 20), min_size=1, max_size=3), whole=st.booleans())
     def end_in_flight(self, picks: list[int], whole: bool) -> None:
-        plan = self.driver.schedule()
-        assert plan is not None
+        self._schedule()
         for pick in picks:
             live = self._live()
             if live and whole:
@@ -128,15 +129,36 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif live:
                 self.driver.scheduler.finish(live[pick % len(live)], "abort")
             self.driver.scheduler.check()
-        self.driver.commit(plan)
+        self.driver.settle()
+
+    def _schedule(self) -> None:
+        """A step, after what is in flight where it has to wait for that."""
+        if len(self.driver.flying) == self.driver.config.max_in_flight:
+            self.driver.settle()
+        if self.driver.schedule() is None:
+            self.driver.settle()
+            self.driver.schedule()
 
     @precondition(lambda self: self.driver.scheduler.requests)
     @rule()
     def fail_a_step(self) -> None:
+        self.driver.settle()
         plan = self.driver.schedule()
-        assert plan is not None
-        for step in plan.seqs:
-            self.driver.scheduler.abort(self.driver.scheduler.sequence_at(step.slot).request.key)
+        if plan is not None:
+            for step in plan.seqs:
+                self.driver.scheduler.abort(self.driver.scheduler.sequence_at(step.slot).request.key)
+            self.driver.settle()
+
+    @precondition(lambda self: self.driver.config.max_in_flight == 2)
+    @rule(picks=st.lists(st.integers(0, 1 << 20), max_size=2))
+    def run_again(self, picks: list[int]) -> None:
+        """What is in flight runs twice, and some of it ends between."""
+        self.driver.schedule()
+        for pick in picks:
+            live = self._live()
+            if live:
+                self.driver.scheduler.abort(live[pick % len(live)].request.key)
+        self.driver.run_again()
 
     @invariant()
     def holds(self) -> None:

@@ -11,10 +11,11 @@ from tests.scheduling.driver import Driver
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_random_load_ends_and_leaves_nothing(block: int) -> None:
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_random_load_ends_and_leaves_nothing(block: int, max_in_flight: int) -> None:
     preemptions = copies = hits = 0
     for seed in range(100 * block, 100 * block + 100):
-        driver = _load(random.Random(seed))
+        driver = _load(random.Random(seed), max_in_flight)
         driver.run()
         stats = driver.scheduler.stats()
         preemptions += int(stats["num_preemptions"])
@@ -29,7 +30,7 @@ def test_random_load_ends_and_leaves_nothing(block: int) -> None:
     assert hits > 20
 
 
-def _load(source: random.Random) -> Driver:
+def _load(source: random.Random, max_in_flight: int) -> Driver:
     driver = Driver(
         num_pages=source.randint(3, 14),
         page_size=source.randint(1, 4),
@@ -39,6 +40,7 @@ def _load(source: random.Random) -> Driver:
         hash_page=(lambda parent, tokens: sum(tokens) % 2) if source.random() < 0.2 else None,
         max_overtaken=source.randint(1, 3),
         watermark=source.choice([0.0, 0.2]),
+        max_in_flight=max_in_flight,
         draw=lambda seq: source.randrange(4),
     )
     for key in range(source.randint(1, 8)):

@@ -143,7 +143,7 @@ class Fake:
             print("dying as asked", file=sys.stderr, flush=True)
             os._exit(int(rest[0]))
         elif command == "dying":
-            self.send(client, wire.Dying("internal", "IndexError: as asked"))
+            self.send(client, wire.Dying(rest[0] if rest else "internal", "IndexError: as asked"))
             self.socket.close()
             self.socket.context.term()
             os._exit(1)

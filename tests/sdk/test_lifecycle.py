@@ -258,6 +258,12 @@ async def test_an_announced_death(anyio_backend: Any) -> None:
             await client.generate("dying")
 
 
+async def test_a_lost_device(anyio_backend: Any) -> None:
+    async with fake_client() as client:
+        with pytest.raises(octavo.DeviceLost, match="as asked"):
+            await client.generate("dying device_lost")
+
+
 async def test_garbage_fails_everything(anyio_backend: Any) -> None:
     async with fake_client() as client:
         stream = client.stream("nothing")

@@ -96,6 +96,7 @@ async def test_wrong_params_are_refused(client: octavo.AsyncClient) -> None:
         ("overloaded", octavo.Overloaded),
         ("draining", octavo.Overloaded),
         ("failed", octavo.RequestFailed),
+        ("out_of_memory", octavo.OutOfMemory),
         ("timeout", octavo.RequestTimeout),
     ],
 )

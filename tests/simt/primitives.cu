@@ -5,11 +5,8 @@
 #include "launch.h"
 #include "prim.cuh"
 
-namespace octavo::primitives {
+namespace octavo::cuda::primitives {
 namespace {
-
-using namespace octavo::cuda;  // NOLINT: a test file
-using cuda::ldmatrix;
 
 template <Mma Type>
 __global__ void mma_kernel(uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
@@ -60,8 +57,8 @@ void ldmatrix_of(bool trans, uint32_t* r, const uint16_t* from, int stride) {
          r, from, stride);
 }
 
-float f32(uint32_t x) { return __uint_as_float(x); }
-uint32_t u32(float x) { return __float_as_uint(x); }
+OCTAVO_DEVICE float f32(uint32_t x) { return __uint_as_float(x); }
+OCTAVO_DEVICE uint32_t u32(float x) { return __float_as_uint(x); }
 
 using Scalar = uint32_t (*)(uint32_t a, uint32_t b, uint32_t c);
 
@@ -76,26 +73,26 @@ void elementwise(uint32_t* out, const uint32_t* a, const uint32_t* b, const uint
   launch(elementwise_kernel<F>, dim3(unsigned(n + 127) / 128), dim3(128), 0, nullptr, out, a, b, c, n);
 }
 
-uint64_t wide(uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }
+OCTAVO_DEVICE uint64_t wide(uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }
 
-uint32_t do_exp2(uint32_t a, uint32_t, uint32_t) { return u32(exp2_approx(f32(a))); }
-uint32_t do_log2(uint32_t a, uint32_t, uint32_t) { return u32(log2_approx(f32(a))); }
-uint32_t do_rcp(uint32_t a, uint32_t, uint32_t) { return u32(rcp_approx(f32(a))); }
-uint32_t do_rsqrt(uint32_t a, uint32_t, uint32_t) { return u32(rsqrt_approx(f32(a))); }
-uint32_t do_lop3_and_or(uint32_t a, uint32_t b, uint32_t c) { return lop3<(0xF0 & 0xCC) | 0xAA>(a, b, c); }
-uint32_t do_lop3_xor(uint32_t a, uint32_t b, uint32_t c) { return lop3<0xF0 ^ 0xCC ^ 0xAA>(a, b, c); }
-uint32_t do_prmt(uint32_t a, uint32_t b, uint32_t c) { return prmt(a, b, c); }
-uint32_t do_fma_bf162(uint32_t a, uint32_t b, uint32_t c) { return fma_bf162(a, b, c); }
-uint32_t do_fma_h2(uint32_t a, uint32_t b, uint32_t c) { return fma_h2(a, b, c); }
-uint32_t do_mulhi_u32(uint32_t a, uint32_t b, uint32_t) { return mulhi_u32(a, b); }
-uint32_t do_mulhi_u64(uint32_t a, uint32_t b, uint32_t c) { return uint32_t(mulhi_u64(wide(a, b), wide(b, c)) >> 32); }
-uint32_t do_fma_rn(uint32_t a, uint32_t b, uint32_t c) { return u32(fma_rn(f32(a), f32(b), f32(c))); }
-uint32_t do_pack_bf16(uint32_t a, uint32_t b, uint32_t) { return pack_bf16(f32(a), f32(b)); }
-uint32_t do_pack_f16(uint32_t a, uint32_t b, uint32_t) { return pack_f16(f32(a), f32(b)); }
-uint32_t do_unpack_bf16(uint32_t a, uint32_t, uint32_t c) { return u32(c ? unpack_bf16(a).y : unpack_bf16(a).x); }
-uint32_t do_unpack_f16(uint32_t a, uint32_t, uint32_t c) { return u32(c ? unpack_f16(a).y : unpack_f16(a).x); }
-uint32_t do_e4m3_f16(uint32_t a, uint32_t, uint32_t) { return cvt_e4m3x2_f16x2(uint16_t(a)); }
-uint32_t do_f32_e4m3(uint32_t a, uint32_t b, uint32_t) { return cvt_f32x2_e4m3x2(f32(a), f32(b)); }
+OCTAVO_DEVICE uint32_t do_exp2(uint32_t a, uint32_t, uint32_t) { return u32(exp2_approx(f32(a))); }
+OCTAVO_DEVICE uint32_t do_log2(uint32_t a, uint32_t, uint32_t) { return u32(log2_approx(f32(a))); }
+OCTAVO_DEVICE uint32_t do_rcp(uint32_t a, uint32_t, uint32_t) { return u32(rcp_approx(f32(a))); }
+OCTAVO_DEVICE uint32_t do_rsqrt(uint32_t a, uint32_t, uint32_t) { return u32(rsqrt_approx(f32(a))); }
+OCTAVO_DEVICE uint32_t do_lop3_and_or(uint32_t a, uint32_t b, uint32_t c) { return lop3<(0xF0 & 0xCC) | 0xAA>(a, b, c); }
+OCTAVO_DEVICE uint32_t do_lop3_xor(uint32_t a, uint32_t b, uint32_t c) { return lop3<0xF0 ^ 0xCC ^ 0xAA>(a, b, c); }
+OCTAVO_DEVICE uint32_t do_prmt(uint32_t a, uint32_t b, uint32_t c) { return prmt(a, b, c); }
+OCTAVO_DEVICE uint32_t do_fma_bf162(uint32_t a, uint32_t b, uint32_t c) { return fma_bf162(a, b, c); }
+OCTAVO_DEVICE uint32_t do_fma_h2(uint32_t a, uint32_t b, uint32_t c) { return fma_h2(a, b, c); }
+OCTAVO_DEVICE uint32_t do_mulhi_u32(uint32_t a, uint32_t b, uint32_t) { return mulhi_u32(a, b); }
+OCTAVO_DEVICE uint32_t do_mulhi_u64(uint32_t a, uint32_t b, uint32_t c) { return uint32_t(mulhi_u64(wide(a, b), wide(b, c)) >> 32); }
+OCTAVO_DEVICE uint32_t do_fma_rn(uint32_t a, uint32_t b, uint32_t c) { return u32(fma_rn(f32(a), f32(b), f32(c))); }
+OCTAVO_DEVICE uint32_t do_pack_bf16(uint32_t a, uint32_t b, uint32_t) { return pack_bf16(f32(a), f32(b)); }
+OCTAVO_DEVICE uint32_t do_pack_f16(uint32_t a, uint32_t b, uint32_t) { return pack_f16(f32(a), f32(b)); }
+OCTAVO_DEVICE uint32_t do_unpack_bf16(uint32_t a, uint32_t, uint32_t c) { return u32(c ? unpack_bf16(a).y : unpack_bf16(a).x); }
+OCTAVO_DEVICE uint32_t do_unpack_f16(uint32_t a, uint32_t, uint32_t c) { return u32(c ? unpack_f16(a).y : unpack_f16(a).x); }
+OCTAVO_DEVICE uint32_t do_e4m3_f16(uint32_t a, uint32_t, uint32_t) { return cvt_e4m3x2_f16x2(uint16_t(a)); }
+OCTAVO_DEVICE uint32_t do_f32_e4m3(uint32_t a, uint32_t b, uint32_t) { return cvt_f32x2_e4m3x2(f32(a), f32(b)); }
 
 using OfLanes = uint32_t (*)(uint32_t value, int operand);
 
@@ -108,17 +105,17 @@ void lanes(uint32_t* out, const uint32_t* a, int operand) {
   launch(lanes_kernel<F>, dim3(1), dim3(32), 0, nullptr, out, a, operand);
 }
 
-uint32_t do_shfl(uint32_t v, int operand) { return shfl(v, operand); }
-uint32_t do_shfl_xor(uint32_t v, int operand) { return shfl_xor(v, operand); }
-uint32_t do_shfl_up(uint32_t v, int operand) { return shfl_up(v, unsigned(operand)); }
-uint32_t do_shfl_down(uint32_t v, int operand) { return shfl_down(v, unsigned(operand)); }
-uint32_t do_shfl_wide(uint32_t v, int operand) { return uint32_t(shfl(uint64_t(v) << 32, operand) >> 32); }
-uint32_t do_shfl_groups(uint32_t v, int operand) { return __shfl_sync(kFullMask, v, operand, 8); }
-uint32_t do_ballot(uint32_t v, int) { return ballot(v & 1); }
-uint32_t do_any(uint32_t v, int operand) { return any(int(v) == operand); }
-uint32_t do_all(uint32_t v, int operand) { return all(int(v) != operand); }
-uint32_t do_add(uint32_t v, int) { return __reduce_add_sync(kFullMask, v); }
-uint32_t do_count(uint32_t v, int) { return uint32_t(__syncthreads_count(v & 1)); }
+OCTAVO_DEVICE uint32_t do_shfl(uint32_t v, int operand) { return shfl(v, operand); }
+OCTAVO_DEVICE uint32_t do_shfl_xor(uint32_t v, int operand) { return shfl_xor(v, operand); }
+OCTAVO_DEVICE uint32_t do_shfl_up(uint32_t v, int operand) { return shfl_up(v, unsigned(operand)); }
+OCTAVO_DEVICE uint32_t do_shfl_down(uint32_t v, int operand) { return shfl_down(v, unsigned(operand)); }
+OCTAVO_DEVICE uint32_t do_shfl_wide(uint32_t v, int operand) { return uint32_t(shfl(uint64_t(v) << 32, operand) >> 32); }
+OCTAVO_DEVICE uint32_t do_shfl_groups(uint32_t v, int operand) { return __shfl_sync(kFullMask, v, operand, 8); }
+OCTAVO_DEVICE uint32_t do_ballot(uint32_t v, int) { return ballot(v & 1); }
+OCTAVO_DEVICE uint32_t do_any(uint32_t v, int operand) { return any(int(v) == operand); }
+OCTAVO_DEVICE uint32_t do_all(uint32_t v, int operand) { return all(int(v) != operand); }
+OCTAVO_DEVICE uint32_t do_add(uint32_t v, int) { return __reduce_add_sync(kFullMask, v); }
+OCTAVO_DEVICE uint32_t do_count(uint32_t v, int) { return uint32_t(__syncthreads_count(v & 1)); }
 
 template <int Bytes>
 __global__ void copy_kernel(char* out, const char* in, int n, int valid) {
@@ -143,12 +140,12 @@ __global__ void atomics_kernel(uint32_t* words, uint64_t* wides) {
 
 }  // namespace
 
-void mma(Mma type, uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
+void run_mma(Mma type, uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
   const auto kernel = type == Mma::kBf16 ? mma_kernel<Mma::kBf16> : type == Mma::kF16 ? mma_kernel<Mma::kF16> : mma_kernel<Mma::kS8>;
   launch(kernel, dim3(1), dim3(32), 0, nullptr, d, a, b, c);
 }
 
-void ldmatrix(int matrices, bool trans, uint32_t* r, const uint16_t* from, int stride) {
+void run_ldmatrix(int matrices, bool trans, uint32_t* r, const uint16_t* from, int stride) {
   (matrices == 1 ? ldmatrix_of<1> : matrices == 2 ? ldmatrix_of<2> : ldmatrix_of<4>)(trans, r, from, stride);
 }
 
@@ -189,11 +186,11 @@ Lanes find_lanes(const char* name) {
   return nullptr;
 }
 
-void copy(int bytes, void* out, const void* in, int n, int valid) {
+void run_copy(int bytes, void* out, const void* in, int n, int valid) {
   const auto kernel = bytes == 4 ? copy_kernel<4> : bytes == 8 ? copy_kernel<8> : copy_kernel<16>;
   launch(kernel, dim3(1), dim3(32), size_t(n * bytes), nullptr, static_cast<char*>(out), static_cast<const char*>(in), n, valid);
 }
 
-void atomics(uint32_t* words, uint64_t* wide) { launch(atomics_kernel, dim3(4), dim3(64), 0, nullptr, words, wide); }
+void run_atomics(uint32_t* words, uint64_t* wide) { launch(atomics_kernel, dim3(4), dim3(64), 0, nullptr, words, wide); }
 
-}  // namespace octavo::primitives
+}  // namespace octavo::cuda::primitives

@@ -18,33 +18,33 @@ uint32_t* words(const TensorView& t, int64_t count) {
 
 void mma(int64_t type, TensorView d, TensorView a, TensorView b, Optional<TensorView> c) {
   uint32_t* out = words(d, 128);
-  primitives::mma(primitives::Mma(type), out, words(a, 128), words(b, 64), c.has_value() ? words(c.value(), 128) : nullptr);
+  cuda::primitives::run_mma(cuda::primitives::Mma(type), out, words(a, 128), words(b, 64), c.has_value() ? words(c.value(), 128) : nullptr);
 }
 
 void ldmatrix(int64_t matrices, bool trans, TensorView r, TensorView from, int64_t stride) {
-  primitives::ldmatrix(int(matrices), trans, words(r, 32 * matrices), reinterpret_cast<uint16_t*>(words(from, 32 * matrices)),
+  cuda::primitives::run_ldmatrix(int(matrices), trans, words(r, 32 * matrices), reinterpret_cast<uint16_t*>(words(from, 32 * matrices)),
                        int(stride));
 }
 
 void elementwise(String name, TensorView out, TensorView a, TensorView b, TensorView c) {
-  const auto run = primitives::find_elementwise(name.c_str());
+  const auto run = cuda::primitives::find_elementwise(name.c_str());
   if (!run) TVM_FFI_THROW(ValueError) << "no primitive '" << std::string(name) << "'";
   const int64_t n = out.numel();
   run(words(out, n), words(a, n), words(b, n), words(c, n), int(n));
 }
 
 void lanes(String name, TensorView out, TensorView a, int64_t operand) {
-  const auto run = primitives::find_lanes(name.c_str());
+  const auto run = cuda::primitives::find_lanes(name.c_str());
   if (!run) TVM_FFI_THROW(ValueError) << "no primitive '" << std::string(name) << "'";
   run(words(out, 32), words(a, 32), int(operand));
 }
 
 void copy(int64_t bytes, TensorView out, TensorView in, int64_t valid) {
-  primitives::copy(int(bytes), device_data<void>(out), device_data<void>(in), int(out.numel() / bytes), int(valid));
+  cuda::primitives::run_copy(int(bytes), device_data<void>(out), device_data<void>(in), int(out.numel() / bytes), int(valid));
 }
 
 void atomics(TensorView narrow, TensorView wide) {
-  primitives::atomics(words(narrow, 2), device_data<uint64_t>(wide));
+  cuda::primitives::run_atomics(words(narrow, 2), device_data<uint64_t>(wide));
 }
 
 }  // namespace

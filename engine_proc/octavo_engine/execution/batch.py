@@ -109,7 +109,7 @@ class BatchBuilder:
             slots=torch.from_numpy(cache_slots),
             query_start=torch.from_numpy(query_start),
             seq_lens=torch.from_numpy(seq_lens),
-            page_table=torch.from_numpy(table[slots, :num_pages]),
+            page_table=self._page_table(slots, num_pages),
             kv=self._kv,
         )
         built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
@@ -117,6 +117,9 @@ class BatchBuilder:
             advancing = positions, cache_slots, seq_lens
             self._last = _Decode([seq.slot for seq in seqs], starts.tolist(), token_ids, advancing, built)
         return built
+
+    def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
+        return torch.from_numpy(self._table[slots, :num_pages])
 
     def _advance(self, last: _Decode, seqs: list[SeqStep]) -> bool:
         """Turn the last batch into this one, if each sequence is one token further on the same page."""

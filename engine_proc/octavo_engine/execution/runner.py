@@ -74,6 +74,8 @@ class Runner:
     step has succeeded. Plans are told apart by their step. Not thread-safe.
     """
 
+    asynchronous = False
+
     def __init__(
         self,
         model: CausalLM,
@@ -85,26 +87,40 @@ class Runner:
         max_model_len: int,
         kv_dtype: torch.dtype,
         progress: Progress | None = None,
+        graphs: bool = True,
     ) -> None:
+        """graphs: capture decode steps where the backend can."""
         config = model.config
         self._ops = ops
         self.cache = KVCache(ops, cache_layout(config, num_pages, page_size, kv_dtype))
         kv = self.cache.layers
-        self._block = max(16, _LOGIT_BLOCK_BYTES // (4 * config.vocab_size) // 16 * 16)
+        self._block = self._logit_rows(config.vocab_size, max_num_seqs)
         rows = TensorSpec(("L", config.hidden_size), torch.float32)
         self._forward = ops.record(
             lambda *tensors: model.forward(Batch.of(tensors, kv)),
             BATCH_SPECS,
-            rows=max_num_seqs,
+            rows=max_num_seqs if graphs else 0,
             widths={"pages": -(-max_model_len // page_size)},
             progress=progress,
         )
-        self._logits = ops.record(model.logits, [rows], rows=min(max_num_seqs, self._block), progress=progress)
-        self._builder = BatchBuilder(
-            self.cache.layers, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len
-        )
-        self._sampler = Sampler(ops, max_num_seqs=max_num_seqs, vocab_size=config.vocab_size)
+        most = min(max_num_seqs, self._block) if graphs else 0
+        self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
+        self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
+        self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._copied = -1  # the step whose copies are done
+
+    @staticmethod
+    def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
+        """How many rows of logits are made at a time."""
+        return max(16, _LOGIT_BLOCK_BYTES // (4 * vocab_size) // 16 * 16)
+
+    def _make_builder(
+        self, kv: list[tuple[torch.Tensor, torch.Tensor]], page_size: int, max_num_seqs: int, max_model_len: int
+    ) -> BatchBuilder:
+        return BatchBuilder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+
+    def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
+        return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
 
     def submit(self, plan: Plan) -> Step:
         """Start a step, or run the last one again, whole or a part of its sequences at a time.
@@ -126,6 +142,9 @@ class Runner:
     def collect(self, step: Step) -> StepResult:
         """Wait for a step and return what it made."""
         return step.result
+
+    def discard(self, step: Step) -> None:
+        """Wait for a step whose results nobody wants."""
 
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:

@@ -6,6 +6,7 @@ in its sequence's output. So a request draws the same tokens in any batch, and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from octavo_engine.execution.adjustments import Adjustments
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import SeqStart
 
-__all__ = ["NothingAllowed", "Sampler", "token_logprobs"]
+__all__ = ["NothingAllowed", "Sampler", "logprob_entries", "nothing_allowed", "token_logprobs"]
 
 _NO_IDS = torch.zeros(0, dtype=torch.int32)
 _NO_VALUES = torch.zeros(0, dtype=torch.float32)
@@ -39,6 +40,13 @@ class _Rows:
 
 class NothingAllowed(Exception):
     """A sequence's parameters leave no token to draw, or its logits are NaN."""
+
+
+def nothing_allowed(slot: int) -> NothingAllowed:
+    return NothingAllowed(
+        f"no token can be drawn for the sequence in slot {slot}: allowed_token_ids, logit_bias, bad_words and "
+        "min_tokens together forbid every token, or the model's logits are NaN"
+    )
 
 
 class Sampler:
@@ -103,11 +111,7 @@ class Sampler:
         drawn = self._ops.sample(logits, *rows.parameters, *entries, *rows.mask)
         tokens: list[int] = drawn.tolist()
         if min(tokens) < 0:
-            slot = slots[tokens.index(min(tokens))]
-            raise NothingAllowed(
-                f"no token can be drawn for the sequence in slot {slot}: allowed_token_ids, logit_bias, bad_words and "
-                "min_tokens together forbid every token, or the model's logits are NaN"
-            )
+            raise nothing_allowed(slots[tokens.index(min(tokens))])
         logprobs: list[TokenLogprob | None] = [None] * len(slots)
         if self._logprobs:
             asked = [(i, top) for i, slot in enumerate(slots) if (top := self._logprobs.get(slot)) is not None]
@@ -132,6 +136,9 @@ class Sampler:
         else:
             self._position[np.array(slots, np.intp)] += 1
             self._rows = None
+        self._push(slots, tokens)
+
+    def _push(self, slots: list[int], tokens: list[int]) -> None:
         if self._adjustments:
             for slot, token in zip(slots, tokens, strict=True):
                 adjustments = self._adjustments.get(slot)
@@ -185,7 +192,12 @@ class Sampler:
 
 def token_logprobs(ops: Ops, logits: torch.Tensor, tokens: torch.Tensor, tops: list[int]) -> list[TokenLogprob]:
     """Entries of one row each with its own number of best tokens. logits [R, V], tokens [R] int32, tops of length R."""
-    values, ranks, top_ids, top_values = ops.logprobs(logits, tokens, min(max(tops), logits.shape[1]))
+    return logprob_entries((tokens, *ops.logprobs(logits, tokens, min(max(tops), logits.shape[1]))), tops)
+
+
+def logprob_entries(found: Sequence[torch.Tensor], tops: list[int]) -> list[TokenLogprob]:
+    """found, on the host: tokens, and what Ops.logprobs gives for them."""
+    tokens, values, ranks, top_ids, top_values = found
     return [
         TokenLogprob(token, value, rank, tuple(zip(ids[:top], best[:top], strict=True)))
         for token, value, rank, ids, best, top in zip(

@@ -88,6 +88,7 @@ class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
     name = "cpu"
+    asynchronous = False
 
     def __init__(self, *, isa: str | None = None, num_threads: int = 0) -> None:
         """isa "portable", "avx2" or "avx512", None the best here; num_threads 0: one a core this process may use.

@@ -89,6 +89,7 @@ class ReferenceOps:
     """`Ops` in plain torch on the CPU; see `octavo_engine.ops.Ops` for every contract."""
 
     name = "reference"
+    asynchronous = False
     isa = "torch"
     device = torch.device("cpu")
 

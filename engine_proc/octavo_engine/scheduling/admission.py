@@ -22,6 +22,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     max_overtaken: later arrivals that may be admitted before a waiting sequence; then it is next.
     watermark: share of the pages that admission leaves free for the growth of what runs already.
+    max_in_flight: plans that may be handed out and not yet committed, 1 or 2.
     """
 
     num_pages: int
@@ -34,12 +35,15 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_tokens: int = 8 << 20
     max_overtaken: int = 64
     watermark: float = 0.01
+    max_in_flight: int = 1
 
     def __post_init__(self) -> None:
         names = ("num_pages", "page_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "max_overtaken")
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
+        if self.max_in_flight not in (1, 2):
+            raise ValueError(f"max_in_flight={self.max_in_flight}: 1 or 2")
 
     @property
     def cache_tokens(self) -> int:

@@ -28,7 +28,7 @@ def stats(scheduler: Scheduler) -> dict[str, float]:
     """
     pool, size, counters = scheduler.pool, scheduler.config.page_size, scheduler.counters
     empty: dict[int, int] = {}
-    for seq in filter(None, scheduler.slots):
+    for seq in filter(None, scheduler.running.slots):
         for index in range(seq.num_computed // size, len(seq.pages)):
             empty[seq.pages[index]] = size - max(0, seq.num_computed - index * size)
     allocated = pool.num_held * size
@@ -52,25 +52,22 @@ def stats(scheduler: Scheduler) -> dict[str, float]:
 
 def check(scheduler: Scheduler) -> None:
     """Raises AssertionError. Holds at any time outside of the scheduler's own methods."""
-    config, holders = scheduler.config, [seq for seq in scheduler.slots if seq is not None]
-    scheduler.pool.check(seq.pages for seq in holders)
+    config, running = scheduler.config, scheduler.running
+    holders = [seq for seq in running.slots if seq is not None]
+    scheduler.pool.check([*(seq.pages for seq in holders), *([page] for page in scheduler.flights.replaced())])
     scheduler.tables.cache.check()
     scheduler.waiting.check()
-    for slot, seq in enumerate(scheduler.slots):
-        assert seq is None or seq.slot == slot, f"slot {slot} holds a sequence that believes in {seq.slot}"
-    free = [slot for slot, seq in enumerate(scheduler.slots) if seq is None]
-    assert sorted(scheduler.free_slots) == free, "free slots differ from the slots without a sequence"
-    for running in (scheduler.decoding, scheduler.prefilling):
-        assert running == sorted(running, key=lambda seq: seq.rank), "running sequences are out of order"
+    running.check()
     if not scheduler.in_flight:
-        assert set(holders) == {*scheduler.decoding, *scheduler.prefilling}, "a slot is held by none that runs"
+        assert set(holders) == {*running.decoding, *running.prefilling}, "a slot is held by none that runs"
         for seq in holders:
             assert len(seq.pages) == -(-seq.num_computed // config.page_size), "a page without tokens is held"
         if not holders:
             assert scheduler.pool.num_available == config.num_pages, "pages are held, but nothing runs"
     for seq in holders:
         assert seq.num_computed <= len(seq.pages) * config.page_size, "tokens computed beyond the pages"
-        assert seq.num_computed < seq.num_tokens, "nothing left to compute, but it runs"
+        drawing = seq.num_computed - seq.num_tokens + 1  # tokens that plans in flight draw for it
+        assert drawing <= len(scheduler.flights) or seq.finish_reason, "nothing left to compute, but it runs"
     for key, request in scheduler.requests.items():
         assert request.key == key
         live = [seq for seq in request.sequences if seq.finish_reason is None]

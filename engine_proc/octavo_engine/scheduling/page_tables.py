@@ -1,8 +1,8 @@
 """The page tables of running sequences: how they grow, share, copy on write, are found again and given back.
 
 A sequence's `room` is the position below which the next token can be written without looking at its pages. It is 0
-until the first decode, so that after a fork every choice looks, and later a multiple of the page size, so that it
-looks again whenever a page is full: the only time at which `store` may exchange one.
+until the first decode, so that after a fork every choice looks, and after `store` exchanged a page, so that the runner
+is told; else a multiple of the page size, so that it looks again whenever a page is full.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class PageTables:
         self.page_size = page_size
         self.pool = BlockPool(num_pages)
         self.cache = PrefixCache(self.pool, hash_page) if hash_page else PrefixCache(self.pool)
+        self.replaced: list[int] = []  # by `store`; each still counts a reference, for the caller to give back
         self._caching = enable_prefix_caching
 
     def num_pages(self, num_tokens: int) -> int:
@@ -99,22 +100,24 @@ class PageTables:
         self.pool.release(shared)
         seq.sent = min(seq.sent, len(pages) - 1)
 
-    def store(self, seq: Sequence, start: int) -> None:
-        """Make its full pages from the one of token `start` on findable; they are computed.
+    def store(self, seq: Sequence, start: int, stop: int) -> None:
+        """Make its full pages of tokens start .. stop - 1 findable; they are computed.
 
-        Where the same content was computed twice, one page is kept and shared.
+        Where the same content was computed twice, one page is kept and shared. What a step in flight may still read of
+        the other one is why it goes to `replaced`.
         """
         size = self.page_size
-        for index in range(start // size, seq.num_computed // size):
+        for index in range(start // size, stop // size):
             if seq.node is None:
                 return
             page = seq.pages[index]
             seq.node = self.cache.store(seq.node, seq.token_bytes(index * size, (index + 1) * size), page)
             if seq.node is not None and seq.node.page != page:
                 self.pool.share(seq.node.page)
-                self.pool.release(page)
+                self.replaced.append(page)
                 seq.pages[index] = seq.node.page
                 seq.sent = min(seq.sent, index)
+                seq.room = 0
 
     def release(self, seq: Sequence) -> None:
         """Give all pages back, children before parents (see prefix_cache)."""

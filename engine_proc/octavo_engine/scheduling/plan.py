@@ -2,7 +2,7 @@
 
 A Plan can be tested without torch, logged, and broadcast to tensor-parallel workers. A sequence is known to the
 runner by its slot (0 .. max_num_seqs - 1) from its SeqStart until its slot stands in `ends`. Within a plan the runner
-applies, in this order: ends, starts, copies, seqs.
+applies, in this order: ends, starts, copies, seqs; and plans one after the other, also where they are submitted ahead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import msgspec
 
 from octavo.options import SamplingParams
 
-__all__ = ["Plan", "SeqStart", "SeqStep"]
+__all__ = ["PENDING", "Plan", "SeqStart", "SeqStep"]
+
+PENDING = -1
+"""In SeqStep.tokens, alone: the token that the slot draws in the step before, which has not been collected."""
 
 
 class SeqStart(msgspec.Struct, array_like=True):

@@ -4,20 +4,23 @@ A step has a token budget. Running sequences decode first, one token each; then 
 waiting sequences are admitted. When a decode finds no page, the running sequence of the largest rank (lowest priority,
 latest arrival) gives its pages back and waits to be recomputed, which the prefix cache makes cheap while its pages
 survive. The smallest rank never gives way, so there is always progress.
+
+With max_in_flight 2 a step is scheduled while the one before it runs and what that draws is known by its place only
+(plan.PENDING). Nobody gives way then: who lacks a page waits until all that was handed out is committed.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable, Hashable
 from itertools import islice
-from typing import NamedTuple
 
 from octavo_engine.scheduling import census
 from octavo_engine.scheduling.admission import DoesNotFit, QueueFull, SchedulerConfig, check_queue, output_room
+from octavo_engine.scheduling.flight import Flight, Flights, Prefill
 from octavo_engine.scheduling.page_tables import PageTables
-from octavo_engine.scheduling.plan import Plan, SeqStep
+from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
 from octavo_engine.scheduling.prefix_cache import CachedPage
+from octavo_engine.scheduling.running import Running
 from octavo_engine.scheduling.sequence import FinishReason, Request, Sequence
 from octavo_engine.scheduling.waiting import WaitingQueue
 
@@ -26,33 +29,11 @@ __all__ = ["DoesNotFit", "QueueFull", "Scheduler", "SchedulerConfig"]
 _LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
 
 
-def _rank(seq: Sequence) -> tuple[int, int, int]:
-    return seq.rank
-
-
-class _Prefill(NamedTuple):
-    seq: Sequence
-    length: int  # tokens
-    samplers: list[Sequence]  # empty, or the sequence itself and the choices that fork from it
-
-
-class _Flight(NamedTuple):
-    """A plan that was handed out and not yet committed."""
-
-    plan: Plan
-    decodes: list[Sequence]
-    prefills: list[_Prefill]
-
-
 class Scheduler:
-    """One step: `plan = schedule()`, run it, `commit(plan, tokens)`. Not thread-safe.
+    """One step: `plan = schedule()`, run it, `commit(plan, tokens)`, oldest plan first. Not thread-safe.
 
-    Steps follow one another for now: schedule() wants the last plan committed, unless all its sequences were finished
-    meanwhile (so that a step that failed can be dropped). To schedule step N + 1 while N runs on a device would take:
-    num_computed advanced by schedule() instead of commit(); a placeholder in SeqStep.tokens for the token that N draws
-    (the runner puts in the slot's last draw); commit() dropping the draw of a sequence that ended a step before; and a
-    queue of flights in place of one. Pages may still be given back at once, because the runner runs plans in order;
-    and pages still become findable at commit.
+    A plan that failed needs no commit once all its sequences were finished. An ended sequence keeps slot and pages
+    until every plan that it is in has been committed, so that a plan in flight can be run again.
 
     hash_page: for tests, see PrefixCache.
     """
@@ -63,15 +44,12 @@ class Scheduler:
         self.pool = self.tables.pool
         self.waiting = WaitingQueue(config.max_overtaken)
         self.requests: dict[Hashable, Request] = {}
-        self.decoding: list[Sequence] = []  # both by rank
-        self.prefilling: list[Sequence] = []
-        self.slots: list[Sequence | None] = [None] * config.max_num_seqs
-        self.free_slots = list(range(config.max_num_seqs - 1, -1, -1))
+        self.running = Running(config.max_num_seqs)
         self.counters = census.Counters()
         self._watermark = int(config.num_pages * config.watermark)
-        self._ends: list[int] = []
         self._finished: list[Sequence] = []  # they still have slot and pages
-        self._flight: _Flight | None = None
+        self.flights = Flights(config.max_in_flight)
+        self._stalled = False  # nothing more is scheduled before all flights have landed
         self._arrivals = 0
         self._step = 0
 
@@ -84,7 +62,7 @@ class Scheduler:
         at the next step doesn't count as waiting), ValueError when its key is in use.
         """
         room = output_room(request, self.config)
-        check_queue(request, self.config, len(self.waiting), self.waiting.num_tokens, len(self.free_slots))
+        check_queue(request, self.config, len(self.waiting), self.waiting.num_tokens, len(self.running.free_slots))
         if request.key in self.requests:
             raise ValueError(f"a request with key {request.key!r} is live")
         self._arrivals += 1
@@ -92,7 +70,7 @@ class Scheduler:
             seq.max_output = room
             seq.rank = (request.params.priority, self._arrivals, seq.index)
         self.requests[request.key] = request
-        self._queue(request.sequences)
+        self.waiting.push_choices(request.sequences)
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None) -> None:
         """End one sequence now, at any time; a no-op if it has ended. Its slot stands in the next plan's ends."""
@@ -100,7 +78,7 @@ class Scheduler:
             return
         self._end(sequence, reason, stop_reason)
         if sequence.slot >= 0:
-            if self._flight is None:
+            if not self.flights:
                 self._sweep()
         elif sequence.leader is not None:
             sequence.leader.followers.remove(sequence)
@@ -118,55 +96,52 @@ class Scheduler:
 
     def sequence_at(self, slot: int) -> Sequence:
         """Who has the slot; for a plan's slots, from schedule() until commit(). Raises KeyError for a free slot."""
-        sequence = self.slots[slot]
-        if sequence is None:
-            raise KeyError(f"slot {slot} is free")
-        return sequence
+        return self.running.at(slot)
 
     # ---- a step ------------------------------------------------------------------------------------------------
 
     def schedule(self) -> Plan | None:
-        """The next step, or None when nothing runs or waits.
+        """The next step, or None when nothing can run: nothing is there, or it waits for what is in flight.
 
         Slots that became free stand in `ends` of the next plan that runs something, once; while nothing runs they are
         held back, since what the runner keeps of a slot is replaced at its next start anyway.
-        Raises RuntimeError when the last plan's sequences live and it was not committed.
+        Raises RuntimeError when max_in_flight plans are not committed and a sequence of the oldest lives.
         """
-        if self._flight is not None:
-            self._drop_flight()
+        if self.flights.full:
+            self._release(self.flights.drop())
+        self._stalled = self._stalled and bool(self.flights)
+        if self._stalled:
+            return None
         plan = Plan(self._step, [], [], [], [])
         preempted = self.counters.preemptions
-        self._decode(plan)
-        decodes = self.decoding[: len(plan.seqs)]
+        decodes = self._decode_ahead(plan) if self.flights else self._decode(plan)
         budget = self.config.max_num_batched_tokens - len(decodes)
         prefills = self._prefill(plan, budget)
-        if self.waiting and preempted == self.counters.preemptions:
+        if self.waiting and preempted == self.counters.preemptions and not self._stalled:
             self._admit(plan, budget - sum(prefill.length for prefill in prefills), prefills)
         if not plan.seqs:
             return None
-        plan.ends, self._ends = self._ends, []
-        self._flight = _Flight(plan, decodes, prefills)
+        for prefill in prefills:
+            if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
+                self.running.prefilling.remove(prefill.seq)
+                self.running.decode(prefill.seq)
+        plan.ends = self.running.take_ends()
+        self.flights.push(Flight(plan, decodes, prefills))
         self._step += 1
         return plan
 
-    def commit(self, plan: Plan, tokens: list[int]) -> list[Sequence]:
+    def commit(self, plan: Plan, tokens: list[int]) -> list[Sequence] | list[Sequence | None]:
         """The plan ran and drew `tokens`, in the order of its samplers.
 
-        Returns the sequences in that order, with the token appended and finish_reason set where it was the last. A
-        sequence that was finished while the plan ran stands in the list too, but its token was dropped.
+        Returns the sequences in that order, with the token appended and finish_reason set where it was the last; None
+        in place of a sequence that had ended before: its token was dropped.
         """
-        flight = self._flight
-        if flight is None or flight.plan is not plan:
-            raise RuntimeError(f"plan {plan.step} is not the one in flight")
-        drew = flight.decodes + [seq for prefill in flight.prefills for seq in prefill.samplers]
-        if len(tokens) != len(drew):
-            raise ValueError(f"step {plan.step} has {len(drew)} samplers, got {len(tokens)} tokens")
-        self._flight = None
-        page_size = self.config.page_size
-        for seq in flight.decodes:
-            seq.num_computed = computed = seq.num_computed + 1
-            if not computed % page_size and seq.finish_reason is None:
-                self.tables.store(seq, computed - page_size)
+        flight, drew = self.flights.land(plan, len(tokens))
+        dropped, page_size = [], self.config.page_size
+        for seq, step in zip(flight.decodes, plan.seqs, strict=False):
+            stop = step.start + 1
+            if not stop % page_size and seq.finish_reason is None:
+                self.tables.store(seq, stop - page_size, stop)
         for prefill in flight.prefills:
             self._commit_prefill(prefill)
         for seq, token in zip(drew, tokens, strict=True):
@@ -174,27 +149,41 @@ class Scheduler:
                 output = seq.output
                 output.append(token)
                 if token in seq.stops or len(output) >= seq.max_output:
-                    self._end_by_token(seq, token)
+                    end = seq.ended_by(token)
+                    if end is not None:
+                        self._end(seq, *end)
+            else:
+                dropped.append(seq)
+        self._release(flight)
+        return [None if seq in dropped else seq for seq in drew] if dropped else drew
+
+    def resolve(self, plan: Plan) -> None:
+        """Put the tokens that are known by now in place of PENDING, so that a plan in flight can be run again.
+
+        A sequence that ended before it drew the token gets 0: what is drawn from that is dropped.
+        """
+        for step in plan.seqs:
+            if step.tokens[0] == PENDING:
+                step.tokens = self.sequence_at(step.slot).tokens(step.start, step.start + 1) or [0]
+
+    def _release(self, flight: Flight) -> None:
+        """After `flight` has landed or was dropped: give back what was kept for it alone."""
+        if self.tables.replaced:
+            keeper = self.flights.newest if self.flights else flight
+            keeper.replaced += self.tables.replaced
+            self.tables.replaced = []
+        for page in flight.replaced:
+            self.pool.release(page)
         if self._finished:
             self._sweep()
-        return drew
-
-    def _drop_flight(self) -> None:
-        assert self._flight is not None
-        flight, self._flight = self._flight, None
-        seqs = flight.decodes + [s for p in flight.prefills for s in (p.samplers or [p.seq])]
-        alive = [seq.slot for seq in seqs if seq.finish_reason is None]
-        if alive:
-            self._flight = flight
-            raise RuntimeError(f"plan {flight.plan.step} was not committed; slots {alive} are live")
-        self._sweep()
 
     # ---- decode ------------------------------------------------------------------------------------------------
 
-    def _decode(self, plan: Plan) -> None:
+    def _decode(self, plan: Plan) -> list[Sequence]:
+        """One token each of the running sequences. Returns those of plan.seqs."""
         steps = plan.seqs
         # Preemption pops this list's tail while it is walked: a sequence already in the plan is never popped.
-        for seq in islice(self.decoding, self.config.max_num_batched_tokens):
+        for seq in islice(self.running.decoding, self.config.max_num_batched_tokens):
             start = seq.num_computed
             if start < seq.room:
                 steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers))
@@ -202,15 +191,44 @@ class Scheduler:
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
                 steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers))
+            else:
+                break
+            seq.num_computed = start + 1
+        return self.running.decoding[: len(steps)]
+
+    def _decode_ahead(self, plan: Plan) -> list[Sequence]:
+        """The same while a step is in flight. Who cannot take part without that step's tokens is left out."""
+        decodes: list[Sequence] = []
+        for seq in self.running.decoding:
+            if len(decodes) == self.config.max_num_batched_tokens:
+                break
+            start, drawn = seq.num_computed, len(seq.output)
+            pending = start == len(seq.request.prompt) + drawn
+            waits = pending and (drawn + 1 >= seq.max_output or drawn < seq.waits_until)
+            if waits or seq.finish_reason is not None:
+                continue
+            if start >= seq.room and not self._make_room(seq, plan):
+                break
+            offset, seq.sent = seq.sent, len(seq.pages)
+            token = PENDING if pending else seq.output[-1]
+            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, seq.pages[offset:], seq.samplers))
+            seq.num_computed = start + 1
+            decodes.append(seq)
+        return decodes
 
     def _make_room(self, seq: Sequence, plan: Plan) -> bool:
-        """See that its next token can be written. False: `seq` itself had to give way."""
+        """See that its next token can be written. False: `seq` itself had to give way, or has to wait."""
         while self.tables.needs_page(seq):
             if self.pool.num_available:
                 self.tables.add_page(seq, plan.copies)
                 break
-            victim = max((running[-1] for running in (self.decoding, self.prefilling) if running), key=_rank)
-            self._preempt(victim)
+            if self.flights:
+                self._stalled = True
+                return False
+            victim = self.running.pop_last()
+            self._vacate(victim)
+            self.counters.preemptions += 1
+            self.waiting.push(victim)
             if victim is seq:
                 return False
         seq.room = len(seq.pages) * self.config.page_size
@@ -218,11 +236,13 @@ class Scheduler:
 
     # ---- prefill and admission ---------------------------------------------------------------------------------
 
-    def _prefill(self, plan: Plan, budget: int) -> list[_Prefill]:
-        prefills: list[_Prefill] = []
-        for seq in self.prefilling:
+    def _prefill(self, plan: Plan, budget: int) -> list[Prefill]:
+        prefills: list[Prefill] = []
+        for seq in self.running.prefilling:
             if not budget:
                 break
+            if seq.finish_reason is not None or seq.num_computed == seq.num_tokens:
+                continue  # it ended or will fork, with a step that is in flight
             length = self._chunk(seq, budget)
             if not length:
                 break  # decodes took the pages that were there at its admission, and will give them back
@@ -238,7 +258,7 @@ class Scheduler:
             stop = min(stop, request.prompt_scored)  # recomputed: those were delivered already
         return max(0, stop - start)
 
-    def _compute(self, seq: Sequence, length: int, plan: Plan) -> _Prefill:
+    def _compute(self, seq: Sequence, length: int, plan: Plan) -> Prefill:
         """Put the next `length` tokens of `seq` into the plan; there are pages for them."""
         request, start = seq.request, seq.num_computed
         stop = start + length
@@ -253,7 +273,8 @@ class Scheduler:
             step.prompt_logprobs = request.params.prompt_logprobs
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
         plan.seqs.append(step)
-        return _Prefill(seq, length, samplers)
+        seq.num_computed = stop
+        return Prefill(seq, start, length, samplers)
 
     def _fork(self, seq: Sequence, plan: Plan) -> list[Sequence]:
         """Start the choices that can start with `seq`; the others wait. They get its pages once those are computed.
@@ -261,19 +282,14 @@ class Scheduler:
         Each will soon write to a page of its own, so no more start than there are pages.
         """
         followers, seq.followers = seq.followers, []
-        count = min(len(followers), len(self.free_slots), self.pool.num_available)
+        count = min(len(followers), len(self.running.free_slots), self.pool.num_available)
         for follower in followers[:count]:
-            self._start(follower, plan)
-        self._queue(followers[count:])
+            plan.starts.append(self.running.begin(follower))
+        self.waiting.push_choices(followers[count:])
         return followers[:count]
 
-    def _start(self, seq: Sequence, plan: Plan) -> None:
-        slot = self.free_slots.pop()
-        self.slots[slot] = seq
-        plan.starts.append(seq.begin(slot))
-
-    def _admit(self, plan: Plan, budget: int, prefills: list[_Prefill]) -> None:
-        while budget and self.waiting and self.free_slots:
+    def _admit(self, plan: Plan, budget: int, prefills: list[Prefill]) -> None:
+        while budget and self.waiting and self.running.free_slots:
             seq = self.waiting.head()
             found = self._find_room(seq)
             if found is None:
@@ -285,8 +301,8 @@ class Scheduler:
                 if self.config.enable_prefix_caching:
                     self.counters.cache_queries += seq.num_tokens
                     self.counters.cache_hits += seq.num_computed
-            self._start(seq, plan)
-            insort(self.prefilling, seq, key=_rank)
+            plan.starts.append(self.running.begin(seq))
+            self.running.prefill(seq)
             length = self._chunk(seq, budget)
             budget -= length
             prefills.append(self._compute(seq, length, plan))
@@ -294,9 +310,9 @@ class Scheduler:
     def _find_room(self, seq: Sequence) -> list[CachedPage] | None:
         """Its cached prefix, if there are pages for the rest besides what running prompts will still need."""
         tables = self.tables
-        promised = sum(tables.num_pages(s.num_tokens) - len(s.pages) for s in self.prefilling)
+        promised = sum(tables.num_pages(s.num_tokens) - len(s.pages) for s in self.running.prefilling)
         available = self.pool.num_available - promised - self._watermark
-        busy = bool(self.decoding or self.prefilling)
+        busy = bool(self.running.decoding or self.running.prefilling)
         cost, look_at = seq.cost
         if busy and cost > available and self._step < look_at:
             return None
@@ -307,33 +323,22 @@ class Scheduler:
             return None
         return found
 
-    def _commit_prefill(self, prefill: _Prefill) -> None:
-        seq, length, samplers = prefill
-        start = seq.num_computed
-        seq.num_computed += length
+    def _commit_prefill(self, prefill: Prefill) -> None:
+        seq, start, length, samplers = prefill
         if seq.finish_reason is None:
-            self.tables.store(seq, start)
+            self.tables.store(seq, start, start + length)
         else:
             seq.node = None  # perhaps it ended because the model failed on it: what it wrote is not for others
-        if not samplers:
+        if len(samplers) < 2:
             return
-        self.prefilling.remove(seq)
-        insort(self.decoding, seq, key=_rank)
+        self.running.prefilling.remove(seq)
+        self.running.decode(seq)
         for follower in samplers[1:]:
             self.tables.share(seq, follower)
             follower.num_cached = seq.num_cached
-            insort(self.decoding, follower, key=_rank)
+            self.running.decode(follower)
 
     # ---- ends --------------------------------------------------------------------------------------------------
-
-    def _end_by_token(self, seq: Sequence, token: int) -> None:
-        """End `seq` if `token`, just appended, is its last."""
-        params, drawn = seq.request.params, len(seq.output)
-        if token in seq.stops and drawn >= params.min_tokens:
-            is_eos = token in seq.request.eos_token_ids and not params.ignore_eos
-            self._end(seq, "stop", None if is_eos else token)
-        elif drawn >= seq.max_output:
-            self._end(seq, "length", None)
 
     def _end(self, seq: Sequence, reason: FinishReason, stop_reason: str | int | None) -> None:
         """Slot and pages are taken by the next _sweep."""
@@ -345,49 +350,30 @@ class Scheduler:
             self._finished.append(seq)
 
     def _sweep(self) -> None:
-        """Take slot and pages from all that have ended."""
-        self.decoding = [seq for seq in self.decoding if seq.finish_reason is None]
-        self.prefilling = [seq for seq in self.prefilling if seq.finish_reason is None]
-        finished, self._finished = self._finished, []
+        """Take slot and pages from all that have ended and are in no flight."""
+        flying = self.flights.sequences()
+        finished = [seq for seq in self._finished if seq not in flying]
+        self._finished = [seq for seq in self._finished if seq in flying]
+        self.running.remove_ended(flying)
         for seq in finished:
             self._vacate(seq)
             self._promote(seq)
 
-    def _preempt(self, victim: Sequence) -> None:
-        """`victim`, the tail of its list, waits again, to be recomputed."""
-        running = self.decoding if self.decoding and self.decoding[-1] is victim else self.prefilling
-        running.pop()
-        self._vacate(victim)
-        self.counters.preemptions += 1
-        self.waiting.push(victim)
-
     def _vacate(self, seq: Sequence) -> None:
         self.tables.release(seq)
-        self._ends.append(seq.slot)
-        self.slots[seq.slot] = None
-        self.free_slots.append(seq.slot)
-        seq.slot = -1
+        self.running.vacate(seq)
 
     def _promote(self, leader: Sequence) -> None:
         """`leader` ended before the choices behind it could start: the next of them leads."""
         followers, leader.followers = leader.followers, []
-        self._queue(followers)
-
-    def _queue(self, choices: list[Sequence]) -> None:
-        """The first choice waits to compute the prompt, the others to start from it."""
-        if choices:
-            leader, *followers = choices
-            leader.leader, leader.followers = None, followers
-            for follower in followers:
-                follower.leader = leader
-            self.waiting.push(leader)
+        self.waiting.push_choices(followers)
 
     # ---- figures -----------------------------------------------------------------------------------------------
 
     @property
     def num_running(self) -> int:
         """Sequences that have a slot."""
-        return self.config.max_num_seqs - len(self.free_slots)
+        return len(self.running)
 
     @property
     def num_waiting(self) -> int:
@@ -396,13 +382,13 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """schedule() has something to do."""
-        return bool(self.decoding or self.prefilling or self.waiting)
+        """There are sequences that have not ended."""
+        return bool(self.running.decoding or self.running.prefilling or self.waiting)
 
     @property
     def in_flight(self) -> bool:
         """A plan was handed out and is not committed."""
-        return self._flight is not None
+        return bool(self.flights)
 
     def stats(self) -> dict[str, float]:
         """Gauges and counters by the names that dashboards know, see census.stats."""
@@ -411,5 +397,4 @@ class Scheduler:
     def check(self) -> None:
         """Prove every invariant of scheduler, pool and cache. Raises AssertionError."""
         census.check(self)
-        assert len(set(self._ends)) == len(self._ends), f"a slot ends twice: {self._ends}"
-        assert self._flight is not None or not self._finished, "a finished sequence was not swept"
+        assert self.flights or not self._finished, "a finished sequence was not swept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Request:
 class Sequence:
     """One choice of a request.
 
-    output: token ids drawn so far. num_computed: tokens whose keys and values are in the cache. pages: the page table.
+    output: token ids drawn so far and committed. num_computed: tokens whose keys and values are in the cache once all
+    plans handed out have run; as many as num_tokens when the next one is still to be drawn. pages: the page table.
     slot: -1 while waiting. finish_reason: "stop", "length" or "abort" once finished; stop_reason: the stop string or
     token id that ended it, None for end-of-sequence. num_cached: prompt tokens that were found in the cache when it
     first ran.
@@ -84,6 +86,7 @@ class Sequence:
         "started",
         "stop_reason",
         "stops",
+        "waits_until",
     )
 
     def __init__(self, request: Request, index: int) -> None:
@@ -100,6 +103,7 @@ class Sequence:
         self.stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stops |= request.eos_token_ids
+        self.waits_until = _waits_until(request, self.stops)
         # What follows is the scheduler's own.
         self.rank = (params.priority, 0, index)  # smaller runs first: priority, order of arrival, choice
         self.max_output = 0  # tokens, set at admission
@@ -134,6 +138,14 @@ class Sequence:
             return self.request.prompt_bytes[4 * start : 4 * stop]
         return array("i", self.tokens(start, stop)).tobytes()
 
+    def ended_by(self, token: int) -> tuple[FinishReason, int | None] | None:
+        """finish_reason and stop_reason if `token`, just appended, is the last."""
+        params, drawn = self.request.params, len(self.output)
+        if token in self.stops and drawn >= params.min_tokens:
+            is_eos = token in self.request.eos_token_ids and not params.ignore_eos
+            return "stop", None if is_eos else token
+        return ("length", None) if drawn >= self.max_output else None
+
     def begin(self, slot: int) -> SeqStart:
         """Take a slot."""
         self.leader = None
@@ -150,6 +162,19 @@ class Sequence:
             sorted(self.stops),
             request.bad_words,
         )
+
+
+def _waits_until(request: Request, stops: frozenset[int]) -> float:
+    """The length of output from which on a token can be drawn before the one before it is known to the host.
+
+    Until then the logits are changed by what was drawn: by penalties and by words not to be completed, always; by ends
+    not to be drawn, while the output is shorter than min_tokens.
+    """
+    params = request.params
+    penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+    if penalties or any(len(word) > 1 for word in request.bad_words):
+        return math.inf
+    return params.min_tokens if stops else 0
 
 
 def _stream(seed: int, index: int) -> int:

@@ -45,6 +45,15 @@ class WaitingQueue:
             insort(self._overdue, seq, key=_by_arrival)
         self.num_tokens += seq.num_tokens
 
+    def push_choices(self, choices: list[Sequence]) -> None:
+        """The first waits to compute the prompt, the others to start from it."""
+        if choices:
+            leader, *followers = choices
+            leader.leader, leader.followers = None, followers
+            for follower in followers:
+                follower.leader = leader
+            self.push(leader)
+
     def head(self) -> Sequence:
         """Who is next. The queue is not empty."""
         return self._overdue[0] if self._overdue else self._ranked[0]

@@ -19,8 +19,7 @@ void cp_async(void* to, const void* from, int bytes, bool valid, int line) {
     check_access(from, size_t(bytes), Access::kRead, pc);
     memcpy(copy.bytes, from, size_t(bytes));
   }
-  check_access(to, size_t(bytes), Access::kWrite, pc);
-  check_async(to, size_t(bytes), true);
+  check_access(to, size_t(bytes), Access::kCopyIssued, pc);
   memset(to, 0xFF, size_t(bytes));
   w.self->pending.push_back(copy);
 }
@@ -35,8 +34,7 @@ void cp_wait(int pending) {
       f.pending[kept++] = copy;
       continue;
     }
-    check_async(copy.to, size_t(copy.size), false);
-    check_access(copy.to, size_t(copy.size), Access::kWrite, __builtin_return_address(0));
+    check_access(copy.to, size_t(copy.size), Access::kCopyLanded, __builtin_return_address(0));
     memcpy(copy.to, copy.bytes, size_t(copy.size));
   }
   f.pending.resize(kept);

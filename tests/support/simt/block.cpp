@@ -16,6 +16,8 @@ Kind last_error = Kind::kNone;
 
 namespace {
 
+std::mutex launch_mutex;                        // one launch at a time
+std::vector<std::unique_ptr<Worker>> workers;  // with their fibers' stacks; one an OS thread of a launch
 std::mutex error_mutex;
 Kind error_kind = Kind::kNone;
 std::string error_text;
@@ -64,12 +66,7 @@ void run_block(Worker& w, int64_t block) {
 }
 
 void run_blocks(Launch* launch, int index) {
-  thread_local std::unique_ptr<Worker> mine;
-  if (!mine) {
-    mine = std::make_unique<Worker>();
-    mine->arena = static_cast<char*>(aligned_alloc(1024, kArena));
-  }
-  Worker& w = *(worker = mine.get());
+  Worker& w = *(worker = workers[size_t(index)].get());
   w.launch = launch;
   w.threads = int(launch->block.x * launch->block.y * launch->block.z);
   w.random = settings.seed * 77 + unsigned(index);
@@ -172,10 +169,16 @@ void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), vo
   launch.kernel = kernel;
   launch.parameters = parameters;
   launch.parameters_size = size;
+  std::lock_guard<std::mutex> lock(launch_mutex);
   error_kind = Kind::kNone;
+  const int os_threads = kChecking ? 1 : settings.os_threads;
+  while (int(workers.size()) < os_threads) {
+    workers.push_back(std::make_unique<Worker>());
+    workers.back()->arena = static_cast<char*>(aligned_alloc(1024, kArena));
+  }
   check_launch();
   std::vector<std::thread> others;
-  for (int i = 1; !kChecking && i < settings.os_threads; ++i) others.emplace_back(run_blocks, &launch, i);
+  for (int i = 1; i < os_threads; ++i) others.emplace_back(run_blocks, &launch, i);
   run_blocks(&launch, 0);
   for (auto& thread : others) thread.join();
   if (error_kind != Kind::kNone) throw Error(last_error = error_kind, error_text);

@@ -20,11 +20,12 @@ namespace {
 
 struct Range {
   const char* begin;
-  size_t size;
+  const char* end;
   bool permanent;
 };
-std::vector<Range> ranges;  // sorted
-bool launched = false;      // since the last tensor was named
+std::vector<Range> ranges;    // as they were named
+std::vector<Range> disjoint;  // their union, sorted: views of one tensor overlap
+bool launched = false;        // since the last tensor was named
 
 }  // namespace
 
@@ -33,19 +34,11 @@ void device_memory(const void* p, size_t bytes, bool permanent) {
   // The tensors of one call: those of the call before may be freed by now.
   if (launched && !permanent) std::erase_if(ranges, [](const Range& r) { return !r.permanent; });
   if (!permanent) launched = false;
-  const Range range{static_cast<const char*>(p), bytes, permanent};
-  auto at = std::lower_bound(ranges.begin(), ranges.end(), range,
-                             [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  // Views of one tensor overlap: the union of what the call names.
-  if (at != ranges.end() && at->begin == range.begin) {
-    at->size = std::max(at->size, bytes);
-  } else {
-    ranges.insert(at, range);
-  }
+  ranges.push_back({static_cast<const char*>(p), static_cast<const char*>(p) + bytes, permanent});
 }
 
 void forget_device_memory(const void* p) {
-  std::erase_if(ranges, [p](const Range& r) { return r.begin == p; });
+  std::erase_if(ranges, [p](const Range& r) { return r.permanent && r.begin == p; });
 }
 
 #ifdef SIMT_CHECK
@@ -54,12 +47,13 @@ namespace {
 constexpr int kLocalBits = 12;
 constexpr uint32_t kMaxEpoch = (1u << 17) - 1;
 
-struct Cell {  // of one byte of shared memory
+// Of one aligned word of shared memory, or where its bytes differ (kSplit) of one byte.
+struct Cell {
   uint32_t written, read[2];
   uint16_t writer, reader[2];
   uint8_t flags;
 };
-enum : uint8_t { kWritten = 1, kInFlight = 2, kByAtomic = 4 };
+enum : uint8_t { kWritten = 1, kInFlight = 2, kByAtomic = 4, kSplit = 8 };
 
 // The last writer of one byte of device memory in this launch: block 24 bits, thread 10, by an atomic 1, time 29.
 using Writer = uint64_t;
@@ -84,7 +78,9 @@ class WriterPages {  // only pages that this launch wrote exist
     insert(page, cells);
     return remember(page, cells);
   }
+  bool empty() const { return used_ == 0; }
   void clear() {
+    if (empty()) return;
     std::fill(table_.begin(), table_.end(), Entry{});
     used_ = 0;
     last_page_ = 0;
@@ -143,8 +139,9 @@ std::vector<uint32_t> block_cover;                 // what fences before the las
 std::vector<std::vector<uint32_t>> thread_covers;  // since then; empty: none
 
 WriterPages writers;
-std::vector<Cell> cells;
-size_t last_range = 0;
+std::vector<Cell> cells(kArena / 4);
+std::vector<Cell> byte_cells(kArena);  // valid where their word is split
+size_t last_range = 0, last_variable = 0;
 uint32_t epoch;
 bool crossed;  // in this epoch a barrier joined threads of different warps
 uint32_t local_time[kMaxThreads], row_epoch[kMaxThreads];
@@ -181,87 +178,127 @@ Link find_link(const std::vector<Acquired>& list, int64_t block, int thread, uin
 }
 
 bool ordered(int me, int other, uint32_t time) {
-  if (other == me || time < epoch << kLocalBits) return true;
+  if (time < epoch << kLocalBits || other == me) return true;
   return row_epoch[me] == epoch && rows[size_t(me) * size_t(worker->threads) + size_t(other)] >= time;
 }
 
-void shared_access(size_t offset, size_t bytes, Access access, const void* pc) {
-  Worker& w = *worker;
-  const bool write = access != Access::kRead;
-  const char* verb = access == Access::kAtomic ? "atomic" : write ? "write" : "read";
-  bool inside = offset + bytes <= w.launch->dynamic_shared;
-  for (size_t i = 0; !inside && i < w.variables.size(); ++i) {
-    const Variable& v = w.variables[i];
-    inside = offset >= v.offset && offset + bytes <= v.offset + v.size;
+bool writes(Access access) { return access != Access::kRead; }
+
+const char* verb(Access access) {
+  switch (access) {
+    case Access::kRead: return "read";
+    case Access::kWrite: return "write";
+    case Access::kAtomic: return "atomic";
+    case Access::kCopyIssued: return "cp.async";
+    case Access::kCopyLanded: return "end of a cp.async";
   }
-  if (!inside) {
-    fail(Kind::kOutOfBounds, pc, "%zu-byte %s out of bounds of shared memory, offset %zu (dynamic size %zu)", bytes, verb,
-         offset, w.launch->dynamic_shared);
-  }
-  const int me = w.self->index;
-  const uint32_t time = now(me);
-  for (size_t i = offset; i < offset + bytes; ++i) {
-    Cell& c = cells[i];
-    if (c.flags & kInFlight) {
-      fail(Kind::kAsyncPending, pc, "%s of shared offset %zu, to which a cp.async of thread %u is in flight", verb, i, c.writer);
-    }
-    if (access != Access::kWrite && !(c.flags & kWritten)) {
-      fail(Kind::kUninitialised, pc, "%s of uninitialised shared memory, offset %zu", verb, i);
-    }
-    if (c.written && !(access == Access::kAtomic && (c.flags & kByAtomic)) && !ordered(me, c.writer, c.written)) {
-      fail(Kind::kRace, pc, "%s of shared offset %zu races with a write by thread %u: no barrier between", verb, i, c.writer);
-    }
-    if (write) {
-      for (int r = 0; r < 2; ++r) {
-        if (c.read[r] && !ordered(me, c.reader[r], c.read[r])) {
-          fail(Kind::kRace, pc, "%s of shared offset %zu races with a read by thread %u: no barrier between", verb, i,
-               c.reader[r]);
-        }
-      }
-      c.writer = uint16_t(me);
-      c.written = time;
-      c.flags = uint8_t(kWritten | (access == Access::kAtomic ? kByAtomic : 0));
-      c.read[0] = c.read[1] = 0;
-    } else {
-      // Two readers, since the thread that writes later is often itself the last one.
-      if (c.read[0] && c.reader[0] != me) {
-        c.reader[1] = c.reader[0];
-        c.read[1] = c.read[0];
-      }
-      c.reader[0] = uint16_t(me);
-      c.read[0] = time;
-    }
-  }
+  return "access";
 }
 
-bool in_device_memory(const char* p, size_t bytes) {
-  if (last_range < ranges.size()) {
-    const Range& r = ranges[last_range];
-    if (p >= r.begin && p + bytes <= r.begin + r.size) return true;
+// Slow: only for what is wrong, to say how.
+void explain(const Cell& c, size_t offset, Access access, const void* pc) {
+  const int me = worker->self->index;
+  if (c.flags & kInFlight && access != Access::kCopyLanded) {
+    fail(Kind::kAsyncPending, pc, "%s of shared offset %zu, to which a cp.async of thread %u is in flight", verb(access), offset,
+         c.writer);
   }
-  for (size_t i = 0; i < ranges.size() && ranges[i].begin <= p; ++i) {
-    if (p + bytes <= ranges[i].begin + ranges[i].size) {
-      last_range = i;
-      return true;
+  if (!(c.flags & kWritten)) fail(Kind::kUninitialised, pc, "%s of uninitialised shared memory, offset %zu", verb(access), offset);
+  if (c.written && !ordered(me, c.writer, c.written)) {
+    fail(Kind::kRace, pc, "%s of shared offset %zu races with a write by thread %u: no barrier between", verb(access), offset,
+         c.writer);
+  }
+  const int r = c.read[0] && !ordered(me, c.reader[0], c.read[0]) ? 0 : 1;
+  fail(Kind::kRace, pc, "%s of shared offset %zu races with a read by thread %u: no barrier between", verb(access), offset,
+       c.reader[r]);
+}
+
+void touch(Cell& c, int me, uint32_t time, size_t offset, Access access, const void* pc) {
+  if (c.flags & kInFlight && access != Access::kCopyLanded) [[unlikely]] return explain(c, offset, access, pc);
+  if (!(c.flags & kWritten) && (access == Access::kRead || access == Access::kAtomic)) [[unlikely]] {
+    return explain(c, offset, access, pc);
+  }
+  const bool both_atomic = access == Access::kAtomic && c.flags & kByAtomic;
+  if (c.written && !both_atomic && !ordered(me, c.writer, c.written)) [[unlikely]] return explain(c, offset, access, pc);
+  if (!writes(access)) {
+    // Two readers, since the thread that writes later is often itself the last one.
+    if (c.read[0] && c.reader[0] != me) {
+      c.reader[1] = c.reader[0];
+      c.read[1] = c.read[0];
     }
+    c.reader[0] = uint16_t(me);
+    c.read[0] = time;
+    return;
+  }
+  if ((c.read[0] && !ordered(me, c.reader[0], c.read[0])) || (c.read[1] && !ordered(me, c.reader[1], c.read[1]))) [[unlikely]] {
+    return explain(c, offset, access, pc);
+  }
+  c.writer = uint16_t(me);
+  c.written = time;
+  c.read[0] = c.read[1] = 0;
+  c.flags = uint8_t(kWritten | (access == Access::kAtomic ? kByAtomic : access == Access::kCopyIssued ? kInFlight : 0));
+}
+
+bool in_shared(size_t offset, size_t bytes) {
+  const Worker& w = *worker;
+  if (offset + bytes <= w.launch->dynamic_shared) return true;
+  const auto holds = [&](const Variable& v) { return offset >= v.offset && offset + bytes <= v.offset + v.size; };
+  if (last_variable < w.variables.size() && holds(w.variables[last_variable])) return true;
+  for (size_t i = 0; i < w.variables.size(); ++i) {
+    if (!holds(w.variables[i])) continue;
+    last_variable = i;
+    return true;
   }
   return false;
 }
 
+void shared_access(size_t offset, size_t bytes, Access access, const void* pc) {
+  Worker& w = *worker;
+  if (!in_shared(offset, bytes)) {
+    fail(Kind::kOutOfBounds, pc, "%zu-byte %s out of bounds of shared memory, offset %zu (dynamic size %zu)", bytes,
+         verb(access), offset, w.launch->dynamic_shared);
+  }
+  const int me = w.self->index;
+  const uint32_t time = now(me);
+  for (size_t end = offset + bytes; offset < end;) {
+    Cell& word = cells[offset / 4];
+    const size_t stop = std::min(end, (offset | 3) + 1);
+    const bool whole = stop - offset == 4;
+    if (whole && !(word.flags & kSplit)) {
+      touch(word, me, time, offset, access, pc);
+      offset = stop;
+      continue;
+    }
+    if (!(word.flags & kSplit)) {
+      std::fill_n(&byte_cells[offset & ~size_t(3)], 4, word);
+      word.flags |= kSplit;
+    }
+    for (; offset < stop; ++offset) touch(byte_cells[offset], me, time, offset, access, pc);
+    if (whole && writes(access)) word = byte_cells[offset - 1];  // all four are alike again
+  }
+}
+
+bool in_device_memory(const char* p, size_t bytes) {
+  if (last_range < disjoint.size() && p >= disjoint[last_range].begin && p + bytes <= disjoint[last_range].end) return true;
+  const auto after = std::upper_bound(disjoint.begin(), disjoint.end(), p,
+                                      [](const char* address, const Range& r) { return address < r.begin; });
+  if (after == disjoint.begin() || p + bytes > (after - 1)->end) return false;
+  last_range = size_t(after - 1 - disjoint.begin());
+  return true;
+}
+
 std::string nearest_range(const char* p) {
   const Range* best = nullptr;
-  for (const Range& r : ranges) {
-    if (r.begin <= p) best = &r;
+  for (const Range& r : disjoint) {
+    if (!best || r.begin <= p) best = &r;
   }
-  if (!best) best = ranges.empty() ? nullptr : &ranges[0];
   if (!best) return "; the call named no tensor";
-  return "; the nearest has " + std::to_string(best->size) + " bytes, this is at " + std::to_string(p - best->begin);
+  return "; the nearest has " + std::to_string(best->end - best->begin) + " bytes, this is at " + std::to_string(p - best->begin);
 }
 
 void device_access(const char* p, size_t bytes, Access access, const void* pc) {
   Worker& w = *worker;
-  const bool write = access != Access::kRead;
-  const char* verb = access == Access::kAtomic ? "atomic" : write ? "write" : "read";
+  const bool write = writes(access);
+  if (!write && writers.empty()) return;
   const int me = w.self->index;
   for (size_t i = 0; i < bytes;) {
     const auto address = reinterpret_cast<uintptr_t>(p + i);
@@ -291,11 +328,11 @@ void device_access(const char* p, size_t bytes, Access access, const void* pc) {
         if (link == Link::kOrdered) continue;
         if (link == Link::kUnfenced) {
           fail(Kind::kMissingFence, pc, "%s of device memory %p after an atomic that block %lld did too, but without "
-               "fence_gpu between its write and its atomic, or between this block's atomic and now", verb,
+               "fence_gpu between its write and its atomic, or between this block's atomic and now", verb(access),
                static_cast<const void*>(p), static_cast<long long>(block));
         }
       }
-      fail(Kind::kRace, pc, "%s of device memory %p races with a write by block %lld thread %lld of the same launch", verb,
+      fail(Kind::kRace, pc, "%s of device memory %p races with a write by block %lld thread %lld of the same launch", verb(access),
            static_cast<const void*>(p), static_cast<long long>(block), static_cast<long long>(thread));
     }
     if (write) {
@@ -311,6 +348,17 @@ void check_launch() {
   launched = true;
   writers.clear();
   publications.clear();
+  disjoint = ranges;
+  std::sort(disjoint.begin(), disjoint.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  size_t kept = 0;
+  for (const Range& r : disjoint) {
+    if (kept && r.begin < disjoint[kept - 1].end) {
+      disjoint[kept - 1].end = std::max(disjoint[kept - 1].end, r.end);
+    } else {
+      disjoint[kept++] = r;
+    }
+  }
+  disjoint.resize(kept);
 }
 
 void check_block() {
@@ -321,12 +369,12 @@ void check_block() {
   std::fill(local_time, local_time + kMaxThreads, 0);
   std::fill(row_epoch, row_epoch + kMaxThreads, 0);
   rows.resize(std::max(rows.size(), size_t(w.threads) * size_t(w.threads)));
-  cells.assign(w.arena_used, Cell{});
+  std::fill_n(cells.begin(), (w.arena_used + 3) / 4, Cell{});
   acquired.clear();
   fenced = false;
 }
 
-void check_variable(size_t, size_t) { cells.resize(worker->arena_used); }
+void check_variable(size_t offset, size_t bytes) { std::fill_n(&cells[offset / 4], (bytes + 3) / 4, Cell{}); }
 
 void check_join(const int* threads, int count) {
   const int all = worker->threads;
@@ -412,21 +460,9 @@ void check_publish(const void* p) {
   acquired.push_back({slot.get(), slot->entries.size(), false});
 }
 
-void check_async(const void* p, size_t bytes, bool pending) {
-  const auto offset = size_t(static_cast<const char*>(p) - worker->arena);
-  for (size_t i = offset; i < offset + bytes; ++i) {
-    if (pending) {
-      cells[i].flags |= kInFlight;
-    } else {
-      cells[i].flags &= uint8_t(~kInFlight);
-    }
-  }
-}
-
 void check_access(const void* address, size_t bytes, Access access, const void* pc) {
   const auto* p = static_cast<const char*>(address);
   Worker& w = *worker;
-  if (on_stack(*w.self, p)) return;
   const auto offset = size_t(p - w.arena);
   if (offset < kArena) return shared_access(offset, bytes, access, pc);
   if (in_device_memory(p, bytes)) return device_access(p, bytes, access, pc);
@@ -434,15 +470,19 @@ void check_access(const void* address, size_t bytes, Access access, const void* 
   const bool constant = (p >= parameters && p < parameters + w.launch->parameters_size) || (p >= &__ehdr_start && p < &_end);
   if (constant && access == Access::kRead) return;
   fail(Kind::kOutOfBounds, pc, "%zu-byte %s of %p, which no tensor of this call holds%s", bytes,
-       access == Access::kRead ? "read" : "write", address, nearest_range(p).c_str());
+       verb(access), address, nearest_range(p).c_str());
 }
 
 }  // namespace simt
 
-#define SIMT_HOOK(name, bytes, access)                                                                \
-  extern "C" void __asan_##name##_noabort(const void* p) {                                            \
-    if (simt::worker && simt::worker->self) simt::check_access(p, bytes, access, __builtin_return_address(0)); \
-  }
+// Most accesses of a kernel are to its own stack: those leave at once.
+static inline __attribute__((always_inline)) void simt_hook(const void* p, size_t bytes, simt::Access access, const void* pc) {
+  const simt::Worker* w = simt::worker;
+  if (!w || !w->self || size_t(static_cast<const char*>(p) - w->self->stack) < simt::kStack) return;
+  simt::check_access(p, bytes, access, pc);
+}
+#define SIMT_HOOK(name, bytes, access) \
+  extern "C" void __asan_##name##_noabort(const void* p) { simt_hook(p, bytes, access, __builtin_return_address(0)); }
 SIMT_HOOK(load1, 1, simt::Access::kRead)
 SIMT_HOOK(load2, 2, simt::Access::kRead)
 SIMT_HOOK(load4, 4, simt::Access::kRead)
@@ -454,10 +494,10 @@ SIMT_HOOK(store4, 4, simt::Access::kWrite)
 SIMT_HOOK(store8, 8, simt::Access::kWrite)
 SIMT_HOOK(store16, 16, simt::Access::kWrite)
 extern "C" void __asan_loadN_noabort(const void* p, size_t n) {
-  if (simt::worker && simt::worker->self) simt::check_access(p, n, simt::Access::kRead, __builtin_return_address(0));
+  simt_hook(p, n, simt::Access::kRead, __builtin_return_address(0));
 }
 extern "C" void __asan_storeN_noabort(const void* p, size_t n) {
-  if (simt::worker && simt::worker->self) simt::check_access(p, n, simt::Access::kWrite, __builtin_return_address(0));
+  simt_hook(p, n, simt::Access::kWrite, __builtin_return_address(0));
 }
 extern "C" void __asan_handle_no_return() {}
 

@@ -25,6 +25,7 @@ constexpr int kMaxWarps = kMaxThreads / 32;
 constexpr size_t kMaxShared = 232448;  // 227 KiB, what one block can have on sm_90
 constexpr size_t kRedZone = 128;       // between shared variables
 constexpr size_t kArena = 2 * kMaxShared;
+constexpr size_t kStack = 256 << 10;
 
 #ifdef SIMT_CHECK
 constexpr bool kChecking = true;
@@ -117,7 +118,6 @@ void start_fibers(Worker& w);           // returns when the last fiber of the bl
 void stall();                           // the current fiber waits until woken
 void wake(int thread);
 void prepare_fibers(Worker& w);
-bool on_stack(const Fiber& f, const void* p);
 
 // block.cpp
 void thread_exits();
@@ -126,7 +126,7 @@ void thread_exits();
 bool meet(uint32_t mask, int kind, int line, const void* in, void* out, void (*body)(WarpOp&, int), int argument);
 
 // check.cpp; in a build without checks only the registration exists, and does nothing
-enum class Access { kRead, kWrite, kAtomic };
+enum class Access { kRead, kWrite, kAtomic, kCopyIssued, kCopyLanded };
 void device_memory(const void* p, size_t bytes, bool permanent);
 void forget_device_memory(const void* p);
 #ifdef SIMT_CHECK
@@ -137,7 +137,6 @@ void check_access(const void* p, size_t bytes, Access access, const void* pc);
 void check_join(const int* threads, int count);
 void check_fence();
 void check_publish(const void* p);
-void check_async(const void* p, size_t bytes, bool pending);
 #else
 inline void check_launch() {}
 inline void check_block() {}
@@ -146,7 +145,6 @@ inline void check_access(const void*, size_t, Access, const void*) {}
 inline void check_join(const int*, int) {}
 inline void check_fence() {}
 inline void check_publish(const void*) {}
-inline void check_async(const void*, size_t, bool) {}
 #endif
 
 }  // namespace simt

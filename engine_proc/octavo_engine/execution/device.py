@@ -1,0 +1,129 @@
+"""A device that works by itself: what is enqueued runs in that order, and the host learns of it when it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from octavo_engine.execution.errors import DeviceLost, OutOfMemory
+
+__all__ = ["CudaQueue", "Done", "InlineQueue", "Queue", "open_queue", "typed_errors"]
+
+
+class Done(Protocol):
+    """Work that was enqueued."""
+
+    def wait(self) -> None:
+        """Block until it is done. Raises what it raised, if that shows only now."""
+        ...
+
+
+class Queue(Protocol):
+    def enqueue(self, work: Callable[[], None]) -> Done:
+        """`work` calls ops on tensors of the device, and reads none of them on the host."""
+        ...
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """Within `work`: a tensor of the host that holds x once the work is done."""
+        ...
+
+    def check(self) -> None:
+        """After an error: raises DeviceLost if the device answers no more. Waits for all that was enqueued."""
+        ...
+
+    def make_room(self) -> str:
+        """After an allocation failed: give back what is kept for later ones, and say how much memory there is."""
+        ...
+
+
+class CudaQueue:
+    """Torch's current stream of a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def enqueue(self, work: Callable[[], None]) -> Done:
+        work()
+        return _CudaDone()
+
+    def fetch(self, x: Tensor) -> Tensor:
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)  # from torch's own store of pinned memory
+        host.copy_(x, non_blocking=True)
+        return host
+
+    def check(self) -> None:
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as error:  # such errors stay: whatever is called next on this context raises them too
+            first = str(error).strip().split("\n", 1)[0]
+            raise DeviceLost(
+                f"{self._device} ({torch.cuda.get_device_name(self._device)}) was lost: {first}; the engine must be "
+                "started again (CUDA_LAUNCH_BLOCKING=1 shows which kernel it was)"
+            ) from error
+
+    def make_room(self) -> str:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self._device)
+        return f"{self._device} has {free / 1e6:.0f} MB free of {total / 1e6:.0f} MB"
+
+
+class _CudaDone:
+    """Recorded when made. The waiting thread sleeps, it does not spin: the next step is queued already, so that waking
+    up late costs the device nothing, and the cores are the host application's."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+class InlineQueue:
+    """Where ops are done when they return."""
+
+    def enqueue(self, work: Callable[[], None]) -> Done:
+        work()
+        return _NothingToWaitFor()
+
+    def fetch(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def check(self) -> None:
+        pass
+
+    def make_room(self) -> str:
+        return "the host has no more memory"
+
+
+class _NothingToWaitFor:
+    def wait(self) -> None:
+        pass
+
+
+def open_queue(device: torch.device) -> Queue:
+    return CudaQueue(device) if device.type == "cuda" else InlineQueue()
+
+
+@contextmanager
+def typed_errors(queue: Queue, what: str) -> Iterator[None]:
+    """Raises OutOfMemory in place of torch's own error, and DeviceLost in place of whatever a lost device leads to.
+
+    what: for the message, what the memory was wanted for.
+    """
+    try:
+        yield
+    except (DeviceLost, OutOfMemory):
+        raise
+    except Exception as error:
+        queue.check()
+        if isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
+            raise OutOfMemory(
+                f"out of memory in {what}: {queue.make_room()}; lower EngineOptions.gpu_memory_utilization (or "
+                "kv_cache_memory), max_num_batched_tokens or max_num_seqs"
+            ) from error
+        raise

@@ -1,0 +1,280 @@
+"""Runner for a device that works by itself: submit enqueues a step and returns, collect waits for its tokens.
+
+A step draws on the device and leaves each slot's last token there, so that the next step, which feeds on it, can be
+submitted before the host has seen it (plan.PENDING). The page tables live on the device too; a step brings what is new
+in them, and all its other small arrays, in one copy out of pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from octavo.wire import TokenLogprob
+from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
+from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
+from octavo_engine.execution.device_sampler import DeviceSampler, Draw
+from octavo_engine.execution.runner import Runner, StepResult, independent_copies
+from octavo_engine.execution.sampler import logprob_entries
+from octavo_engine.execution.staging import Packer
+from octavo_engine.ops import Ops
+from octavo_engine.scheduling.plan import Plan, SeqStep
+
+if TYPE_CHECKING:
+    from octavo_engine.models.base import CausalLM
+
+__all__ = ["DeviceRunner"]
+
+Arrays = dict[str, NDArray[Any]]
+Sent = dict[str, Tensor]
+
+
+@dataclass
+class Fetched:
+    """Tokens and what Ops.logprobs gives for them, of rows that each want `tops` best ones; on the host when done."""
+
+    tops: list[int]
+    tensors: list[Tensor]
+
+    def entries(self) -> list[TokenLogprob]:
+        return logprob_entries(self.tensors, self.tops)
+
+
+@dataclass
+class DeviceStep:
+    """A submitted step. What the device fills in is there once `done` has been waited for."""
+
+    what: str
+    slots: list[int] = field(default_factory=list)  # who draws
+    asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs
+    done: Done | None = None
+    tokens: Tensor | None = None
+    logprobs: Fetched | None = None
+    prompt_logprobs: list[tuple[int, Fetched]] = field(default_factory=list)  # by slot, in chunks
+
+
+@dataclass
+class _Work:
+    """What the device is told of a step; nothing in it changes afterwards."""
+
+    step: DeviceStep
+    copies: list[list[tuple[int, int]]]
+    masks: dict[int, Tensor]
+    sent: Sent
+    num_pages: int
+    every_row: bool  # every row draws
+    every_pending: bool  # and goes on from what the same slot drew last
+    draw: Draw | None
+    tops: list[int]
+    prompts: list[tuple[int, int, int, int, int]]  # slot, first row, first target, number, best tokens
+
+
+class _Builder(BatchBuilder):
+    """The page table of a batch is gathered on the device; the batch tells only how wide it is."""
+
+    def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
+        return torch.empty((0, num_pages), dtype=torch.int32)
+
+
+class DeviceRunner(Runner):
+    """Steps run in the order of submit, so a page can be given to another sequence while steps that wrote it are still
+    to run. Up to two may be in flight; a step that failed can be submitted again once later ones were discarded.
+
+    Raises OutOfMemory, and DeviceLost for anything that leaves the device dead, from submit as from collect.
+    """
+
+    asynchronous = True
+    _sampler: DeviceSampler
+
+    def __init__(self, model: CausalLM, ops: Ops, *, queue: Queue | None = None, **sizes: Any) -> None:
+        """sizes: as Runner takes them."""
+        super().__init__(model, ops, **sizes)
+        slots, width = sizes["max_num_seqs"], -(-sizes["max_model_len"] // sizes["page_size"])
+        self.queue = queue or open_queue(ops.device)
+        self._packer = Packer(ops.device)
+        self._width = width
+        self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
+        self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
+
+    @staticmethod
+    def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
+        return max_num_seqs
+
+    def _make_builder(
+        self, kv: list[tuple[Tensor, Tensor]], page_size: int, max_num_seqs: int, max_model_len: int
+    ) -> BatchBuilder:
+        return _Builder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+
+    def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> DeviceSampler:
+        return DeviceSampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+
+    # ---- the host ----------------------------------------------------------------------------------------------
+
+    def submit(self, plan: Plan) -> DeviceStep:  # type: ignore[override]
+        """Enqueue a step: the next one, or one whose successors were discarded, whole or in part.
+
+        Tokens may be PENDING where the step before this one was submitted and draws them.
+        """
+        step = DeviceStep(f"step {plan.step} of {plan.num_tokens} tokens in {len(plan.seqs)} sequences")
+        for slot in plan.ends:
+            self._sampler.end(slot)
+        for start in plan.starts:
+            self._sampler.start(start)
+        with typed_errors(self.queue, step.what), torch.inference_mode():
+            work = self._prepare(plan, step)
+            step.done = self.queue.enqueue(self._bound(work))
+        self._copied = max(self._copied, plan.step)
+        return step
+
+    def _bound(self, work: _Work) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                self._run(work)
+
+        return run
+
+    def collect(self, step: DeviceStep) -> StepResult:  # type: ignore[override]
+        """Wait for the oldest step and return what it made. Raises also what the sampler raises."""
+        self._wait(step)
+        tokens: list[int] = [] if step.tokens is None else step.tokens.tolist()
+        self._sampler.commit(step.slots, tokens)
+        logprobs: list[TokenLogprob | None] = [None] * len(tokens)
+        if step.logprobs is not None:
+            for place, entry in zip(step.asked, step.logprobs.entries(), strict=True):
+                logprobs[place] = entry
+        prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+        for slot, chunk in step.prompt_logprobs:
+            prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
+        return StepResult(tokens, logprobs, prompt_logprobs)
+
+    def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
+        """Wait for a step whose results nobody wants, errors included; only DeviceLost is raised."""
+        try:
+            self._wait(step)
+        except Exception:
+            self.queue.check()
+
+    def _wait(self, step: DeviceStep) -> None:
+        assert step.done is not None
+        with typed_errors(self.queue, step.what):
+            step.done.wait()
+
+    def _prepare(self, plan: Plan, step: DeviceStep) -> _Work:
+        """All that has to be known of the host's state, so that it may go on changing."""
+        # A second run of a step might copy what the first has written since.
+        copies = list(independent_copies(plan.copies)) if plan.step > self._copied else []
+        work = _Work(step, copies, self._sampler.take_new_masks(), {}, 0, False, False, None, [], [])
+        if not plan.seqs:
+            return work
+        built = self._builder.build(plan.seqs)
+        step.slots = built.draw_slots
+        work.num_pages, work.every_row = built.batch.page_table.shape[1], built.every_row
+        arrays = self._batch_arrays(plan.seqs, built, work)
+        if step.slots:
+            rows = built.draw_rows.numpy()
+            arrays |= {"draw_rows": rows, "draw_slots": np.array(step.slots, np.int64)}
+            arrays |= self._sampler.arrays(step.slots, built.batch.positions.numpy()[rows] + 1)
+            step.asked, work.tops = self._sampler.asked(step.slots)
+            if step.asked:
+                arrays["asked"] = np.array(step.asked, np.int64)
+        targets = self._prompt_targets(plan.seqs, work)
+        if targets:
+            arrays["targets"] = np.array(targets, np.int32)
+        work.sent = dict(zip(arrays, self._packer.send(list(arrays.values())), strict=True))
+        if step.slots:
+            work.draw = self._sampler.prepare(step.slots, work.sent)
+        return work
+
+    def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: _Work) -> Arrays:
+        batch = built.batch
+        arrays: Arrays = {
+            "token_ids": batch.token_ids.numpy(),
+            "positions": batch.positions.numpy(),
+            "slots": batch.slots.numpy(),
+            "query_start": batch.query_start.numpy(),
+            "seq_lens": batch.seq_lens.numpy(),
+            "seq_slots": np.array([seq.slot for seq in seqs], np.int64),
+        }
+        places: list[int] = []
+        pages: list[int] = []
+        for seq in seqs:
+            if seq.pages:
+                first = seq.slot * self._width + seq.page_offset
+                places += range(first, first + len(seq.pages))
+                pages += seq.pages
+        if pages:
+            arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
+        pending = np.flatnonzero(arrays["token_ids"] < 0)
+        work.every_pending = built.every_row and len(pending) == len(seqs)
+        if len(pending) and not work.every_pending:
+            of_seq = np.searchsorted(arrays["query_start"], pending, "right") - 1
+            arrays |= {"pending_rows": pending, "pending_slots": arrays["seq_slots"][of_seq]}
+        return arrays
+
+    def _prompt_targets(self, seqs: list[SeqStep], work: _Work) -> list[int]:
+        """The tokens whose logprobs are wanted, one after the other, and in `work` which rows predict them."""
+        targets: list[int] = []
+        row = 0
+        for seq in seqs:
+            if seq.prompt_logprobs >= 0:
+                wanted = seq.tokens[1:] if seq.next_token < 0 else [*seq.tokens[1:], seq.next_token]
+                for begin in range(0, len(wanted), self._block):
+                    count = min(self._block, len(wanted) - begin)
+                    work.prompts.append((seq.slot, row + begin, len(targets) + begin, count, seq.prompt_logprobs))
+                targets += wanted
+            row += len(seq.tokens)
+        return targets
+
+    # ---- the device --------------------------------------------------------------------------------------------
+
+    def _run(self, work: _Work) -> None:
+        step, sent = work.step, work.sent
+        for copies in work.copies:
+            src, dst = torch.tensor(copies, dtype=torch.int32).T.contiguous().to(self._ops.device)
+            self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
+        self._sampler.write_masks(work.masks)
+        if not sent:
+            return
+        if "table_places" in sent:
+            self._tables.view(-1).index_copy_(0, sent["table_places"], sent["table_pages"])
+        hidden = self._forward(
+            self._token_ids(work),
+            sent["positions"],
+            sent["slots"],
+            sent["query_start"],
+            sent["seq_lens"],
+            self._tables[:, : work.num_pages].index_select(0, sent["seq_slots"]),
+        )
+        if work.draw is not None:
+            rows = hidden if work.every_row else hidden.index_select(0, sent["draw_rows"])
+            logits = self._logits(rows)
+            drawn = self._sampler.sample(logits, work.draw)
+            self._last.index_copy_(0, sent["draw_slots"], drawn.clamp(min=0))  # -1, where nothing was drawn, is no id
+            step.tokens = self.queue.fetch(drawn)
+            if step.asked:
+                if len(step.asked) < len(step.slots):
+                    logits, drawn = logits.index_select(0, sent["asked"]), drawn.index_select(0, sent["asked"])
+                step.logprobs = self._logprobs(logits, drawn, work.tops)
+        for slot, row, target, count, top in work.prompts:
+            logits = self._logits(hidden[row : row + count])
+            found = self._logprobs(logits, sent["targets"][target : target + count], [top] * count)
+            step.prompt_logprobs.append((slot, found))
+
+    def _token_ids(self, work: _Work) -> Tensor:
+        sent = work.sent
+        if work.every_pending:
+            return self._last.index_select(0, sent["draw_slots"])
+        token_ids = sent["token_ids"]
+        if "pending_rows" in sent:
+            token_ids.index_copy_(0, sent["pending_rows"], self._last.index_select(0, sent["pending_slots"]))
+        return token_ids
+
+    def _logprobs(self, logits: Tensor, tokens: Tensor, tops: list[int]) -> Fetched:
+        found = self._ops.logprobs(logits, tokens, min(max(tops), logits.shape[1]))
+        return Fetched(tops, [self.queue.fetch(x) for x in (tokens, *found)])

@@ -1,0 +1,113 @@
+"""Sampler for a device that works by itself: what it draws stays there until somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from octavo_engine.execution.sampler import Sampler, nothing_allowed
+from octavo_engine.ops import Ops
+from octavo_engine.scheduling.plan import SeqStart
+
+__all__ = ["DeviceSampler", "Draw"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Draw:
+    """What Ops.sample takes of the slots that draw in a step, on the device."""
+
+    parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # temperature, top_k, top_p, min_p, seeds
+    positions: Tensor
+    entries: tuple[Tensor, Tensor, Tensor, Tensor]  # adjust_start, adjust_ids, adjust_scale, adjust_add
+    mask: tuple[Tensor | None, Tensor | None]
+
+
+class DeviceSampler(Sampler):
+    """The parameters of the slots that draw stay on the device for as long as the same ones draw.
+
+    Positions come from the plan, so that nothing has to be counted: a step can run before the one ahead of it is known
+    to have succeeded, and again when it has not. The output is counted where `commit` tells of it; what depends on it
+    (adjustments) is right for slots that do not draw in two steps at a time.
+    """
+
+    def __init__(self, ops: Ops, *, max_num_seqs: int, vocab_size: int) -> None:
+        super().__init__(ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+        self._prompt_length = np.zeros(max_num_seqs, np.int32)
+        self._kept_slots: list[int] = []
+        self._kept: dict[str, Tensor] = {}
+        self._device_masks: Tensor | None = None
+        self._new_masks: dict[int, Tensor] = {}
+
+    def start(self, start: SeqStart) -> None:
+        super().start(start)
+        self._prompt_length[start.slot] = len(start.prompt)
+        if start.slot in self._masked:
+            assert self._masks is not None
+            self._new_masks[start.slot] = torch.from_numpy(self._masks[start.slot].copy())
+
+    def end(self, slot: int) -> None:
+        super().end(slot)
+        self._kept_slots = []
+        self._new_masks.pop(slot, None)
+
+    def arrays(self, slots: list[int], lengths: NDArray[np.int32]) -> Arrays:
+        """What a draw needs that is not on the device. lengths: of the sequences, the tokens of this step included."""
+        index = np.array(slots, np.intp)
+        arrays: Arrays = {"draw_positions": lengths - self._prompt_length[index]}
+        if self._kept_slots != slots:
+            arrays["temperature"], arrays["top_k"] = self._temperature[index], self._top_k[index]
+            arrays["top_p"], arrays["min_p"] = self._top_p[index], self._min_p[index]
+            arrays["seeds"] = self._seed[index]
+        start, ids, scale, add = self._entries(slots)
+        arrays["adjust_start"], arrays["adjust_ids"] = start.numpy(), ids.numpy()
+        arrays["adjust_scale"], arrays["adjust_add"] = scale.numpy(), add.numpy()
+        if self._masked:
+            arrays["mask_rows"] = self._mask_row[index]
+        return arrays
+
+    def prepare(self, slots: list[int], sent: dict[str, Tensor]) -> Draw:
+        """sent: what `arrays` gave for these slots, on the device."""
+        if "temperature" in sent:
+            self._kept_slots, self._kept = slots.copy(), sent
+        kept = self._kept
+        parameters = kept["temperature"], kept["top_k"], kept["top_p"], kept["min_p"], kept["seeds"]
+        mask: tuple[Tensor | None, Tensor | None] = (None, None)
+        if "mask_rows" in sent:
+            if self._device_masks is None:
+                assert self._masks is not None
+                self._device_masks = torch.zeros(self._masks.shape, dtype=torch.int32, device=self._ops.device)
+            mask = self._device_masks, sent["mask_rows"]
+        entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
+        return Draw(parameters, sent["draw_positions"], entries, mask)
+
+    def take_new_masks(self) -> dict[int, Tensor]:
+        """Rows of masks, by slot, that the device has to be given before the next draw."""
+        masks, self._new_masks = self._new_masks, {}
+        return masks
+
+    def write_masks(self, masks: dict[int, Tensor]) -> None:
+        for slot, row in masks.items():
+            assert self._device_masks is not None
+            self._device_masks[slot].copy_(row)
+
+    def sample(self, logits: Tensor, draw: Draw) -> Tensor:
+        """[R] int32, one token a row; -1 where nothing is left to choose."""
+        return self._ops.sample(logits, *draw.parameters, draw.positions, *draw.entries, *draw.mask)
+
+    def asked(self, slots: list[int]) -> tuple[list[int], list[int]]:
+        """Which of the slots want logprobs, by their place, and how many best tokens each."""
+        found = [(i, self._logprobs[slot]) for i, slot in enumerate(slots) if slot in self._logprobs]
+        return [i for i, _ in found], [top for _, top in found]
+
+    def commit(self, slots: list[int], tokens: list[int]) -> None:
+        """The step went through and drew these. Raises NothingAllowed; then nothing has changed."""
+        if tokens and min(tokens) < 0:
+            raise nothing_allowed(slots[tokens.index(min(tokens))])
+        self._push(slots, tokens)

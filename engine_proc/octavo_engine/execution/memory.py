@@ -1,0 +1,132 @@
+"""How much of a device's memory the KV cache can take: what is left after the weights and the largest step."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from octavo.options import SamplingParams
+from octavo_engine.execution.device_runner import DeviceRunner
+from octavo_engine.scheduling.plan import Plan, SeqStart, SeqStep
+
+if TYPE_CHECKING:
+    from octavo_engine.models.base import CausalLM
+    from octavo_engine.ops import Ops
+
+__all__ = ["CudaMemory", "DeviceMemory", "Measured", "measure", "profile_step"]
+
+
+class DeviceMemory(Protocol):
+    """Bytes of a device, all processes counted."""
+
+    def free(self) -> int:
+        """What nobody holds, after giving back what is only kept for later."""
+        ...
+
+    def total(self) -> int: ...
+
+    def peak_of(self, work: Callable[[], None]) -> int:
+        """The most that `work` held at a time, beyond what was held before it."""
+        ...
+
+
+class CudaMemory:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def free(self) -> int:
+        gc.collect()
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self._device)[0]
+
+    def total(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[1]
+
+    def peak_of(self, work: Callable[[], None]) -> int:
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        work()
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_allocated(self._device) - before
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes. limit: what the engine may take in all, weights included. taken: what it held before the largest step, of
+    which activations are on top."""
+
+    limit: int
+    taken: int
+    activations: int
+
+    @property
+    def cache(self) -> int:
+        """What is left for the KV cache; may be negative."""
+        return self.limit - self.taken - self.activations
+
+    def __str__(self) -> str:
+        return (
+            f"{_mb(self.limit)} to take, less {_mb(self.taken)} of weights and {_mb(self.activations)} of activations, "
+            f"leave {_mb(self.cache)}"
+        )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+def measure(memory: DeviceMemory, *, free_at_start: int, utilization: float, step: Callable[[], int]) -> Measured:
+    """`step` runs the largest step and returns the bytes of cache that it made for that; utilization: 0 .. 1, of what
+    was free at the start."""
+    taken = free_at_start - memory.free()
+    cache = 0
+
+    def work() -> None:
+        nonlocal cache
+        cache = step()
+
+    activations = memory.peak_of(work) - cache
+    memory.free()
+    return Measured(int(free_at_start * utilization), taken, activations)
+
+
+def profile_step(
+    model: CausalLM,
+    ops: Ops,
+    *,
+    page_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    kv_dtype: torch.dtype,
+) -> int:
+    """Run one step of as many tokens, in as many sequences, as there can be, all of them drawing; on a cache that holds
+    just those. Returns the cache's bytes. Raises execution.errors.OutOfMemory."""
+    count = min(max_num_seqs, max_num_batched_tokens)
+    length = min(max_num_batched_tokens // count, max_model_len)
+    first = min(max_num_batched_tokens - (count - 1) * length, max_model_len)
+    lengths = [first] + [length] * (count - 1)
+    pages = [-(-n // page_size) for n in lengths]
+    runner = DeviceRunner(
+        model,
+        ops,
+        num_pages=sum(pages),
+        page_size=page_size,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        kv_dtype=kv_dtype,
+        graphs=False,
+    )
+    params = SamplingParams(top_k=50, top_p=0.9, logprobs=1)
+    starts = [SeqStart(slot, params, slot, [0] * n, []) for slot, n in enumerate(lengths)]
+    seqs, page = [], 0
+    for slot, (n, held) in enumerate(zip(lengths, pages, strict=True)):
+        seqs.append(SeqStep(slot, 0, [0] * n, 0, list(range(page, page + held)), [slot]))
+        page += held
+    runner.collect(runner.submit(Plan(0, [], starts, [], seqs)))
+    return runner.cache.keys.nbytes + runner.cache.values.nbytes

@@ -1,0 +1,126 @@
+"""Hands plans to the runner and gives back what they made: at once, or one step later where a device runs by itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from octavo_engine.execution.errors import DeviceLost
+from octavo_engine.execution.runner import StepResult
+from octavo_engine.scheduling.plan import Plan, SeqStep
+
+if TYPE_CHECKING:
+    from octavo_engine.execution.runner import Runner
+    from octavo_engine.scheduling.scheduler import Scheduler
+    from octavo_engine.scheduling.sequence import Sequence
+
+__all__ = ["Steps"]
+
+log = logging.getLogger("octavo.engine")
+
+
+class Steps:
+    """`fail(sequence, error)` ends a request that a step can't be run for; it may not touch other plans.
+
+    Where the runner is asynchronous, a plan is submitted before the one ahead of it is collected.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, fail: Callable[[Sequence, Exception], None]) -> None:
+        self._scheduler, self._runner, self._fail = scheduler, runner, fail
+        self._ahead: tuple[Plan, Any] | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """A plan was submitted and not yet given back."""
+        return self._ahead is not None
+
+    def advance(self, plan: Plan | None) -> Iterator[tuple[Plan, StepResult]]:
+        """Submit a plan, and give what is due, in order: commit each before the next one is asked for.
+
+        Raises DeviceLost. A step that fails otherwise is run again, one sequence at a time, to find whose fault it is.
+        """
+        if not self._runner.asynchronous:
+            if plan is not None:
+                yield plan, self._run(plan)
+            return
+        before, self._ahead = self._ahead, None
+        handle = None if plan is None else self._submit(plan)
+        if before is not None:
+            result = self._collect(*before)
+            if result is None:
+                if handle is not None:
+                    self._runner.discard(handle)  # what it read of the step before means nothing
+                self._scheduler.resolve(before[0])  # by now the device has drawn beyond it
+                yield before[0], self._run_singly(before[0])
+                if plan is not None:
+                    self._scheduler.resolve(plan)
+                    yield plan, self._run(plan)
+                return
+            yield before[0], result
+        if plan is not None and handle is not None:
+            self._ahead = plan, handle
+        elif plan is not None:
+            self._scheduler.resolve(plan)
+            yield plan, self._run_singly(plan)
+
+    def _submit(self, plan: Plan) -> Any | None:
+        try:
+            return self._runner.submit(plan)
+        except DeviceLost:
+            raise
+        except Exception:
+            self._tell(plan)
+            return None
+
+    def _collect(self, plan: Plan, handle: Any) -> StepResult | None:
+        try:
+            return self._runner.collect(handle)
+        except DeviceLost:
+            raise
+        except Exception:
+            self._tell(plan)
+            return None
+
+    def _run(self, plan: Plan) -> StepResult:
+        """All of it, now."""
+        try:
+            return self._runner.collect(self._runner.submit(plan))
+        except DeviceLost:
+            raise
+        except Exception:
+            self._tell(plan)
+            return self._run_singly(plan)
+
+    @staticmethod
+    def _tell(plan: Plan) -> None:
+        log.exception("step %d failed; running its %d sequences one by one", plan.step, len(plan.seqs))
+
+    def _run_singly(self, plan: Plan) -> StepResult:
+        """Find whose fault a failed step was: that request fails, its neighbours' tokens are unaffected (law 6).
+
+        Running a plan again is harmless: the same keys and values are written to the same places.
+        """
+        merged = StepResult([], [], {})
+        ends, starts, copies = plan.ends, plan.starts, plan.copies
+        for seq in plan.seqs:
+            result = StepResult([0] * len(seq.samplers), [None] * len(seq.samplers), {})
+            if self._wanted(seq):
+                single = Plan(plan.step, ends, starts, copies, [seq])
+                ends, starts, copies = [], [], []
+                try:
+                    result = self._runner.collect(self._runner.submit(single))
+                except DeviceLost:
+                    raise
+                except Exception as error:
+                    log.exception("a request failed in the model")
+                    self._fail(self._scheduler.sequence_at(seq.slot), error)
+            merged.tokens.extend(result.tokens)
+            merged.logprobs.extend(result.logprobs)
+            merged.prompt_logprobs.update(result.prompt_logprobs)
+        return merged
+
+    def _wanted(self, seq: SeqStep) -> bool:
+        """A sequence that this is for lives: none may, where an earlier step failed."""
+        slots = seq.samplers or [seq.slot]
+        return any(self._scheduler.sequence_at(slot).finish_reason is None for slot in slots)

@@ -1,0 +1,93 @@
+"""A device that runs plans in the order in which they were handed to it, and knows no more of them than a runner would.
+
+In place of keys and values it stores what they depend on: a cache cell holds a number that stands for (cache_salt,
+tokens 0 .. its position). Every step checks that each sequence's page table leads to exactly its own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from octavo_engine.scheduling.plan import PENDING, Plan
+from octavo_engine.scheduling.sequence import Sequence
+
+Draw = Callable[[Sequence], int]
+
+
+class Work(NamedTuple):
+    """A plan and whose slots those of plan.seqs are."""
+
+    plan: Plan
+    sequences: list[Sequence]
+    samplers: list[Sequence]
+
+
+class Device:
+    def __init__(self, page_size: int, max_num_seqs: int) -> None:
+        self.page_size, self.max_num_seqs = page_size, max_num_seqs
+        self.cells: dict[tuple[int, int], int] = {}
+        self.tables: dict[int, list[int]] = {}  # by slot, for those that have started
+        self.last: dict[int, int] = {}  # the last token that a slot drew
+        self.copied = -1
+
+    def run(self, work: Work, draw: Draw, *, check: bool = True) -> list[int]:
+        """What the samplers draw. check: the tokens of all sequences that live are known."""
+        plan = work.plan
+        again = plan.step <= self.copied
+        self._apply_slots(plan, again)
+        if not again:
+            self._apply_copies(plan)
+            self.copied = plan.step
+        for step in plan.seqs:
+            table = self.tables[step.slot]
+            assert step.page_offset <= len(table) or not step.pages, "a gap in the page table"
+            table[step.page_offset : step.page_offset + len(step.pages)] = step.pages
+        for step, seq in zip(plan.seqs, work.sequences, strict=True):
+            tokens = [self.last[step.slot]] if step.tokens == [PENDING] else step.tokens
+            assert PENDING not in tokens
+            for i, token in enumerate(tokens):
+                self._write(step.slot, seq, step.start + i, token)
+        for step, seq in zip(plan.seqs, work.sequences, strict=True):
+            if check and seq.finish_reason is None:
+                self._attend(step.slot, seq, step.start + len(step.tokens))
+        drawn = [draw(seq) for seq in work.samplers]
+        slots = [slot for step in plan.seqs for slot in step.samplers]
+        self.last.update(zip(slots, drawn, strict=True))
+        return drawn
+
+    def _apply_slots(self, plan: Plan, again: bool) -> None:
+        assert len(set(plan.ends)) == len(plan.ends)
+        for slot in plan.ends:
+            assert again or slot in self.tables, f"slot {slot} ends, but never started"
+            self.tables.pop(slot, None)
+        for start in plan.starts:
+            assert again or start.slot not in self.tables, f"slot {start.slot} starts, but never ended"
+            self.tables[start.slot] = []
+        assert len(self.tables) <= self.max_num_seqs
+        assert all(0 <= slot < self.max_num_seqs for slot in self.tables)
+
+    def _apply_copies(self, plan: Plan) -> None:
+        sources, targets = {s for s, _ in plan.copies}, [t for _, t in plan.copies]
+        assert len(set(targets)) == len(targets)
+        assert not sources & set(targets), "the order of copies would matter"
+        for source, target in plan.copies:
+            for offset in range(self.page_size):
+                self.cells.pop((target, offset), None)
+                if (source, offset) in self.cells:
+                    self.cells[target, offset] = self.cells[source, offset]
+
+    def _write(self, slot: int, seq: Sequence, position: int, token: int) -> None:
+        before = self.cells[self._cell(slot, position - 1)] if position else hash(seq.request.cache_salt)
+        self.cells[self._cell(slot, position)] = hash((before, token))
+
+    def _attend(self, slot: int, seq: Sequence, stop: int) -> None:
+        tokens = seq.tokens(0, stop)
+        assert len(tokens) == stop
+        value = hash(seq.request.cache_salt)
+        for position, token in enumerate(tokens):
+            value = hash((value, token))
+            assert self.cells[self._cell(slot, position)] == value, f"position {position} has other tokens"
+
+    def _cell(self, slot: int, position: int) -> tuple[int, int]:
+        return self.tables[slot][position // self.page_size], position % self.page_size
