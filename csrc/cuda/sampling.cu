@@ -81,16 +81,35 @@ OCTAVO_DEVICE uint64_t best_of(const SamplePart* parts, int num_parts) {
   return max_warp(lane < num_parts ? parts[lane].best : uint64_t{0});
 }
 
+// f(logit, id) of a thread's share of [begin, end), ids rising; eight loads are on their way at a time.
+template <class F>
+OCTAVO_DEVICE void each_logit(const float* x, int64_t begin, int64_t end, const F& f) {
+  constexpr int kAhead = 8;
+  for (int64_t start = begin + threadIdx.x; start < end; start += kAhead * kPartThreads) {
+    const int left = int(end - start);
+    float logits[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) logits[i] = i * kPartThreads < left ? x[start + i * kPartThreads] : -kInfinity;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (i * kPartThreads < left) f(logits[i], start + i * kPartThreads);
+    }
+  }
+}
+
 // ---- highest ----------------------------------------------------------------------------------------------------
 
 OCTAVO_DEVICE void find_best(const float* x, int64_t begin, int64_t end, SamplePart* part) {
   OCTAVO_SHARED(uint64_t, bests, [kPartThreads / 32]);
-  uint64_t best = 0;
-  for (int64_t i = begin + threadIdx.x; i < end; i += kPartThreads) {
-    const uint64_t candidate = uint64_t{key_of(x[i])} << 32 | uint32_t(~i);
-    best = candidate > best ? candidate : best;
-  }
-  best = max_warp(best);
+  float highest = -kInfinity;
+  int64_t id = 0;
+  each_logit(x, begin, end, [&](float logit, int64_t i) {
+    if (logit > highest) {  // the first of equals; never NaN
+      highest = logit;
+      id = i;
+    }
+  });
+  uint64_t best = max_warp(highest > -kInfinity ? uint64_t{key_of(highest)} << 32 | uint32_t(~id) : uint64_t{0});
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   if (lane == 0) bests[warp] = best;
   bar_sync();
@@ -156,19 +175,28 @@ OCTAVO_DEVICE void weigh_part(const float* x, int64_t begin, int64_t end, Scale 
   OCTAVO_SHARED(uint32_t, counts, [kLevels + 1][kPartThreads]);
   int32_t high[kLevels] = {}, low[kLevels] = {};  // halves of masses: at most 512 tokens a thread
   uint32_t count[kLevels + 1] = {};
-  for (int64_t i = begin + threadIdx.x; i < end; i += kPartThreads) {
-    const float w = scale.weight(x[i]);
-    if (x[i] > above) ++count[kLevels];
-    const math::Halves mass = math::halves(w);
-#pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
-      if (level < kLevels - 1 && !levels) continue;
-      if (w >= min_p && w >= level_weight(level)) {
-        high[level] += mass.high;
-        low[level] += mass.low;
-        ++count[level];
-      }
-    }
+  const auto add = [&](int level, math::Halves mass) {
+    high[level] += mass.high;
+    low[level] += mass.low;
+    ++count[level];
+  };
+  if (levels) {
+    each_logit(x, begin, end, [&](float logit, int64_t) {
+      const float w = scale.weight(logit);
+      const math::Halves mass = math::halves(w);
+      if (logit > above) ++count[kLevels];
+      if (w < min_p) return;
+      add(3, mass);
+      if (w >= level_weight(2)) add(2, mass);
+      if (w < level_weight(1)) return;  // nearly always, for all lanes
+      add(1, mass);
+      if (w >= level_weight(0)) add(0, mass);
+    });
+  } else {
+    each_logit(x, begin, end, [&](float logit, int64_t) {
+      if (logit > above) ++count[kLevels];
+      add(3, math::halves(scale.weight(logit)));
+    });
   }
 #pragma unroll
   for (int level = 0; level < kLevels; ++level) {
