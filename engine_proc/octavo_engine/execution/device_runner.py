@@ -78,6 +78,10 @@ class _Work:
 class _Builder(BatchBuilder):
     """The page table of a batch is gathered on the device; the batch tells only how wide it is."""
 
+    @staticmethod
+    def _kept(built: BuiltBatch, drawn_by: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
         return torch.empty((0, num_pages), dtype=torch.int32)
 
