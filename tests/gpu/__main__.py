@@ -22,11 +22,10 @@ import torch
 
 from tests.bench.gpu.probes import about_device
 from tests.bench.machine import save
-from tests.gpu.stages import Outcome, Stage, run_stage
+from tests.gpu.stages import ROOT, Outcome, Stage, run_stage
 
 __all__ = ["environment", "main", "stages"]
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_SECONDS = 480.0
 TARGETS = ("octavo_cuda", "octavo_cpu", "primitives_cuda")
 FOLDERS = ("tests/ops", "tests/simt", "tests/models")  # where tests are marked gpu

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.__main__ import FOLDERS, MOST_SECONDS, ROOT, SMALL, figures, main, run, stages
-from tests.gpu.stages import Stage, run_stage
+from tests.gpu.__main__ import FOLDERS, MOST_SECONDS, SMALL, figures, main, run, stages
+from tests.gpu.stages import ROOT, Stage, run_stage
 
 
 def python(code: str, limit: float = 30.0, *, name: str = "stage", needed: bool = False) -> Stage:
