@@ -51,13 +51,14 @@ struct PlanArgs {
   const int32_t* seq_lens;     // [num_seqs]
   int32_t num_seqs, num_heads, num_kv_heads;
   int32_t sliding_window;  // 0: none
+  int32_t cut_items;       // the most that tiles may be cut into, all together
   bool decode_only;        // make no prefill items
 };
 
-// The most items that plan_attention makes of `tokens` query tokens of `num_seqs` sequences: a sequence's rows may have
-// chunks of five sizes, and each item of a tile that is cut takes a slot or more.
-inline int64_t max_decode_items(int64_t tokens, int64_t num_seqs, int64_t group, int64_t slots_of_a_head) {
-  return tokens * group / kDecodeRows + 5 * num_seqs + slots_of_a_head;
+// The most tiles, each an item or cut into some, of `tokens` query tokens of `num_seqs` sequences. The rows of one may
+// have chunks of five sizes.
+inline int64_t max_decode_tiles(int64_t tokens, int64_t num_seqs, int64_t group) {
+  return tokens * group / kDecodeRows + 5 * num_seqs;
 }
 inline int64_t max_prefill_items(int64_t tokens, int64_t num_seqs, int64_t group) {
   return tokens * group / kPrefillRows + num_seqs;

@@ -54,13 +54,14 @@ void plan_attention(TensorView counts, TensorView decode, TensorView prefill, Te
   const int64_t group = group_of(num_heads, num_kv_heads), num_seqs = seq_lens.size(0);
   cuda::PlanArgs a{};
   a.work = read_lists(counts, decode, prefill, arrivals, decode_grid);
-  const int64_t decode_items = cuda::max_decode_items(tokens, num_seqs, group, arrivals.size(0) / num_kv_heads);
+  const int64_t tiles = cuda::max_decode_tiles(tokens, num_seqs, group);
   const int64_t prefill_items = cuda::max_prefill_items(tokens, num_seqs, group);
-  if (decode.size(0) < decode_items || prefill.size(0) < prefill_items) {
+  if (decode.size(0) < tiles || prefill.size(0) < prefill_items) {
     TVM_FFI_THROW(ValueError) << "work lists of " << decode.size(0) << " and " << prefill.size(0) << " items; "
-                              << tokens << " tokens of " << num_seqs << " sequences may need " << decode_items
+                              << tokens << " tokens of " << num_seqs << " sequences may need " << tiles
                               << " and " << prefill_items;
   }
+  a.cut_items = int32_t(decode.size(0) - tiles);
   a.decode_only = decode_only;
   a.query_start = device_indices(query_start, "query_start", {num_seqs + 1});
   a.seq_lens = device_indices(seq_lens, "seq_lens", {num_seqs});

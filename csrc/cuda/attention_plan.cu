@@ -31,11 +31,12 @@ struct Rows {
 };
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
-  OCTAVO_SHARED(uint32_t, taken, [4]);  // decode items, prefill items, slots of each head, keys / 16 of decode tiles
+  // Decode items, prefill items, slots of each head, keys / 16 of decode tiles, items of tiles that are cut.
+  OCTAVO_SHARED(uint32_t, taken, [5]);
   pdl_wait();
   pdl_launch();
   const int thread = int(threadIdx.x);
-  if (thread < 4) taken[thread] = 0;
+  if (thread < 5) taken[thread] = 0;
   bar_sync();
   for (int seq = thread; seq < a.num_seqs; seq += kThreads) {
     const Rows rows(a, seq);
@@ -74,7 +75,8 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
       items = (chunks + run - 1) / run;
       if (items > 1) {
         slot = int(atom_add_u32(taken + 2, uint32_t(chunks * item.rows)));
-        if (slot + chunks * item.rows > slots) items = 1, run = chunks, slot = -1;
+        const int cut = int(atom_add_u32(taken + 4, uint32_t(items)));
+        if (slot + chunks * item.rows > slots || cut + items > a.cut_items) items = 1, run = chunks, slot = -1;
       }
       item.tile_slot = slot;
       item.tile_chunks = chunks;

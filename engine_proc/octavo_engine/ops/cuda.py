@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from octavo_engine.ops import KVLayout, Progress, TensorSpec
+    from octavo_engine.ops import KeptRows, KVLayout, Progress, TensorSpec
 
 __all__ = ["CudaOps", "load_library"]
 
@@ -116,12 +116,16 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
         *,
         rows: int = 0,
         widths: Mapping[str, int] | None = None,
         progress: Progress | None = None,
-    ) -> Recorded:
-        return Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
+    ) -> Callable[..., Tensor]:
+        whole = Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
+        if kept is None:
+            return whole
+        return lambda *tensors: whole(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)].to(self.device))
 
     def weight_memory(self, nbytes: int) -> Tensor:
         return self._empty((nbytes,), torch.uint8)

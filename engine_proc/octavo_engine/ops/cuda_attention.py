@@ -29,6 +29,7 @@ _PARTIAL_BYTES = 64 << 20
 _DECODE_ROWS = 16  # csrc/cuda/attention.h, as the sizes of lists below
 _PREFILL_ROWS = 128
 _ITEM_WORDS = 12
+_CUT_ITEMS = 8  # of a CTA: for two of equal keys each, ends and unlike lengths
 _EMULATED_SMS = 2
 
 
@@ -163,23 +164,19 @@ class CudaAttention:
         sliding_window: int,
         scratch: _Scratch,
     ) -> _Plan:
-        """The step's work lists.
-
-        A captured graph may write to the memory of a decode step, which is kept for good, one for each number of rows.
-        Steps with prefill have any number of rows and are not captured: they share what the largest so far took.
-        """
+        """The step's work lists. Memory of a size is kept for good: a captured graph may write to it."""
         num_kv_heads, num_seqs = keys.shape[1], seq_lens.shape[0]
-        rows = num_seqs if tokens == num_seqs else 0
-        key = (rows, num_heads, num_kv_heads, sliding_window, id(scratch))
+        most_tokens, most_seqs = (1 << (n - 1).bit_length() for n in (tokens, num_seqs))  # or sizes would never end
+        key = (most_tokens, most_seqs, num_heads, num_kv_heads, sliding_window, id(scratch))
         layer, inputs = keys.data_ptr(), (query_start, seq_lens)
         plan = self._plans.get(key)
         if plan is not None and layer not in plan.served and all(map(_is, plan.inputs, inputs)):
             plan.served.add(layer)
             return plan
-        group, slots = num_heads // num_kv_heads, scratch.arrivals.shape[0] // num_kv_heads
-        decode = tokens * group // _DECODE_ROWS + 5 * num_seqs + slots
-        prefill = tokens * group // _PREFILL_ROWS + num_seqs
-        if plan is None or plan.decode.shape[0] < decode or plan.prefill.shape[0] < prefill:
+        if plan is None:
+            group = num_heads // num_kv_heads
+            decode = most_tokens * group // _DECODE_ROWS + 5 * most_seqs + _CUT_ITEMS * scratch.decode_grid
+            prefill = most_tokens * group // _PREFILL_ROWS + most_seqs
             plan = self._plans[key] = _Plan(
                 self._empty((2,), torch.int32),
                 self._empty((decode, _ITEM_WORDS), torch.int32),
