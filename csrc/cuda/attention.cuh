@@ -1,9 +1,9 @@
 // What the decode and the prefill kernel share, so that a row has the same bits from either.
 //
 // The order of a row's reduction depends on its own position alone:
-//   block   32 keys, at multiples of 32. The row's reference (running maximum) moves at most once a block; P of the block
-//           is rounded to 16 bits and multiplied with V by two k16 steps onto the accumulators. The weight's sum goes the
-//           same way, as one more column of ones, so it too has the tensor core's order and the rounded P.
+//   block   32 keys, at multiples of 32. The row's reference (running maximum) moves at most once a block; P of the
+//           block is rounded to 16 bits and multiplied with V by two k16 steps onto the accumulators. The weight's sum
+//           goes the same way, as one more column of ones, so it too has the tensor core's order and the rounded P.
 //   chunk   blocks one after the other, from zero, at multiples of chunk_keys(keys that the row sees)
 //   row     chunks folded one after the other
 // A block or chunk in which a row sees nothing leaves its accumulators as they are, to the bit: P = 0, factors of 1. So
@@ -20,8 +20,8 @@ constexpr float kNoScore = -1e30f;  // finite, so that differences of references
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kOneChunk = 1 << 30;
 
-// Keys of a chunk, a power of two, for a row that sees `visible` keys. Small enough to spread one long sequence over the
-// machine, large enough that the fold (16 rows * D * 8 bytes a chunk) is small beside the keys.
+// Keys of a chunk, a power of two, for a row that sees `visible` keys. Small enough to spread one long sequence over
+// the machine, large enough that the fold (16 rows * D * 8 bytes a chunk) is small beside the keys.
 OCTAVO_DEVICE int chunk_keys(int visible) {
   return visible <= 256 ? kOneChunk : visible <= 4096 ? 256 : visible <= 16384 ? 512 : visible <= 65536 ? 1024 : 2048;
 }
@@ -65,7 +65,7 @@ struct Cache {
     return FragB{{one, one}};
   }
 
-  // Four bytes of a key, d = 4t .. 4t + 3: the B registers of a k16 step whose slots 2t, 2t + 1, 2t + 8, 2t + 9 are these.
+  // Four bytes of a key, d = 4t .. 4t + 3: B registers of a k16 step with these in slots 2t, 2t + 1, 2t + 8, 2t + 9.
   static OCTAVO_DEVICE FragB widen_key(uint32_t x) {
     if constexpr (C == CacheType::kInt8) {
       x ^= 0x80808080u;  // u = code + 128; 0x6400 | u is the float16 1024 + u
@@ -226,30 +226,36 @@ OCTAVO_DEVICE float folded(float total, float chunk, float2 factors) {
 // A row that sees nothing (a padding row's) is zero.
 OCTAVO_DEVICE float inverse_weight(float weight) { return weight == 0.0f ? 0.0f : 1.0f / weight; }
 
-OCTAVO_DEVICE float load_query(const void* queries, DType type, int64_t i) {
-  return type == DType::kBFloat16 ? float(static_cast<const __nv_bfloat16*>(queries)[i])
-                                  : float(static_cast<const __half*>(queries)[i]);
-}
 OCTAVO_DEVICE void store_pair(void* out, DType type, int64_t i, float low, float high) {
   *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(out) + i) =
       type == DType::kBFloat16 ? pack_bf16(low, high) : pack_f16(low, high);
 }
-// Two of a row's elements (i even) as products take them. Bits pass unchanged where the types are the same.
+// Two or eight of a row's elements (i a multiple) as products take them: bits unchanged where the types are the same.
 template <bool kBF16>
-OCTAVO_DEVICE uint32_t load_query_pair(const void* queries, DType type, int64_t i) {
-  const uint32_t x = *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(queries) + i);
+OCTAVO_DEVICE uint32_t convert_pair(uint32_t x, DType type) {
   if ((type == DType::kBFloat16) == kBF16) return x;
   const float2 y = type == DType::kBFloat16 ? unpack_bf16(x) : unpack_f16(x);
   return kBF16 ? pack_bf16(y.x, y.y) : pack_f16(y.x, y.y);
 }
+template <bool kBF16>
+OCTAVO_DEVICE uint32_t load_query_pair(const void* queries, DType type, int64_t i) {
+  return convert_pair<kBF16>(*reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(queries) + i), type);
+}
+template <bool kBF16>
+OCTAVO_DEVICE uint4 load_query(const void* queries, DType type, int64_t i) {
+  const uint4 x = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(queries) + i);
+  return make_uint4(convert_pair<kBF16>(x.x, type), convert_pair<kBF16>(x.y, type), convert_pair<kBF16>(x.z, type),
+                    convert_pair<kBF16>(x.w, type));
+}
 
-// The cache's addresses, of 16 keys ("unit") at a multiple of 16: pages hold any multiple of 16 tokens. Sizes stay in the
-// kernel's parameters, which takes no registers.
+// The cache's addresses, of 16 keys ("unit") at a multiple of 16: pages hold any multiple of 16 tokens. Sizes stay in
+// the kernel's parameters, which takes no registers.
 template <class C, int D>
 struct Pages {
   const AttentionArgs& a;
   int table, head;  // the sequence's first entry
-  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head) : a(args), table(seq * args.max_pages), head(kv_head) {}
+  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head)
+      : a(args), table(seq * args.max_pages), head(kv_head) {}
   OCTAVO_DEVICE unsigned units() const { return unsigned(a.page_size) / 16u; }
   OCTAVO_DEVICE int page(int unit) const { return a.page_table[table + int(unsigned(unit) / units())]; }
   OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % units()); }

@@ -1,4 +1,4 @@
-// Causal attention over the paged cache on CUDA; the contract is Ops.paged_attention, the cache ops/cuda_attention.py's.
+// Causal attention over the paged cache on CUDA; the contract is Ops.paged_attention, the cache is cache_view.h's.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,15 +7,16 @@
 
 namespace octavo::cuda {
 
-constexpr int kDecodeRows = 16;          // of a decode tile
-constexpr int kMaxDecodeTiles = 4;       // more rows of one sequence are a chunk for the prefill kernel
-constexpr int kPrefillRows = 128;        // of a prefill tile
+constexpr int kDecodeRows = 16;     // of a decode tile
+constexpr int kMaxDecodeTiles = 4;  // a sequence of more goes to the prefill kernel
+constexpr int kPrefillRows = 128;   // of a prefill tile
 
-// One tile of a sequence's rows (query token * group + head of the group) against a run of chunks of its keys.
+// One tile of a sequence's rows (query token * group + head of the group) against a run of chunks of its keys. All rows
+// of a tile have chunks of one size.
 struct DecodeItem {
   int32_t seq, first_row, rows;
   int32_t chunk_begin, chunk_end;  // absolute: chunk c holds keys c * chunk_keys ...
-  int32_t slot;                    // where the first chunk's partial result goes; -1: the item holds the tile's every key
+  int32_t slot;  // the first of its partial results, a slot for each chunk and row; -1: it holds all of the tile's keys
   int32_t tile_slot, tile_chunks, tile_items;  // of the whole tile
   int32_t padding[3];
 };
@@ -30,14 +31,14 @@ struct AttentionWork {
   DecodeItem* decode;
   PrefillItem* prefill;
   uint32_t* arrivals;  // [partial_slots]
-  float* partials;     // [partial_slots, kDecodeRows, head_dim + 2]: unnormalised output, its reference, its weight
+  float* partials;     // [partial_slots, head_dim + 2]: unnormalised output, its reference, its weight
   float* totals;       // [prefill_grid, kPrefillRows, head_dim]: of the chunks before the present one
-  int32_t partial_slots;  // one for each chunk, tile and head that wait for a merge; a tile that finds none is not cut
+  int32_t partial_slots;  // for each chunk, row and head that wait for a merge; a tile that finds none is not cut
   int32_t decode_grid, prefill_grid;  // CTAs
 };
 
-// Scores as the softmax takes them: exponents are score * factor, in base 2. Kernels read it from their parameters, which
-// takes no registers.
+// Scores as the softmax takes them: exponents are score * factor, in base 2. Kernels read it from their parameters,
+// which takes no registers.
 struct Scoring {
   float factor;
   float scale, softcap, cap_factor;  // of an adjusted score: times scale, capped if softcap > 0, and the slope's part
@@ -50,11 +51,14 @@ struct PlanArgs {
   const int32_t* seq_lens;     // [num_seqs]
   int32_t num_seqs, num_heads, num_kv_heads;
   int32_t sliding_window;  // 0: none
+  int32_t cut_items;       // the most that tiles may be cut into, all together
+  bool decode_only;        // make no prefill items
 };
 
-// The most items that plan_attention makes of `tokens` query tokens of `num_seqs` sequences.
-inline int64_t max_decode_items(int64_t tokens, int64_t num_seqs, int64_t group, int64_t partial_slots) {
-  return tokens * group / kDecodeRows + num_seqs + partial_slots;
+// The most tiles, each an item or cut into some, of `tokens` query tokens of `num_seqs` sequences. The rows of one may
+// have chunks of five sizes.
+inline int64_t max_decode_tiles(int64_t tokens, int64_t num_seqs, int64_t group) {
+  return tokens * group / kDecodeRows + 5 * num_seqs;
 }
 inline int64_t max_prefill_items(int64_t tokens, int64_t num_seqs, int64_t group) {
   return tokens * group / kPrefillRows + num_seqs;

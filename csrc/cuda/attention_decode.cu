@@ -1,11 +1,10 @@
-// Paged decode attention on tensor cores: tiles of 16 rows (the query heads of a group, a few tokens) against long keys.
+// Paged decode attention on tensor cores: tiles of 16 rows (query heads of a group, a few tokens) against long keys.
 //
 // Contract: Ops.paged_attention, for the tiles of work.decode; attention.cuh gives the order of every sum.
 // Shape: a CTA of four warps takes one item, a tile of rows against a run of chunks. 64 keys at a time lie in shared
 // memory, in a ring filled by cp.async. For scores each warp holds 16 keys, for P V a quarter of the head's dims; the
-// weights cross through shared memory. So sums run over keys in one order, as in prefill, and no warp has accumulators to
-// merge. Bound by memory: 64 keys of 128 dims are 32 KB, 2500 cycles of an SM's share of bandwidth, and take about 600
-// instructions a warp.
+// weights cross through shared memory. So sums run over keys in one order, as in prefill, and there are no accumulators
+// of warps to merge. Bound by memory: 64 keys of 128 dims are 32 KB, 2500 cycles of an SM of an H100.
 // An item that holds all of a tile's chunks writes the output; else each chunk's result waits in work.partials, and the
 // item that arrives last folds them in the order of chunks. What a row comes to does not depend on how items were cut.
 #include "attention.cuh"
@@ -23,10 +22,11 @@ struct Decode : Cache<C, D> {
   static constexpr int kTensorBytes = kTileKeys * Base::kRowBytes;
   static constexpr int kScaleBytes = Base::k8Bit ? kTileKeys * 2 : 0;
   static constexpr int kSlotBytes = 2 * (kTensorBytes + kScaleBytes);
-  // Between 70 and 105 KB: two or three CTAs an SM of sm_90, of which each keeps all slots but one in flight.
-  static constexpr int kSlots = kSlotBytes > 52 * 1024 ? 2 : kSlotBytes > 26 * 1024 ? 3 : 4;
+  // All but one are in flight: with the CTAs that fit an SM of sm_90 (228 KB, of which one takes 5 KB besides) 70 to
+  // 140 KB, where 20 would do if demand were steady.
+  static constexpr int kSlots = kSlotBytes > 52 * 1024 ? 2 : kSlotBytes > 18500 ? 3 : 4;
   static constexpr int kShared = kSlots * kSlotBytes;
-  static constexpr int kCtas = kShared > 113 * 1024 ? 1 : kShared > 74 * 1024 ? 2 : 3;
+  static constexpr int kCtas = kShared > 108 * 1024 ? 1 : kShared > 72 * 1024 ? 2 : 3;
 };
 
 // All threads of the CTA: row r (16 of them) of the tile is query token first_token + (first_row + r) / group, head
@@ -44,11 +44,11 @@ struct Tile {
 // The last of a tile's items: chunks' results in their order.
 template <int D>
 OCTAVO_DEVICE void merge(const AttentionArgs& a, const Tile& tile, const DecodeItem& item, int head) {
-  const int64_t chunk_stride = int64_t(a.num_kv_heads) * kDecodeRows * (D + 2);
-  const float* partials = a.work.partials + (int64_t(item.tile_slot) * a.num_kv_heads + head) * kDecodeRows * (D + 2);
+  const int64_t row_stride = int64_t(a.num_kv_heads) * (D + 2), chunk_stride = item.rows * row_stride;
+  const float* partials = a.work.partials + item.tile_slot * row_stride + head * (D + 2);
   for (int i = int(threadIdx.x); i < item.rows * (D / 2); i += kThreads) {
     const int row = i / (D / 2), column = i % (D / 2) * 2;
-    const float* from = partials + row * (D + 2);
+    const float* from = partials + row * row_stride;
     Total total;
     float2 sum = make_float2(0.0f, 0.0f);
     for (int chunk = 0; chunk < item.tile_chunks; ++chunk, from += chunk_stride) {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
   using K = Decode<C, D>;
   OCTAVO_DYNAMIC_SHARED(unsigned char, ring);
   OCTAVO_SHARED(float, row_max, [kWarps][16]);
-  OCTAVO_SHARED(uint4, weights, [2][kWarps][32]);  // P as A registers; [1] times the values' scales
+  OCTAVO_SHARED(uint4, weights, [K::k8Bit ? 2 : 1][kWarps][32]);  // P as A registers; [1] times the values' scales
   OCTAVO_SHARED(int, is_last, [1]);
   pdl_wait();
   pdl_launch();
@@ -206,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
         const float base = base_of(a.scoring, warp < 2 ? between[e] : behind[e]);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const float x = weight_of(a.scoring, s[0][j].r[2 * e], base), y = weight_of(a.scoring, s[0][j].r[2 * e + 1], base);
+          const float x = weight_of(a.scoring, s[0][j].r[2 * e], base);
+          const float y = weight_of(a.scoring, s[0][j].r[2 * e + 1], base);
           p.r[2 * j + e] = K::pack(x, y);
           if constexpr (K::k8Bit) {
             scaled.r[2 * j + e] = K::pack_scaled(
@@ -269,13 +270,10 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
             }
           }
         } else {
-          float* partial =
-              a.work.partials + (int64_t(chunk_slot) * a.num_kv_heads + head) * kDecodeRows * (D + 2);
-          ++chunk_slot;
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             if (g + 8 * e >= item.rows) continue;
-            float* row = partial + (g + 8 * e) * (D + 2);
+            float* row = a.work.partials + (int64_t(chunk_slot + g + 8 * e) * a.num_kv_heads + head) * (D + 2);
 #pragma unroll
             for (int u = 0; u < K::kWarpUnits; ++u) {
               const int unit = warp + kWarps * u;
@@ -289,6 +287,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
               *reinterpret_cast<float2*>(row + D) = make_float2(reference[e], weight_sum.r[2 * e]);
             }
           }
+          chunk_slot += item.rows;
         }
 #pragma unroll
         for (int u = 0; u < K::kWarpUnits; ++u) sum[u][0][0] = sum[u][0][1] = FragC{};

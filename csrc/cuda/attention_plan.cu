@@ -1,7 +1,7 @@
 // The work lists of a step's attention, made on the device so that a captured graph serves any lengths.
 //
-// One block, once a step for all layers with one window. Which kernel takes a tile, and into how many items its chunks are
-// cut, looks at the whole batch and at the machine, for it does not show in the results (attention.cuh).
+// One block, once a step for all layers with one window. Which kernel takes a tile, and into how many items its chunks
+// are cut, looks at the whole batch and at the machine, for it does not show in the results (attention.cuh).
 #include "attention.cuh"
 #include "launch.h"
 
@@ -10,32 +10,39 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// One sequence's.
 struct Rows {
-  int count, tiles, low, high;  // rows, decode tiles, positions of the first and the last query token
+  int group, count, first_position, window;
   bool decode;
-  OCTAVO_DEVICE Rows(const PlanArgs& a, int seq) {
-    const int group = a.num_heads / a.num_kv_heads, queries = a.query_start[seq + 1] - a.query_start[seq];
+  OCTAVO_DEVICE Rows(const PlanArgs& a, int seq) : group(a.num_heads / a.num_kv_heads), window(a.sliding_window) {
+    const int queries = a.query_start[seq + 1] - a.query_start[seq];
     count = queries * group;
-    tiles = (count + kDecodeRows - 1) / kDecodeRows;
-    high = a.seq_lens[seq] - 1;
-    low = high - queries + 1;
-    // A decode tile has one chunk size; the prefill kernel takes rows of several.
-    decode = queries == 1 || (tiles <= kMaxDecodeTiles && chunk_keys(visible_keys(low, a.sliding_window)) ==
-                                                              chunk_keys(visible_keys(high, a.sliding_window)));
+    first_position = a.seq_lens[seq] - queries;
+    decode = a.decode_only || queries == 1 || count <= kMaxDecodeTiles * kDecodeRows;
+  }
+  OCTAVO_DEVICE int position(int row) const { return first_position + row / group; }
+  OCTAVO_DEVICE int visible(int row) const { return visible_keys(position(row), window); }
+  // Of the decode tile that starts there: its rows have chunks of one size.
+  OCTAVO_DEVICE int tile_end(int row) const {
+    int end = min(row + kDecodeRows, count);
+    while (chunk_keys(visible(end - 1)) != chunk_keys(visible(row))) --end;
+    return end;
   }
 };
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
-  OCTAVO_SHARED(uint32_t, taken, [4]);  // decode items, prefill items, partial slots of each head, keys / 16 of decode tiles
+  // Decode items, prefill items, slots of each head, keys / 16 of decode tiles, items of tiles that are cut.
+  OCTAVO_SHARED(uint32_t, taken, [5]);
   pdl_wait();
   pdl_launch();
   const int thread = int(threadIdx.x);
-  if (thread < 4) taken[thread] = 0;
+  if (thread < 5) taken[thread] = 0;
   bar_sync();
   for (int seq = thread; seq < a.num_seqs; seq += kThreads) {
     const Rows rows(a, seq);
     if (rows.decode && rows.count > 0) {
-      atom_add_u32(taken + 3, uint32_t(rows.tiles) * uint32_t(visible_keys(rows.high, a.sliding_window) / 16 + 1));
+      const int tiles = (rows.count + kDecodeRows - 1) / kDecodeRows;
+      atom_add_u32(taken + 3, uint32_t(tiles) * uint32_t(rows.visible(rows.count - 1) / 16 + 1));
     }
   }
   bar_sync();
@@ -55,29 +62,30 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
       }
       continue;
     }
-    const int group = a.num_heads / a.num_kv_heads;
-    for (int tile = 0; tile < rows.tiles; ++tile) {
+    for (int row = 0, end; row < rows.count; row = end) {
+      end = rows.tile_end(row);
       DecodeItem item{};
       item.seq = seq;
-      item.first_row = tile * kDecodeRows;
-      item.rows = min(kDecodeRows, rows.count - item.first_row);
-      const int low = rows.low + item.first_row / group, high = rows.low + (item.first_row + item.rows - 1) / group;
-      const int size = chunk_keys(visible_keys(high, a.sliding_window));
-      const int first = first_key(low, a.sliding_window) / size, chunks = max(high, 0) / size - first + 1;
-      const int run = max(1, target / size);
-      int items = (chunks + run - 1) / run, slot = -1;
+      item.first_row = row;
+      item.rows = end - row;
+      const int size = chunk_keys(rows.visible(row));
+      const int first = first_key(rows.position(row), a.sliding_window) / size;
+      const int chunks = max(rows.position(end - 1), 0) / size - first + 1, most = max(1, target / size);
+      int items = (chunks + most - 1) / most, run = (chunks + items - 1) / items, slot = -1;
+      items = (chunks + run - 1) / run;
       if (items > 1) {
-        slot = int(atom_add_u32(taken + 2, uint32_t(chunks)));
-        if (slot + chunks > slots) items = 1, slot = -1;
+        slot = int(atom_add_u32(taken + 2, uint32_t(chunks * item.rows)));
+        const int cut = int(atom_add_u32(taken + 4, uint32_t(items)));
+        if (slot + chunks * item.rows > slots || cut + items > a.cut_items) items = 1, run = chunks, slot = -1;
       }
       item.tile_slot = slot;
       item.tile_chunks = chunks;
       item.tile_items = items;
       const int at = int(atom_add_u32(taken, uint32_t(items)));
       for (int i = 0; i < items; ++i) {
-        item.chunk_begin = first + (items == 1 ? 0 : i * run);
-        item.chunk_end = first + (items == 1 ? chunks : min(chunks, (i + 1) * run));
-        item.slot = slot < 0 ? -1 : slot + i * run;
+        item.chunk_begin = first + i * run;
+        item.chunk_end = first + min(chunks, (i + 1) * run);
+        item.slot = slot < 0 ? -1 : slot + i * run * item.rows;
         a.work.decode[at + i] = item;
       }
       if (slot >= 0) {
@@ -96,6 +104,8 @@ Scoring make_scoring(float scale, float softcap, bool has_slopes) {
   return Scoring{kLog2e, scale, softcap, softcap > 0.0f ? 2.0f * kLog2e / softcap : 0.0f, true};
 }
 
-void plan_attention(const PlanArgs& a, cudaStream_t stream) { launch(plan_kernel, dim3(1), dim3(kThreads), 0, stream, a); }
+void plan_attention(const PlanArgs& a, cudaStream_t stream) {
+  launch(plan_kernel, dim3(1), dim3(kThreads), 0, stream, a);
+}
 
 }  // namespace octavo::cuda

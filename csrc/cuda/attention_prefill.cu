@@ -1,9 +1,9 @@
 // Paged prefill attention on tensor cores: chunks of prompts behind a cached prefix, all sequences in one launch.
 //
 // Contract: Ops.paged_attention, for the tiles of work.prefill; attention.cuh gives the order of every sum.
-// Shape: rows are packed (query token * group + head of the group), 128 a CTA, so that a group shares its keys and a short
-// chunk fills a tile. A warp has 32 rows (16 at D = 256) and all keys: of fewer rows it would wait for shared memory. 32
-// keys at a time lie in shared memory, the next 32 on their way. Bound by the tensor cores: mma.sync gives 60 % of Hopper's.
+// Shape: rows are packed (query token * group + head of the group), 128 a CTA, so that a group shares its keys and a
+// short chunk fills a tile. A warp has 32 rows (16 at D = 256) and all keys: with fewer rows it would wait for shared
+// memory. 32 keys at a time lie in shared memory, the next 32 on their way. Bound by the tensor cores.
 // At a chunk's end rows fold their accumulators onto totals in global memory (each thread its own, 8 bytes a row, dim
 // and chunk): the price of having decode's bits; prompts to 256 tokens have one chunk and never pay it.
 #include "attention.cuh"
@@ -66,17 +66,25 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       row_out[row] = row < rows ? (first_query + (item.first_row + row) / group) * a.num_heads + row_head : -1;
     }
     if (lane == 0) {
-      const int low = position_of(warp_row), high = warp_row < rows ? position_of(min(warp_row + 16 * kTiles, rows) - 1) : -1;
+      const int low = position_of(warp_row);
+      const int high = warp_row < rows ? position_of(min(warp_row + 16 * kTiles, rows) - 1) : -1;
       warp_keys[warp] = make_int4(low, high, first_key(low, a.sliding_window), first_key(high, a.sliding_window));
     }
-    for (int i = thread; i < kPrefillRows * (D / 2); i += K::kThreads) {
-      const int row = i / (D / 2), d = i % (D / 2) * 2, r = item.first_row + row;
-      uint32_t x = 0;
-      if (row < rows) {
-        const int64_t from = (first_query + r / group) * a.query_stride + (head * group + r % group) * D + d;
-        x = load_query_pair<K::kBF16>(a.queries, a.query_type, from);
+    bar_sync();
+    for (int i = thread; i < kPrefillRows * (D / 8); i += K::kThreads) {
+      const int row = i / (D / 8), d = i % (D / 8) * 8, out = row_out[row];
+      uint4 x = make_uint4(0, 0, 0, 0);
+      if (out >= 0) {
+        const int token = out / a.num_heads;
+        x = load_query<K::kBF16>(a.queries, a.query_type, token * a.query_stride + (out - token * a.num_heads) * D + d);
       }
-      *reinterpret_cast<uint32_t*>(shared + row * K::kQueryRowBytes + K::query_slot(d) * 2) = x;
+      unsigned char* to = shared + row * K::kQueryRowBytes;
+      if constexpr (K::k8Bit) {
+        *reinterpret_cast<uint2*>(to + K::query_slot(d) * 2) = make_uint2(x.x, x.z);
+        *reinterpret_cast<uint2*>(to + K::query_slot(d + 2) * 2) = make_uint2(x.y, x.w);
+      } else {
+        *reinterpret_cast<uint4*>(to + d * 2) = x;
+      }
     }
 
     const int end = position_of(rows - 1) + 1, first = first_key(position_of(0), a.sliding_window);
@@ -322,7 +330,8 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           FragC& x = sum[u][tile][h];
-          const float4 y = has_total ? totals()[((u * kTiles + tile) * 2 + h) * 32] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          if (has_total) y = totals()[((u * kTiles + tile) * 2 + h) * 32];
           x.r[0] = folded(y.x, x.r[0], f[0]), x.r[1] = folded(y.y, x.r[1], f[0]);
           x.r[2] = folded(y.z, x.r[2], f[1]), x.r[3] = folded(y.w, x.r[3], f[1]);
         }
@@ -332,7 +341,8 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             const float2 x = K::pair(sum[u][tile], e, h);
-            store_pair(a.out, a.query_type, out[e] + K::column(u, h, t), mul_rn(x.x, inverse[e]), mul_rn(x.y, inverse[e]));
+            store_pair(a.out, a.query_type, out[e] + K::column(u, h, t), mul_rn(x.x, inverse[e]),
+                       mul_rn(x.y, inverse[e]));
           }
         }
       }

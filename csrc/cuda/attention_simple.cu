@@ -1,4 +1,4 @@
-// Paged attention for what the tensor core kernels don't take: float32 queries or caches, and any even head size to 256.
+// Paged attention for what the tensor core kernels don't take: float32 queries or caches, any even head size to 256.
 //
 // Contract: Ops.paged_attention. One warp a query token and head, 32 keys at a time: a lane has one key's score, then
 // D / 32 dims of the output. The same order whatever else is in the batch. Bound by issue, not by memory.

@@ -1,5 +1,5 @@
-// One layer of the paged cache as CUDA's bindings read it: keys and values [P, Hkv, B, D] of bfloat16, float16 or float32;
-// of int8 and float8_e4m3fn [P, Hkv, B * D + 2 * B], each block B * D codes and then B float16 scales.
+// One layer of the paged cache as CUDA's bindings read it: keys and values [P, Hkv, B, D] of bfloat16, float16 or
+// float32; of int8 and float8_e4m3fn [P, Hkv, B * D + 2 * B], each block B * D codes and then B float16 scales.
 #pragma once
 
 #include "binding_cuda.h"

@@ -23,7 +23,9 @@ void copy_pages(TensorView keys, TensorView values, TensorView src, TensorView d
   }
   check_contiguous(keys, "keys");
   check_contiguous(values, "values");
-  if (a.page_bytes % 16) TVM_FFI_THROW(ValueError) << "a page of " << a.page_bytes << " bytes; expected a multiple of 16";
+  if (a.page_bytes % 16) {
+    TVM_FFI_THROW(ValueError) << "a page of " << a.page_bytes << " bytes; expected a multiple of 16";
+  }
   a.layers = keys.size(0);
   a.num_pages = keys.size(1);
   a.keys = device_data<void>(keys);

@@ -189,7 +189,7 @@ OCTAVO_DEVICE void stage_x_factors(const QuantizedArgs& a, const QuantizedPlace&
 #pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
     const bool there = token < p.tokens && p.lane < units * 2;
-    const int64_t from = ((p.token + token) * a.layout.units() + unit) * 2 + p.lane;
+    const int64_t from = (int64_t(p.token + token) * a.layout.units() + unit) * 2 + p.lane;
     const int at = p.lane * Shape::kTokens + token;
     if (p.lane >= Shape::kChunk * 2) continue;
     if constexpr (kScales == Scales::kOutliers) {
@@ -209,7 +209,7 @@ OCTAVO_DEVICE void sum_rows(const QuantizedArgs& a, const QuantizedPlace& p, flo
   for (int i = 0; i < 2 * kTokenTiles; ++i) {
     const int token = 8 * (i / 2) + 2 * p.t + i % 2;
     if (token >= p.tokens) continue;
-    const float2* factors = a.factors + ((p.token + token) * a.layout.units() + p.first_unit) * 2;
+    const float2* factors = a.factors + (int64_t(p.token + token) * a.layout.units() + p.first_unit) * 2;
 #pragma unroll 1
     for (int block = 0; block < 2 * p.units; ++block) sums[i / 2][i % 2] += factors[block].y;
   }

@@ -29,7 +29,7 @@ struct QuantizedShape {
 struct QuantizedPlace {
   int warp, lane, g, t;
   int tile;        // the warp's first
-  int64_t token;   // the block's first
+  int token;       // the block's first, of the launch's at most kLaunchRows
   int tokens;      // of the block that exist, may exceed its size
   int slice, first_unit, units;
 };
@@ -42,8 +42,8 @@ OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
   p.g = p.lane / 4;
   p.t = p.lane % 4;
   p.tile = int(blockIdx.z) * Shape::kTiles + p.warp * 2;
-  p.token = int64_t(blockIdx.x) * Shape::kTokens;
-  p.tokens = int(a.m - p.token);
+  p.token = int(blockIdx.x) * Shape::kTokens;
+  p.tokens = int(a.m) - p.token;
   p.slice = int(blockIdx.y);
   p.first_unit = p.slice * a.slice_units;
   p.units = min(a.slice_units, int(a.layout.units()) - p.first_unit);

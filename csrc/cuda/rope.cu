@@ -1,7 +1,7 @@
 // Rotary position embedding (arXiv 2104.09864) in place on q and k, and k and v to their slots in the cache.
 //
-// Contract: Ops.rope_and_cache. One warp a token and head, which holds the head's D <= 256 elements as pairs, so that an
-// 8-bit cache's scale is one reduction over the warp. Bound by memory: qkv is read and q, k written once.
+// Contract: Ops.rope_and_cache. One warp a token and head, which holds the head's D <= 256 elements as pairs, so that
+// an 8-bit cache's scale is one reduction over the warp. Bound by memory: qkv is read and q, k written once.
 #include "rope.h"
 
 #include "launch.h"
@@ -36,7 +36,7 @@ OCTAVO_DEVICE float rounded(float x) {
   return T == DType::kBFloat16 ? unpack_bf16(pack_bf16(x, x)).x : unpack_f16(pack_f16(x, x)).x;
 }
 
-// Codes of one head's vector of one token, and its float16 scale: the largest magnitude / 127 or / 448. All zero: scale 0.
+// Codes of one head's vector of one token, and its float16 scale: the largest magnitude / 127 or / 448, for zeros 0.
 // With an element that is not finite the scale is NaN and all codes are zero.
 template <bool Int8>
 OCTAVO_DEVICE void quantise(const RopeArgs& a, const Pair (&pair)[kPairs], const int (&dim)[kPairs][2], int lane,

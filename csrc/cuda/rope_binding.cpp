@@ -26,8 +26,8 @@ void rope_and_cache(TensorView qkv, TensorView keys, TensorView values, TensorVi
     a.rotary = int32_t((*cos_sin).size(1));
     a.cos_sin = device_data<const float>(*cos_sin);
     if (a.rotary % 2 || a.rotary > a.head_dim) {
-      TVM_FFI_THROW(ValueError) << "cos_sin has " << a.rotary << " columns; allowed: an even number up to the head size "
-                                << a.head_dim;
+      TVM_FFI_THROW(ValueError) << "cos_sin has " << a.rotary << " columns; allowed: an even number up to "
+                                << a.head_dim << ", the head size";
     }
   }
   a.qkv = device_data<void>(qkv);

@@ -18,7 +18,7 @@ from tests.models.families import NEW_TOKENS, VOCAB, Family
 from tests.models.families_llama import LLAMA_LIKE
 from tests.models.families_older import OLDER
 
-__all__ = ["FAMILIES", "Answer", "answers", "oracle", "prompts", "reference_logits", "write"]
+__all__ = ["FAMILIES", "Answer", "answers", "expected_logits", "oracle", "prompts", "reference_logits", "write"]
 
 
 def _older(name: str) -> Family:
@@ -71,6 +71,12 @@ def reference_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     """[tokens, V] float32, recomputed as a whole."""
     logits: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
     return logits
+
+
+@functools.cache
+def expected_logits(name: str) -> list[Tensor]:
+    """[tokens, V] of each prompt."""
+    return [reference_logits(oracle(name), prompt) for prompt in prompts(name)]
 
 
 @functools.cache

@@ -36,6 +36,15 @@ F32, BF16, F16, INT8, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.
 KINDS = {"float32": (F32, F32, 1e-4), "bfloat16": (BF16, BF16, 0.1), "float16": (F16, F16, 0.02)}
 CACHES = {"int8": (INT8, 0.1), "fp8": (FP8, 0.3)}
 MODELS = ["llama-head-64", "gpt2", "opt"]
+PARAMS = SamplingParams(temperature=0, logprobs=1)
+
+
+@pytest.fixture(params=["emulated", pytest.param("device", marks=pytest.mark.gpu)])
+def invariant(request: pytest.FixtureRequest) -> CudaOps:
+    """As EngineOptions.batch_invariant has it."""
+    if request.param == "device":
+        return CudaOps(invariant=True)
+    return emulated_ops(check=False, invariant=True, graphs=CallGraphs())
 
 
 @pytest.fixture(params=["emulated", pytest.param("device", marks=pytest.mark.gpu)])
@@ -46,6 +55,12 @@ def cuda(request: pytest.FixtureRequest) -> Iterator[CudaOps]:
     graphs = CallGraphs()
     yield emulated_ops(check=False, graphs=graphs)
     assert 4 in graphs.replays, "the steps that decode three sequences run padded"
+
+
+def driver_of(folder: Path, cuda: CudaOps, dtype: torch.dtype, **options: object) -> Driver:
+    kv_dtype = options.pop("kv_dtype", dtype)
+    model = load_model(open_source(folder), cuda, dtype, **options)
+    return Driver(model, cuda, kv_dtype=kv_dtype, num_pages=40, max_num_seqs=4, max_model_len=64, make=DeviceRunner)
 
 
 def run(folder: Path, cuda: CudaOps, asked: list[list[int]], dtype: torch.dtype, **options: object) -> list[Sequence]:
@@ -107,6 +122,21 @@ def test_eight_bit_caches(cache: str, cuda: CudaOps, checkpoint: Folder) -> None
     check(run(checkpoint(MODELS[0]), cuda, asked(MODELS[0]), BF16, kv_dtype=kv_dtype), oracle(MODELS[0]), tolerance)
 
 
+@pytest.mark.parametrize("short", [None, "int4:g32,float,lm_head", "int8"])
+def test_a_sequence_has_the_same_bits_alone_and_among_others(
+    short: str | None, invariant: CudaOps, checkpoint: Folder
+) -> None:
+    """Law 6: whole and in chunks, in graphs of other sizes, beside prefill or not."""
+    folder, prompts = checkpoint(MODELS[0]), asked(MODELS[0])
+    together = run(folder, invariant, prompts, BF16, quantization=short)
+    driver = driver_of(folder, invariant, BF16, quantization=short)
+    for prompt, other in zip(prompts, together, strict=True):
+        alone = driver.start(prompt, PARAMS)
+        driver.finish([alone], NEW)
+        driver.stop(alone)
+        assert (alone.output, alone.logprobs) == (other.output, other.logprobs)
+
+
 FAMILIES = [
     "bigcode-tanh",
     "bloom",
@@ -153,6 +183,11 @@ def test_other_families_in_fewer_bits(name: str, short: str | None, tolerance: f
     folder = family_oracles.write(name, tmp_path / "m")
     shortened = [prompt[:33] for prompt in family_oracles.prompts(name)[:3]]
     check(run(folder, cuda, shortened, BF16, quantization=short), family_oracles.oracle(name), tolerance)
+
+
+def test_falcon_s_rounded_bias_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"alibi=True .* false on CUDA"):
+        load_model(open_source(family_oracles.write("falcon-rw", tmp_path / "m")), emulated_ops(check=False), F32)
 
 
 def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:

@@ -13,12 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from octavo.options import SamplingParams
+from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.models import CheckpointMismatch, UnsupportedModel, load_model
 from octavo_engine.models.fallback import TransformersModel
 from octavo_engine.ops import Ops, load_ops
+from octavo_engine.ops.cuda import CudaOps
 from octavo_engine.ops.eager import EagerOps
 from octavo_engine.weights import open_source
+from tests.execution.driver import Driver
 from tests.models.stepper import Stepper
+from tests.support.cuda import emulated_ops
 from tests.support.fallback_models import REFUSED, RUN, make, write
 
 Folder = Callable[[str], Path]
@@ -85,6 +90,30 @@ def test_float16_weights(folder: Folder) -> None:
     ours = torch.cat(Stepper(model, EagerOps(ops)).prefill(prompts()))
     expected = torch.cat([theirs("olmo", prompt) for prompt in prompts()])
     assert (ours - expected).square().mean().sqrt() < 0.01 * expected.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("kind", ["emulated", pytest.param("device", marks=pytest.mark.gpu)])
+def test_on_cuda(kind: str, folder: Folder) -> None:
+    """Through the runner that a device has, in chunks, mixed with decode steps."""
+    cuda = CudaOps() if kind == "device" else emulated_ops(check=False)
+    model = load_model(open_source(folder("olmo3-windows")), cuda, torch.float32)
+    driver = Driver(
+        model,
+        EagerOps(cuda),
+        kv_dtype=torch.float32,
+        num_pages=40,
+        max_num_seqs=4,
+        max_model_len=64,
+        make=DeviceRunner,
+    )
+    params = SamplingParams(temperature=0)
+    sequences = [driver.start(prompt[:33], params) for prompt in prompts()[:3]]
+    driver.step([(sequences[0], 100), (sequences[1], 3)])
+    driver.step([(sequences[0], 1), *((s, 20) for s in sequences[1:])])
+    driver.finish(sequences, 4)
+    for sequence in sequences:
+        rows = theirs("olmo3-windows", sequence.tokens)[len(sequence.prompt) - 1 : -1]
+        assert rows.argmax(-1).tolist() == sequence.output
 
 
 def test_what_it_says_of_itself(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo_engine.models import load_model
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import open_source
-from tests.models.family_oracles import answers, prompts, write
+from tests.models.family_oracles import expected_logits, prompts, write
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
 
@@ -114,6 +114,29 @@ SPELLINGS: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Tensors], T
 }
 
 
+def test_qwen_of_august_2023(tmp_path: Path) -> None:
+    """The first uploads have GPT-2's names of the sizes; vocab_size there is without the padding."""
+    folder = Path(__file__).parent / "oracles" / "qwen-v1-ntk-logn"
+    target = rewritten(folder, tmp_path / "m", load_file(folder / "model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    named = {
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "intermediate_size": "ffn_hidden_size",
+        "vocab_size": "padded_vocab_size",
+        "max_position_embeddings": "n_positions",
+    }
+    config = {named.get(key, key): value for key, value in config.items()} | {"vocab_size": 250}
+    (target / "config.json").write_text(json.dumps(config))
+    entry = json.loads((folder / "oracle.json").read_text())["prompts"][-1]
+    ops = ReferenceOps()
+    model = load_model(open_source(target), ops, torch.float32, max_model_len=entry["max_model_len"])
+    last = Stepper(model, ops, sequences=1).prefill([entry["ids"]])[0][-1]
+    expected = load_file(folder / "logits.safetensors")["last_logits"][-1]
+    torch.testing.assert_close(last, expected, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_it_answers_alike(spelling: str, tmp_path: Path) -> None:
     name, lost, gained, change = SPELLINGS[spelling]
@@ -125,5 +148,5 @@ def test_it_answers_alike(spelling: str, tmp_path: Path) -> None:
     (target / "config.json").write_text(json.dumps(config))
     ops = ReferenceOps()
     model = load_model(open_source(target), ops, torch.float32)
-    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
-        torch.testing.assert_close(ours, theirs.logits, atol=1e-4, rtol=1e-5)
+    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), expected_logits(name), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)

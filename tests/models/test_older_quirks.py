@@ -18,7 +18,7 @@ from octavo_engine.models import baichuan, bloom, falcon, gpt_bigcode, gpt_neox,
 from octavo_engine.ops import Activation
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import open_source
-from tests.models.family_oracles import answers, prompts, write
+from tests.models.family_oracles import expected_logits, prompts, write
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
 
@@ -199,7 +199,7 @@ def test_it_shows(name: str, quirk: str, tmp_path: Path, monkeypatch: Patch) -> 
         asked, length = entry["ids"], entry["max_model_len"]
         expected = load_file(folder / "logits.safetensors")["last_logits"][-1:]
     else:
-        folder, asked, expected = write(name, tmp_path / "m"), prompts(name)[-1], answers(name)[-1].logits
+        folder, asked, expected = write(name, tmp_path / "m"), prompts(name)[-1], expected_logits(name)[-1]
     assert _deviation(folder, asked, expected, length) < 1e-4
     mutation = MUTATIONS[name, quirk]
     if isinstance(mutation, dict):

@@ -12,12 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from octavo.options import SamplingParams
+from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.models import CausalLM, CheckpointMismatch, load_model
 from octavo_engine.ops import Ops, load_ops
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import open_source
+from tests.execution.driver import Driver
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
+from tests.support.cuda import emulated_ops
 
 _HERE = Path(__file__).parent / "oracles"
 FOLDERS = sorted(path.parent for path in _HERE.glob("*/oracle.json"))
@@ -66,6 +70,21 @@ def test_logits_and_greedy_tokens(folder: Path, ops: Ops) -> None:
                 torch.testing.assert_close(ours, prompt.logits, atol=1e-4, rtol=1e-5)
             tokens = len(batch[0].greedy)
             assert stepper.greedy(last, tokens) == [prompt.greedy for prompt in batch]
+
+
+@each_oracle
+def test_on_cuda_s_ops(folder: Path) -> None:
+    """Emulated: every op of these families is there."""
+    ops = emulated_ops(check=False)
+    prompt = next(prompt for prompt in read(folder) if len(prompt.ids) == 33)
+    model = model_of(folder, ops, prompt.max_model_len)
+    driver = Driver(
+        model, ops, kv_dtype=torch.float32, num_pages=40, max_num_seqs=4, max_model_len=64, make=DeviceRunner
+    )
+    sequence = driver.start(prompt.ids, SamplingParams(temperature=0))
+    driver.step([(sequence, 20)])
+    driver.finish([sequence], 4)
+    assert sequence.output == prompt.greedy[:4]
 
 
 @each_oracle

@@ -67,9 +67,11 @@ def attention_cases() -> Iterator[tuple[str, Case, Tolerance]]:
             {"sliding_window": 40},
             {"softcap": 5.0},
             {"alibi_slopes": torch.tensor([2.0**-i for i in range(6)])},
+            {"alibi_slopes": torch.tensor([0.7**i for i in range(6)], dtype=BF16)},
             {"sliding_window": 33, "softcap": 3.0, "alibi_slopes": torch.full((6,), 0.1)},
         ):
-            yield f"{name}-{'-'.join(options)}", attention(shape, mixed, **options), tolerance
+            kinds = [f"{key}-{value.dtype}" if isinstance(value, Tensor) else key for key, value in options.items()]
+            yield f"{name}-{'-'.join(kinds)}", attention(shape, mixed, **options), tolerance
     for head_dim, (heads, kv_heads) in product((2, 8, 10, 64, 80, 96, 128, 256), ((2, 2), (6, 2), (8, 1))):
         for cache in (BF16, F32, F16, INT8):
             if cache == INT8 and head_dim % 4:
@@ -180,12 +182,23 @@ def gated_add(rows: int, width: int) -> Case:
     return run
 
 
+def scale_rows(dtype: torch.dtype, rows: int, width: int) -> Case:
+    def run(ops: Ops) -> list[Tensor]:
+        x, table = randn(rows, width + 5).to(dtype), randn(300, seed=3)
+        positions = torch.arange(rows, dtype=torch.int32) * 7 % 300
+        ops.scale_rows_(x, positions, table, width=width)
+        return [x]
+
+    return run
+
+
 def elementwise_cases() -> Iterator[tuple[str, Case, Tolerance]]:
     for rows, width in ((1, 1), (7, 33), (40, 600)):
         yield f"softcap-{rows}x{width}", elementwise("softcap_", F32, rows, width, 30.0), FLOAT
         yield f"gated-add-{rows}x{width}", gated_add(rows, width), FLOAT
         for dtype in (F32, BF16):
             yield f"clip-{rows}x{width}-{dtype}", elementwise("clip_", dtype, rows, width, 8.0), (0.0, 0.0)
+            yield f"scale-rows-{rows}x{width}-{dtype}", scale_rows(dtype, rows, width), (0.0, 0.0)
 
 
 def pages(cache: torch.dtype) -> Case:
@@ -408,5 +421,10 @@ def test_wrong_mixtures_are_refused(best_ops: Ops) -> None:
         best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 5), up, down, top_k=2, **form)
     with pytest.raises(ValueError, match="columns 0 to 70 of 64 in groups of 7"):
         best_ops.head_norm_(randn(2, 64), randn(70), None, 1e-5, size=7)
+    at = torch.tensor([0, 9], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"positions\[1\] is 9; the table has 9"):
+        best_ops.scale_rows_(randn(2, 64), at, randn(9), width=64)
+    with pytest.raises(ValueError, match="65 columns of x, which has 64"):
+        best_ops.scale_rows_(randn(2, 64), at, randn(10), width=65)
     with pytest.raises(ValueError, match="cap is 0"):
         best_ops.softcap_(randn(2, 64), 0.0)

@@ -30,12 +30,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"sliding_window": 45},
     "capped": {"softcap": 4.0},
     "alibi": {"alibi_slopes": 0.25},
+    "rounded alibi": {"alibi_slopes": 0.3, "rounded": True},
 }
 
 
 def arguments(shape: Shape, options: dict[str, Any]) -> dict[str, Any]:
-    slope = options.get("alibi_slopes")
-    return {**options, "alibi_slopes": torch.full((shape.num_heads,), slope)} if slope else options
+    if "alibi_slopes" not in options:
+        return options
+    dtype = torch.bfloat16 if options.get("rounded") else torch.float32
+    return {"alibi_slopes": torch.full((shape.num_heads,), options["alibi_slopes"], dtype=dtype)}
 
 
 @pytest.mark.parametrize("options", OPTIONS)

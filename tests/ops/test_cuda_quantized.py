@@ -1,4 +1,4 @@
-"""Weights of 4 and 8 bits on CUDA: emulated, and marked gpu on a device, held to the reference, and law 6 to the bit."""
+"""Weights of 4 and 8 bits on CUDA, emulated or (marked gpu) a device: against the reference, and law 6 to the bit."""
 
 from __future__ import annotations
 

@@ -115,14 +115,17 @@ class BatchBuilder:
             kv=self._kv,
         )
         built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
-        if drawn_by is not None and len(batch.page_table):  # a device gathers its own
-            chosen = torch.from_numpy(drawn_by)
-            starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
-            built.kept = built.draw_rows, starts_of_one, batch.seq_lens[chosen], batch.page_table[chosen]
+        if drawn_by is not None:
+            built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row:
             advancing = positions, cache_slots, seq_lens
             self._last = _Decode([seq.slot for seq in seqs], starts.tolist(), token_ids, advancing, built)
         return built
+
+    @staticmethod
+    def _kept(built: BuiltBatch, drawn_by: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
+        return built.draw_rows, starts_of_one, built.batch.seq_lens[drawn_by], built.batch.page_table[drawn_by]
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
         return torch.from_numpy(self._table[slots, :num_pages])

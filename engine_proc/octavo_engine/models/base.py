@@ -90,7 +90,7 @@ def read_sizes(
         num_kv_heads=heads if kv_heads is None else kv_heads,
         head_dim=hidden // heads,
         hidden_size=hidden,
-        vocab_size=config.integer("vocab_size", "padded_vocab_size"),
+        vocab_size=config.integer("padded_vocab_size", "vocab_size"),
         max_position=max_position,
         dtype=loader.dtype,
     )

@@ -505,10 +505,13 @@ class Ops(Protocol):
         ...
 
 
-def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 0) -> Ops:
+def load_ops(
+    device: str = "cpu", *, isa: str | None = None, num_threads: int = 0, batch_invariant: bool = False
+) -> Ops:
     """The implementation for a device: "cpu", "cuda" or "cuda:1", or "reference" for plain torch.
 
     isa forces a CPU variant ("portable", "avx2", "avx512"); num_threads 0 takes the cores this process may use.
+    batch_invariant: on CUDA law 6 holds for products of float weights too, which cuBLAS does not keep.
     Raises OpsUnavailable.
     """
     if device == "reference":
@@ -522,5 +525,5 @@ def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 
     if device.partition(":")[0] == "cuda":
         from octavo_engine.ops.cuda import CudaOps
 
-        return CudaOps(device)
+        return CudaOps(device, invariant=batch_invariant)
     raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'cuda', 'cuda:N', 'reference'")

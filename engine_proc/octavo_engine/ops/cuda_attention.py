@@ -2,13 +2,13 @@
 
 What a row comes to, to the bit, depends on its sequence alone, not on the batch, nor on how the sequence was cut into
 chunks, nor on the number of SMs: the decode and the prefill kernel, and a key range split or not, give the same bits
-(csrc/cuda/attention.cuh says how). Which of them takes a row is a matter of speed. The kernels for float32 and for other
-head sizes have an order of their own, which is likewise the row's alone: the choice between them looks at dtypes and the
-head size. Bits differ between architectures and from the CPU backend's.
+(csrc/cuda/attention.cuh says how). Which of them takes a row is a matter of speed. The kernel for float32 and for other
+head sizes has an order of its own, which is likewise the row's alone: the choice looks at dtypes and the head size.
+Bits differ between architectures, and from the CPU backend's.
 
 Within a step the tensor core kernels read a work list that one small kernel makes from query_start and seq_lens on the
-device, so a captured graph serves any lengths. It is made at the first layer and kept for those with as many heads and the
-same window: until the tensors are other objects or a layer comes round again.
+device, so a captured graph serves any lengths. It is made at the first layer and kept for those with as many heads and
+the same window: until the tensors are other objects or a layer comes round again.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["CudaAttention"]
 
 _PARTIAL_BYTES = 64 << 20
-_DECODE_ROWS = 16  # csrc/cuda/attention.h
+_DECODE_ROWS = 16  # csrc/cuda/attention.h, as the sizes of lists below
 _PREFILL_ROWS = 128
 _ITEM_WORDS = 12
+_CUT_ITEMS = 8  # of a CTA: for two of equal keys each, ends and unlike lengths
 _EMULATED_SMS = 2
 
 
@@ -126,7 +127,7 @@ class CudaAttention:
             scratch.partials,
             scratch.totals,
             scratch.decode_grid,
-            tokens > seq_lens.shape[0],  # one token each: all are decode tiles
+            tokens > seq_lens.shape[0],
         )
         return out
 
@@ -144,11 +145,10 @@ class CudaAttention:
             sms = _EMULATED_SMS
             if self.device.type == "cuda":
                 sms = torch.cuda.get_device_properties(self.device).multi_processor_count
-            slots = _PARTIAL_BYTES // (_DECODE_ROWS * (head_dim + 2) * 4)
-            slots = slots if self.device.type == "cuda" else 32 * num_kv_heads
+            slots = _PARTIAL_BYTES // ((head_dim + 2) * 4) if self.device.type == "cuda" else 512 * num_kv_heads
             self._scratch[key] = _Scratch(
                 self._empty((slots,), torch.int32),
-                self._empty((slots, _DECODE_ROWS, head_dim + 2), torch.float32),
+                self._empty((slots, head_dim + 2), torch.float32),
                 self._empty((sms * prefill, _PREFILL_ROWS, head_dim), torch.float32),
                 sms * decode,
             )
@@ -164,23 +164,19 @@ class CudaAttention:
         sliding_window: int,
         scratch: _Scratch,
     ) -> _Plan:
-        """The step's work lists.
-
-        A captured graph may write to the memory of a decode step, which is kept for good, one for each number of rows.
-        Steps with prefill have any number of rows and are not captured: they share what the largest so far took.
-        """
+        """The step's work lists. Memory of a size is kept for good: a captured graph may write to it."""
         num_kv_heads, num_seqs = keys.shape[1], seq_lens.shape[0]
-        rows = num_seqs if tokens == num_seqs else 0
-        key = (rows, num_heads, num_kv_heads, sliding_window, id(scratch))
+        most_tokens, most_seqs = (1 << (n - 1).bit_length() for n in (tokens, num_seqs))  # or sizes would never end
+        key = (most_tokens, most_seqs, num_heads, num_kv_heads, sliding_window, id(scratch))
         layer, inputs = keys.data_ptr(), (query_start, seq_lens)
         plan = self._plans.get(key)
         if plan is not None and layer not in plan.served and all(map(_is, plan.inputs, inputs)):
             plan.served.add(layer)
             return plan
-        group, slots = num_heads // num_kv_heads, scratch.arrivals.shape[0] // num_kv_heads
-        decode = tokens * group // _DECODE_ROWS + num_seqs + slots
-        prefill = tokens * group // _PREFILL_ROWS + num_seqs
-        if plan is None or plan.decode.shape[0] < decode or plan.prefill.shape[0] < prefill:
+        if plan is None:
+            group = num_heads // num_kv_heads
+            decode = most_tokens * group // _DECODE_ROWS + 5 * most_seqs + _CUT_ITEMS * scratch.decode_grid
+            prefill = most_tokens * group // _PREFILL_ROWS + most_seqs
             plan = self._plans[key] = _Plan(
                 self._empty((2,), torch.int32),
                 self._empty((decode, _ITEM_WORDS), torch.int32),
@@ -200,6 +196,7 @@ class CudaAttention:
             num_kv_heads,
             sliding_window,
             scratch.decode_grid,
+            tokens <= num_seqs,  # one token each, as a rule: the prefill kernel is not launched
         )
         return plan
 

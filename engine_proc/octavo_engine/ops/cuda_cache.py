@@ -44,8 +44,9 @@ def page_bytes(layout: KVLayout) -> int:
 def empty_cache(layout: KVLayout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """See Ops.empty_cache."""
     shape = cache_shape(layout)
+    kind = torch.uint8 if layout.dtype in _EIGHT_BITS else layout.dtype  # not every torch fills 8-bit floats
     try:
-        keys, values = (torch.zeros(shape, dtype=layout.dtype, device=device) for _ in range(2))
+        keys, values = (torch.zeros(shape, dtype=kind, device=device).view(layout.dtype) for _ in range(2))
     except torch.OutOfMemoryError as error:
         raise MemoryError(
             f"the device has no room for a KV cache of {layout.num_pages} pages, {page_bytes(layout)} bytes each "

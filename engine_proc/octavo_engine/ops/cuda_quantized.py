@@ -80,7 +80,7 @@ class CudaQuantized:
         with self.device:
             for weight in weights:
                 rows = max(1, _ROUNDED_AT_ONCE // max(1, weight.shape[1]))
-                for some in weight.split(rows):
+                for some in torch.split(weight, rows):
                     moved = [some.to(self.device)]
                     parts.append(
                         reference_rounding.quantize(moved, bits=bits, group_size=group_size, symmetric=symmetric)

@@ -63,7 +63,6 @@ def text_from_folder(folder: Path, trust_remote_code: bool = False) -> Text:
 
 # Classes whose vocabulary is SentencePiece's BPE as it stands in the file, and whether they put BOS before a text.
 _SENTENCEPIECE_BOS = {
-    "AquilaTokenizer": True,
     "BaichuanTokenizer": False,
     "BaiChuanTokenizer": False,
     "CodeLlamaTokenizer": True,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_engine.text.chat import ChatTemplate
+from octavo_engine.text.documented import chat_format
 from octavo_engine.text.errors import TextError
 from octavo_engine.text.fast import FastBackend
 from octavo_engine.text.pretokenizers import PRE_TOKENIZERS
@@ -15,6 +16,7 @@ from octavo_engine.text.text import Text
 __all__ = ["gguf_eos_ids", "text_from_gguf"]
 
 _KEY = "tokenizer.ggml."
+_MODEL_TYPES = {"gptneox": "gpt_neox"}  # of general.architecture, where they differ
 # Ends of a turn, by name: older files give only eos_token_id, which may be the end of the document.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 
@@ -36,6 +38,11 @@ def text_from_gguf(metadata: Mapping[str, Any]) -> Text:
     _set_post_processor(tokenizer, metadata, tokens, add_bos)
 
     source = metadata.get("tokenizer.chat_template")
+    known = None
+    if source is None:
+        kind = str(metadata.get("general.architecture"))
+        family = {"model_type": _MODEL_TYPES.get(kind, kind)}
+        known = chat_format(family, {}, tokenizer.token_to_id, tokenizer.id_to_token)
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {name: metadata.get(f"{_KEY}{key}_token_id") for name, key in names.items()}
     variables = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
@@ -44,6 +51,9 @@ def text_from_gguf(metadata: Mapping[str, Any]) -> Text:
         types = metadata.get(_KEY + "token_type") or []
         ends = {t: tokenizer.token_to_id(t) for t in _TURN_ENDS if t in source}
         eos |= {i for i in ends.values() if i is not None and i < len(types) and types[i] == CONTROL}
+    if known is not None:
+        source, variables = known.template, {**variables, **known.variables}
+        eos |= {i for i in map(tokenizer.token_to_id, known.stops) if i is not None}
     return Text(
         FastBackend(tokenizer),
         eos_token_ids=eos,

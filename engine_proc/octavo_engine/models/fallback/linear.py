@@ -73,6 +73,6 @@ def pack_linears(network: nn.Module, head: nn.Module, ops: Ops, formats: Formats
         own = name.rpartition(".")[2]
         part = scheme.read(_Reader(name, module), own, module.out_features, module.in_features, transposed=False)
         weight = scheme.pack(ops, [part], gated=False)
-        bias = None if module.bias is None else module.bias.detach().float()
+        bias = None if module.bias is None else module.bias.detach().to(ops.device, torch.float32)
         network.set_submodule(name, KernelLinear(ops, weight, bias, act_dtype))
     return len(found)

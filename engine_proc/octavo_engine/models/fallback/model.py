@@ -48,7 +48,7 @@ class TransformersModel:
         if head is None:
             raise UnsupportedModel("architectures", type(network).__name__, "models with a head over the vocabulary")
         pack_linears(network, head, ops, formats, dtype)
-        self._network, self._dtype = network.to(ops.device).eval(), dtype
+        self._network, self._dtype = network.to(ops.device).eval().requires_grad_(False), dtype
         self._body = _Body(getattr(network, network.base_model_prefix))
         setattr(network, network.base_model_prefix, self._body)
         probe = Probe()
