@@ -238,7 +238,8 @@ class Ops(Protocol):
         alive. A backend that has no programs returns `function`.
 
         With `kept`, what comes back takes more tensors: rows [R] int32, then `kept.inputs` once more for those rows. It
-        returns these rows of the result [R, ...], and may leave out what only others need: most of a prompt's last layer.
+        returns these rows of the result [R, ...], and may leave out what only others need: most of a prompt's last
+        layer.
 
         On CUDA inputs may lie on the host as well, and it returns before the device is done. `rows` > 0 captures graphs
         (ops.cuda_graphs) for runs with up to so many rows, the same number in every input; `widths` gives the most of
