@@ -133,9 +133,11 @@ def test_the_cache_of_the_largest_step_is_not_its_activations() -> None:
 
 
 def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = str(made(monkeypatch, CountedMemory()).too_large("the model"))
-    assert "1 MB free at start of 1 MB" in text
-    assert "quantization='int4'" in text
+    found = made(monkeypatch, CountedMemory())
+    assert "1 MB free at start of 1 MB" in str(found.too_large("the model"))
+    assert "quantization='int4'" in str(found.too_large("the model"))
+    assert "cache of 5 MB and the steps captured" in str(found.too_large_beside(5_000_000, MemoryError("x")))
+    assert str(made(monkeypatch, None).too_large_beside(1, MemoryError("the system refuses"))) == "the system refuses"
 
 
 @pytest.mark.parametrize("problem", ["torch", "device", "library", None])
