@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: demo test lint build model bench bench-peers clean
+.PHONY: demo test lint build model bench bench-peers gpu clean
 
 demo: build model
 	@$(BIN)/octavo chat "$$($(BIN)/python -m tests.support.demo_model)" --prompt "$${PROMPT:-Explain in two sentences how a hummingbird can hover.}"
@@ -20,6 +20,9 @@ bench: build model
 
 bench-peers: build model
 	$(BIN)/python -m tests.bench.peers $(ARGS)
+
+gpu: $(VENV)/.ready
+	@$(BIN)/python -m tests.gpu $(ARGS)
 
 build: $(VENV)/.ready
 	@cmake --build build/native -- --quiet

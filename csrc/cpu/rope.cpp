@@ -133,6 +133,7 @@ void run_cache(const RopeArgs& a) {
     case CacheType::kBFloat16: return run<T, bf16, 2>(a);
     case CacheType::kFloat16: return run<T, f16, 1>(a);
     case CacheType::kInt8: return run<T, int8_t, 4>(a);
+    case CacheType::kFloat8: return;  // of CUDA alone: the binding lets none through
   }
 }
 

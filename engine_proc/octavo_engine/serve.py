@@ -136,7 +136,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     # torch's own thread pool would only compete with the kernels', while loading and later.
     torch.set_num_threads(1)
     try:
-        machine = Machine(options.device, threads)
+        machine = Machine(options.device, threads, batch_invariant=options.batch_invariant)
         ops = machine.ops
         source = open_source(options.model, options.revision, greeter)
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)

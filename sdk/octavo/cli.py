@@ -288,12 +288,13 @@ class _LoadBar:
     def update(self, progress: Progress) -> None:
         """The client's on_progress."""
         share = min(1.0, progress.done / progress.total) if progress.total else 0.0
+        whole = f"{progress.total} graphs" if progress.stage == "capture" else f"{progress.total / 1e6:,.0f} MB"
         if self.live:
             full = round(share * self.WIDTH)
             bar = "█" * full + "░" * (self.WIDTH - full)
-            self._line(f"{progress.stage:8} {bar} {share:4.0%} of {progress.total / 1e6:,.0f} MB {progress.text}"[:110])
+            self._line(f"{progress.stage:8} {bar} {share:4.0%} of {whole} {progress.text}"[:110])
         elif progress.stage != self.stage:
-            self._line(f"{progress.stage}: {progress.total / 1e6:,.0f} MB")
+            self._line(f"{progress.stage}: {whole}")
         self.stage = progress.stage
 
     def close(self) -> None:

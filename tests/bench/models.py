@@ -2,7 +2,8 @@
 
 smollm2: the demo model, whose GGUF is dequantised to bfloat16 at load. tinyllama: TinyLlama-1.1B's shape with random
 weights and no tokenizer (token ids only): speed does not depend on what the weights say. costless: so small that what
-is left is the host side; it has a tokenizer, so that text is made.
+is left is the host side; it has a tokenizer, so that text is made. llama-8b: Llama-3.1-8B's shape, of which only the
+config is written (`config_folder`): its weights are made where they are used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.support.demo_model import demo_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MODELS", "Shape", "gguf_bf16", "hf_folder", "model_path"]
+__all__ = ["MODELS", "Shape", "config_folder", "gguf_bf16", "hf_folder", "model_path", "random_shapes"]
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 
@@ -63,6 +64,7 @@ MODELS: dict[str, Shape] = {
     "smollm2": Shape(576, 30, 9, 3, 1536, 49152, tied=True),
     "tinyllama": Shape(2048, 22, 32, 4, 5632, 32000, tied=False),
     "costless": Shape(32, 1, 2, 1, 64, 512, tied=False),
+    "llama-8b": Shape(4096, 32, 32, 8, 14336, 128256, tied=False),
 }
 
 
@@ -74,6 +76,27 @@ def model_path(name: str) -> Path:
 def hf_folder(name: str) -> Path:
     """The model as a folder of config.json and bfloat16 safetensors, for engines that read no GGUF."""
     return _made(f"{name}-hf", _dequantise if name == "smollm2" else _random_writer(name))
+
+
+def config_folder(name: str) -> Path:
+    """The model's config.json alone."""
+
+    def write(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(_config(name), indent=1))
+
+    return _made(f"{name}-config", write)
+
+
+def random_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every published tensor."""
+    shape = MODELS[name]
+    sizes = _linears(shape)
+    found: dict[str, tuple[int, ...]] = {}
+    for published in _tensor_names(shape):
+        linear = published.removesuffix(".weight").split(".", 3)[-1]
+        norm = published.endswith("norm.weight")
+        found[published] = (shape.hidden,) if norm else sizes.get(linear, (shape.vocab, shape.hidden))
+    return found
 
 
 def gguf_bf16(name: str) -> Path:
@@ -184,15 +207,12 @@ def _random_writer(name: str) -> Callable[[Path], None]:
         from safetensors.torch import save_file
 
         generator = torch.Generator().manual_seed(0)
-        sizes = _linears(shape)
         tensors = {}
-        for published in _tensor_names(shape):
-            if published.endswith("norm.weight"):
-                tensors[published] = torch.ones(shape.hidden, dtype=torch.bfloat16)
-                continue
-            linear = published.removesuffix(".weight").split(".", 3)[-1]
-            size = sizes.get(linear, (shape.vocab, shape.hidden))
-            tensors[published] = torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        for published, size in random_shapes(name).items():
+            if len(size) == 1:
+                tensors[published] = torch.ones(size, dtype=torch.bfloat16)
+            else:
+                tensors[published] = torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_config(name), indent=1))
         if name == "costless":

@@ -16,7 +16,8 @@ struct f16 {
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // Of the paged KV cache (KVLayout in ops/__init__.py).
-enum class CacheType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
+// kFloat8 is e4m3, on CUDA only.
+enum class CacheType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kFloat8 = 4 };
 
 }  // namespace octavo
 

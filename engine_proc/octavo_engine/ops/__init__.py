@@ -66,9 +66,9 @@ class PackedLinear:
 
     data: the packed weight. For float weights on the CPU: [ceil(N/32), K/p, 32, p] with p = 2 for bfloat16 and
     1 for float32 and float16, so that one 64-byte line holds 16 outputs' next 4 bytes of K (a panel of 32 outputs is
-    one sequential stream); rows beyond N and an odd K's last column are zero.
-    gated: rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same outputs, and
-    `linear` returns act(gate) * up, of width N/2.
+    one sequential stream); rows beyond N and an odd K's last column are zero. On CUDA: the weight as it was, [N, K].
+    gated: on the CPU rows were interleaved so that each panel holds 16 gate rows and the 16 up rows of the same
+    outputs; `linear` returns act(gate) * up, of width N/2.
     """
 
     data: Tensor
@@ -157,7 +157,7 @@ class KVLayout:
     one a token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code *
     scale.
 
-    CUDA, D * element size a multiple of 16: what one block of threads reads of a page is contiguous.
+    CUDA, D even and at most 256: what one block of threads reads of a page is contiguous.
 
         keys, values: [layers, P, Hkv, B, D]
 
@@ -438,10 +438,13 @@ class Ops(Protocol):
         ...
 
 
-def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 0) -> Ops:
+def load_ops(
+    device: str = "cpu", *, isa: str | None = None, num_threads: int = 0, batch_invariant: bool = False
+) -> Ops:
     """The implementation for a device: "cpu", "cuda" or "cuda:1", or "reference" for plain torch.
 
     isa forces a CPU variant ("portable", "avx2", "avx512"); num_threads 0 takes the cores this process may use.
+    batch_invariant: on CUDA law 6 holds for products of float weights too, which cuBLAS does not keep.
     Raises OpsUnavailable.
     """
     if device == "reference":
@@ -455,5 +458,5 @@ def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 
     if device.partition(":")[0] == "cuda":
         from octavo_engine.ops.cuda import CudaOps
 
-        return CudaOps(device)
+        return CudaOps(device, invariant=batch_invariant)
     raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'cuda', 'cuda:N', 'reference'")

@@ -23,9 +23,13 @@ void configure(tvm::ffi::String order, int64_t seed, int64_t os_threads) {
   simt::settings.os_threads = int(os_threads);
 }
 
+// Of the latest launch that failed: one of kind_name's words, "none" before.
+tvm::ffi::String last_error() { return simt::kind_name(simt::last_error); }
+
 bool checking() { return simt::kChecking; }
 
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_configure, configure);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_last_error, last_error);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_checking, checking);

@@ -35,7 +35,6 @@ thread_local Worker* worker __attribute__((tls_model("initial-exec")));
 
 namespace {
 
-constexpr size_t kStack = 256 << 10;
 constexpr size_t kPage = 4096;
 
 void run_kernel() {
@@ -76,8 +75,8 @@ Fiber* pick() {
   const int warps = (w.threads + 31) / 32;
   int first = w.self ? w.self->index >> 5 : settings.order == Order::kDescending ? warps - 1 : 0;
   if (settings.order == Order::kRandom) first = int(next_random(w) % unsigned(warps));
-  for (int i = 0; i < warps; ++i) {
-    const int warp = (settings.order == Order::kDescending ? first - i + warps : first + i) % warps;
+  const int step = settings.order == Order::kDescending ? warps - 1 : 1;
+  for (int i = 0, warp = first; i < warps; ++i, warp += step, warp -= warp >= warps ? warps : 0) {
     if (!w.runnable[warp]) continue;
     const int lane = pick_lane(w, warp);
     w.last_lane[warp] = lane;
@@ -121,6 +120,8 @@ void prepare_fibers(Worker& w) {
     f.index = i;
     f.done = false;
     f.group = 0;
+    f.waited = false;
+    f.early = nullptr;
     f.pending.clear();
     f.thread = uint3{u % size.x, u / size.x % size.y, u / size.x / size.y};
     // The frame that simt_switch pops: six registers, then the address it returns to, the stack then 8 below a
@@ -158,10 +159,6 @@ void stall() {
   if (!next) deadlock();
   w.self = next;
   simt_switch(&me->stack_pointer, next->stack_pointer);
-}
-
-bool on_stack(const Fiber& f, const void* p) {
-  return static_cast<const char*>(p) >= f.stack && static_cast<const char*>(p) < f.stack + kStack;
 }
 
 }  // namespace simt

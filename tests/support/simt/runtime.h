@@ -25,6 +25,7 @@ constexpr int kMaxWarps = kMaxThreads / 32;
 constexpr size_t kMaxShared = 232448;  // 227 KiB, what one block can have on sm_90
 constexpr size_t kRedZone = 128;       // between shared variables
 constexpr size_t kArena = 2 * kMaxShared;
+constexpr size_t kStack = 256 << 10;
 
 #ifdef SIMT_CHECK
 constexpr bool kChecking = true;
@@ -47,6 +48,9 @@ struct Fiber {
   void* stack_pointer;
   char* stack;
   int group;  // of cp.async: the one that the next copy joins
+  bool waited;        // did pdl_wait
+  bool early_write;
+  const void* early;  // where it touched, before that, what it must not
   std::vector<PendingCopy> pending;
 };
 
@@ -101,6 +105,8 @@ struct Worker {
 // initial-exec: a fiber never moves to another OS thread, so the address may be kept.
 extern thread_local Worker* worker __attribute__((tls_model("initial-exec")));
 
+inline bool is_shared(const void* p) { return size_t(static_cast<const char*>(p) - worker->arena) < kArena; }
+
 // Which runnable thread goes next. kRandom is seeded; kDescending also takes the blocks from the last to the first.
 enum class Order { kAscending, kDescending, kRandom };
 struct Settings {
@@ -109,6 +115,7 @@ struct Settings {
   int os_threads = 1;  // of a build without checks
 };
 extern Settings settings;
+extern Kind last_error;
 
 // fiber.cpp
 void start_fibers(Worker& w);           // returns when the last fiber of the block is done, or one failed
@@ -116,16 +123,16 @@ void start_fibers(Worker& w);           // returns when the last fiber of the bl
 void stall();                           // the current fiber waits until woken
 void wake(int thread);
 void prepare_fibers(Worker& w);
-bool on_stack(const Fiber& f, const void* p);
 
 // block.cpp
 void thread_exits();
 [[noreturn]] void fail(Kind kind, const void* pc, const char* format, ...) __attribute__((format(printf, 3, 4)));
+std::string source_line(const void* pc);  // " at file:line"
 // The last lane to arrive runs `body`; returns true in that lane.
 bool meet(uint32_t mask, int kind, int line, const void* in, void* out, void (*body)(WarpOp&, int), int argument);
 
 // check.cpp; in a build without checks only the registration exists, and does nothing
-enum class Access { kRead, kWrite, kAtomic };
+enum class Access { kRead, kWrite, kAtomic, kCopyIssued, kCopyLanded };
 void device_memory(const void* p, size_t bytes, bool permanent);
 void forget_device_memory(const void* p);
 #ifdef SIMT_CHECK
@@ -135,8 +142,8 @@ void check_variable(size_t offset, size_t bytes);
 void check_access(const void* p, size_t bytes, Access access, const void* pc);
 void check_join(const int* threads, int count);
 void check_fence();
+void check_pdl_wait();
 void check_publish(const void* p);
-void check_async(const void* p, size_t bytes, bool pending);
 #else
 inline void check_launch() {}
 inline void check_block() {}
@@ -144,8 +151,8 @@ inline void check_variable(size_t, size_t) {}
 inline void check_access(const void*, size_t, Access, const void*) {}
 inline void check_join(const int*, int) {}
 inline void check_fence() {}
+inline void check_pdl_wait() {}
 inline void check_publish(const void*) {}
-inline void check_async(const void*, size_t, bool) {}
 #endif
 
 }  // namespace simt

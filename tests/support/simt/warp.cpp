@@ -1,5 +1,7 @@
 // What a warp does together, each as one function over all lanes: shuffles, votes, ldmatrix, mma; and the atomics.
 // Layouts: PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k32" and "ldmatrix".
+#include <immintrin.h>
+
 #include "runtime.h"
 
 namespace simt {
@@ -77,12 +79,35 @@ float half_to_float(uint16_t h) {
   return bits<float>(sign | bits<uint32_t>(bits<float>(magnitude << 13) * 0x1p112f));
 }
 
-void mma_float_body(WarpOp& op, int type) {
+// c += a b in order of k.
+void multiply(float (*c)[8], const float (*a)[16], const float (*b)[8]) {
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < 16; ++k) {
+      for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
+    }
+  }
+}
+
+// The same sums. By hand: of the loops above gcc 12 makes shuffles. Most of an emulated kernel's time goes here.
+__attribute__((target("avx2"))) void multiply_avx2(float (*c)[8], const float (*a)[16], const float (*b)[8]) {
+  for (int m = 0; m < 16; m += 4) {
+    __m256 sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = _mm256_loadu_ps(c[m + i]);
+    for (int k = 0; k < 16; ++k) {
+      const __m256 row = _mm256_loadu_ps(b[k]);
+      for (int i = 0; i < 4; ++i) sums[i] = _mm256_add_ps(sums[i], _mm256_mul_ps(_mm256_set1_ps(a[m + i][k]), row));
+    }
+    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(c[m + i], sums[i]);
+  }
+}
+
+template <bool Bf16>
+void mma_float_body(WarpOp& op, int) {
   // float32 sums in order of k. A tensor core truncates inside groups of k: compare with a tolerance.
   float a[16][16], b[16][8], c[16][8];
-  const auto value = [&](uint32_t word, int half) {
+  const auto value = [](uint32_t word, int half) {
     const auto h = uint16_t(word >> (16 * half));
-    return Mma(type) == Mma::kBf16 ? bits<float>(uint32_t(h) << 16) : half_to_float(h);
+    return Bf16 ? bits<float>(uint32_t(h) << 16) : half_to_float(h);
   };
   for (int lane = 0; lane < 32; ++lane) {
     const auto& in = *static_cast<const MmaIn*>(op.in[lane]);
@@ -95,11 +120,8 @@ void mma_float_body(WarpOp& op, int type) {
       for (int e = 0; e < 2; ++e) b[t + e + 8 * i][g] = value(in.b[i], e);
     }
   }
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < 16; ++k) {
-      for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
-    }
-  }
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  (avx2 ? multiply_avx2 : multiply)(c, a, b);
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane >> 2, t = (lane & 3) * 2;
     for (int i = 0; i < 4; ++i) static_cast<float*>(op.out[lane])[i] = c[g + 8 * (i >> 1)][t + (i & 1)];
@@ -209,7 +231,8 @@ void warp_barrier(uint32_t mask, int line) {
 
 void mma(void* d, const uint32_t* a, const uint32_t* b, const void* c, Mma type, int line) {
   MmaIn in{a, b, c};
-  meet(~0u, kMmaOp + int(type), line, &in, d, type == Mma::kS8 ? mma_int_body : mma_float_body, int(type));
+  const auto body = type == Mma::kS8 ? mma_int_body : type == Mma::kBf16 ? mma_float_body<true> : mma_float_body<false>;
+  meet(~0u, kMmaOp + int(type), line, &in, d, body, 0);
 }
 
 void ldmatrix(uint32_t* r, int matrices, bool trans, const void* row, int line) {
@@ -218,6 +241,7 @@ void ldmatrix(uint32_t* r, int matrices, bool trans, const void* row, int line) 
     if (reinterpret_cast<uintptr_t>(row) & 15) {
       fail(Kind::kMisaligned, nullptr, "ldmatrix at line %d: row %p needs 16-byte alignment", line, row);
     }
+    if (!is_shared(row)) fail(Kind::kOutOfBounds, nullptr, "ldmatrix at line %d from %p, which is not shared memory", line, row);
     check_access(row, 16, Access::kRead, __builtin_return_address(0));
     memcpy(in.row, row, 16);
   }
@@ -238,5 +262,14 @@ uint32_t compare_and_swap(uint32_t* p, uint32_t expected, uint32_t value, int li
 }
 
 void fence() { check_fence(); }
+
+void pdl_wait() {
+  check_pdl_wait();
+  worker->self->waited = true;
+}
+
+void pdl_launch(int line) {
+  if (!worker->self->waited) fail(Kind::kBeforeWait, nullptr, "pdl_launch at line %d before this thread's pdl_wait", line);
+}
 
 }  // namespace simt

@@ -1,0 +1,248 @@
+// What the tensor core kernels on packed weights share (layout in quantized.h): the ring of codes, the sum over slices
+// of K, and what happens to a finished sum.
+//
+// A block of kWarps warps makes 32 kWarps outputs (two tiles a warp) of 8 kTokenTiles tokens, over one slice of K. Warps
+// divide the outputs and never K: an output's sum is one chain a slice, the same in every instance of a kernel, and
+// tokens are columns of the mma, which do not meet. Hence law 6: a token's result is the same to the bit in any batch.
+#pragma once
+
+#include "activation.cuh"
+#include "prim.cuh"
+#include "quantized.h"
+
+namespace octavo::cuda {
+
+template <int kBits, int kTokenTiles>
+struct QuantizedShape {
+  static constexpr int kTokens = 8 * kTokenTiles;
+  static constexpr int kWarps = kTokenTiles == 1 ? 4 : 8;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kTiles = 2 * kWarps;  // of a block
+  static constexpr int kPlanes = kBits / 4;
+  static constexpr int kSlots = 8 / kPlanes;  // units in flight
+  static constexpr int kRingBytes = kSlots * 2 * kPlanes * kThreads * 16;
+  // Blocks of an SM that the compiler must leave registers for.
+  static constexpr int kBlocks = kTokenTiles == 1 ? 4 : kTokenTiles <= 4 ? 2 : 1;
+};
+
+// Where a block and a thread of it work. Token tiles are the fastest part of the grid, so that they share weights in L2.
+struct QuantizedPlace {
+  int warp, lane, g, t;
+  int tile;        // the warp's first
+  int token;       // the block's first, of the launch's at most kLaunchRows
+  int tokens;      // of the block that exist, may exceed its size
+  int slice, first_unit, units;
+};
+
+template <class Shape>
+OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
+  QuantizedPlace p;
+  p.warp = int(threadIdx.x) / 32;
+  p.lane = int(threadIdx.x) % 32;
+  p.g = p.lane / 4;
+  p.t = p.lane % 4;
+  p.tile = int(blockIdx.z) * Shape::kTiles + p.warp * 2;
+  p.token = int(blockIdx.x) * Shape::kTokens;
+  p.tokens = int(a.m) - p.token;
+  p.slice = int(blockIdx.y);
+  p.first_unit = p.slice * a.slice_units;
+  p.units = min(a.slice_units, int(a.layout.units()) - p.first_unit);
+  return p;
+}
+
+// The warp's tile r, the last one if there is none.
+OCTAVO_DEVICE const uint8_t* tile_of(const QuantizedArgs& a, const QuantizedPlace& p, int r) {
+  return a.weight + min(int64_t(p.tile + r), a.layout.tiles() - 1) * a.layout.tile_bytes();
+}
+
+// Code k of row `row` of a tile, one by one.
+OCTAVO_DEVICE int read_code(const QuantizedLayout& layout, const uint8_t* tile, int row, int64_t k) {
+  const int in_unit = int(k % 64), f = in_unit / 32 * 2 + in_unit % 8 / 4, lane = row % 8 * 4 + in_unit % 32 / 8;
+  const int shift = 4 * (row / 8 + in_unit % 4 / 2 * 2 + in_unit % 2 * 4);
+  const uint8_t* at = tile + k / 64 * layout.unit_bytes() + lane * 16 + f * 4;
+  int code = int(*reinterpret_cast<const uint32_t*>(at) >> shift & 15);
+  if (layout.bits == 8) code |= int(*reinterpret_cast<const uint32_t*>(at + 512) >> shift & 15) << 4;
+  return code;
+}
+
+// The codes of a warp's two tiles on their way through shared memory. A thread copies and reads back its own 16 bytes of
+// every piece, so the ring needs no barrier; it holds kSlots units, whatever registers cost. Beyond the last tile it
+// holds that one once more, and its sums are never stored.
+template <class Shape>
+struct CodeRing {
+  static constexpr int kPieces = 2 * Shape::kPlanes;
+
+  unsigned char* own;
+  const uint8_t* next[2];
+  int left;
+
+  OCTAVO_DEVICE CodeRing(const QuantizedArgs& a, const QuantizedPlace& p, unsigned char* ring) {
+    own = ring + threadIdx.x * 16;
+    left = p.units;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      next[r] = tile_of(a, p, r) + p.first_unit * (512 * Shape::kPlanes) + p.lane * 16;
+    }
+  }
+
+  // All slots but one.
+  OCTAVO_DEVICE void fill() {
+#pragma unroll
+    for (int slot = 0; slot < Shape::kSlots - 1; ++slot) fetch(slot);
+  }
+
+  // The next unit, if there is one, into a slot that this thread has read.
+  OCTAVO_DEVICE void fetch(int slot) {
+    if (left > 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int plane = 0; plane < Shape::kPlanes; ++plane) {
+          cp_async<16>(own + (slot * kPieces + r * Shape::kPlanes + plane) * Shape::kThreads * 16,
+                       next[r] + plane * 512);
+        }
+        next[r] += 512 * Shape::kPlanes;
+      }
+    }
+    --left;
+    cp_commit();
+  }
+
+  // The oldest unit; the one before it makes room.
+  OCTAVO_DEVICE void take(uint4 (&codes)[2][Shape::kPlanes], int slot) {
+    cp_wait<Shape::kSlots - 2>();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int plane = 0; plane < Shape::kPlanes; ++plane) {
+        codes[r][plane] = *reinterpret_cast<const uint4*>(
+            own + (slot * kPieces + r * Shape::kPlanes + plane) * Shape::kThreads * 16);
+      }
+    }
+    fetch((slot + Shape::kSlots - 1) % Shape::kSlots);
+  }
+};
+
+OCTAVO_DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+// Copies `count` pieces of 16 bytes, `at` bytes into each of the warp's two tiles, to `to`, kPitch bytes a tile of the
+// block.
+template <int kPitch>
+OCTAVO_DEVICE void stage_factors(const QuantizedArgs& a, const QuantizedPlace& p, unsigned char* to,
+                                              int64_t at, int count) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const uint4* from = reinterpret_cast<const uint4*>(tile_of(a, p, r) + at);
+    uint4* out = reinterpret_cast<uint4*>(to + (p.warp * 2 + r) * kPitch);
+#pragma unroll 1
+    for (int i = p.lane; i < count; i += 32) out[i] = from[i];
+  }
+}
+
+// One group a row: a slice's sums times the scale and, of an asymmetric weight, (offset + zero scale) * the sum of x.
+template <int kTokenTiles>
+OCTAVO_DEVICE void scale_rows(const QuantizedArgs& a, const QuantizedPlace& p, FragC (&sum)[2][kTokenTiles],
+                                           const float (&x_sums)[kTokenTiles][2], float zero) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const uint8_t* at = tile_of(a, p, r) + a.layout.scales_at() + p.g * 8;
+    const float2 scale = *reinterpret_cast<const float2*>(at);
+    float2 offset{};
+    if (!a.layout.symmetric) {
+      offset = *reinterpret_cast<const float2*>(at + a.layout.factor_bytes());
+      offset = make_float2(fmaf(zero, scale.x, offset.x), fmaf(zero, scale.y, offset.y));
+    }
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float v = (j < 2 ? scale.x : scale.y) * sum[r][n].r[j];
+        if (!a.layout.symmetric) v = fmaf(j < 2 ? offset.x : offset.y, x_sums[n][j % 2], v);
+        sum[r][n].r[j] = v;
+      }
+    }
+  }
+}
+
+OCTAVO_DEVICE void store_output(const QuantizedArgs& a, int64_t token, int64_t column, float v) {
+  const int64_t at = token * a.out_stride + column;
+  switch (a.out_type) {
+    case DType::kBFloat16: static_cast<__nv_bfloat16*>(a.out)[at] = __float2bfloat16(v); return;
+    case DType::kFloat16: static_cast<__half*>(a.out)[at] = __float2half(v); return;
+    default: {
+      float* out = static_cast<float*>(a.out) + at;
+      *out = a.accumulate ? *out + v : v;
+    }
+  }
+}
+
+// One output of a token: `gate` where the weight is gated and then `up` too, else v is the output and up is unused.
+OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile, int row, float v,
+                                              float up) {
+  if (a.layout.gated) {
+    const int64_t half = a.layout.n / 2, column = int64_t(tile / 2) * 16 + row;
+    if (column >= half) return;
+    if (a.bias) {
+      v += a.bias[column];
+      up += a.bias[half + column];
+    }
+    store_output(a, token, column, activate(v, a.act) * up);
+    return;
+  }
+  const int64_t column = int64_t(tile) * 16 + row;
+  if (column >= a.layout.n) return;
+  if (a.bias) v += a.bias[column];
+  store_output(a, token, column, activate(v, a.act));
+}
+
+// sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order (by
+// the block that comes last, from L2) and writes the outputs. `own` is the ring, whose codes are used up.
+template <class Shape, int kTokenTiles>
+OCTAVO_DEVICE void finish_block(const QuantizedArgs& a, const QuantizedPlace& p, const FragC (&sum)[2][kTokenTiles],
+                                unsigned char* own) {
+  static_assert(2 * kTokenTiles * Shape::kThreads * 16 <= Shape::kRingBytes);
+  constexpr int kSliceVectors = 2 * kTokenTiles * Shape::kThreads;
+  const int64_t block = int64_t(blockIdx.z) * gridDim.x + blockIdx.x;
+  // Each thread reads only what the same thread of every block wrote: through memory because the loop below is rolled,
+  // or every one of an instance's outputs would be a copy of every activation.
+  float4* all = a.slices > 1 ? a.partials + block * a.slices * kSliceVectors + threadIdx.x
+                             : reinterpret_cast<float4*>(own);
+#pragma unroll
+  for (int i = 0; i < 2 * kTokenTiles; ++i) {
+    const FragC& c = sum[i % 2][i / 2];
+    if (8 * (i / 2) + 2 * p.t < p.tokens) {
+      all[p.slice * kSliceVectors + i * Shape::kThreads] = make_float4(c.r[0], c.r[1], c.r[2], c.r[3]);
+    }
+  }
+  if (a.slices > 1) {
+    OCTAVO_SHARED(int, last, [1]);
+    fence_gpu();
+    bar_sync();
+    if (threadIdx.x == 0) last[0] = atom_inc(a.counters + block, uint32_t(a.slices - 1)) == uint32_t(a.slices - 1);
+    bar_sync();
+    if (!last[0]) return;
+    fence_gpu();
+  }
+  auto total = [&](int i) {
+    float4 v = all[i * Shape::kThreads];
+    for (int s = 1; s < a.slices; ++s) {
+      const float4 c = all[s * kSliceVectors + i * Shape::kThreads];
+      v = make_float4(v.x + c.x, v.y + c.y, v.z + c.z, v.w + c.w);
+    }
+    return v;
+  };
+#pragma unroll 1
+  for (int i = 0; i < 2 * kTokenTiles; i += a.layout.gated ? 2 : 1) {
+    const int token = 8 * (i / 2) + 2 * p.t;
+    if (token >= p.tokens) return;
+    const float4 v = total(i), up = a.layout.gated ? total(i + 1) : v;
+    const bool second = token + 1 < p.tokens;
+    const int tile = p.tile + i % 2;
+    finish_output(a, p.token + token, tile, p.g, v.x, up.x);
+    if (second) finish_output(a, p.token + token + 1, tile, p.g, v.y, up.y);
+    finish_output(a, p.token + token, tile, p.g + 8, v.z, up.z);
+    if (second) finish_output(a, p.token + token + 1, tile, p.g + 8, v.w, up.w);
+  }
+}
+
+}  // namespace octavo::cuda

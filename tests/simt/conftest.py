@@ -1,0 +1,46 @@
+"""The emulator under test, run in each order of threads; the primitives also on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.simt import ORDERS, load_emulated
+
+
+def _in_order(order: str) -> Iterator[Any]:
+    library = load_emulated("simt_tests")
+    library.simt_configure(order, 1, 1)
+    yield library
+    library.simt_configure("ascending", 1, 1)
+
+
+@pytest.fixture(params=ORDERS)
+def emulator(request: pytest.FixtureRequest) -> Iterator[Any]:
+    yield from _in_order(request.param)
+
+
+@pytest.fixture(params=[*ORDERS, pytest.param("cuda", marks=pytest.mark.gpu)])
+def primitive(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """`primitive(name, *arguments)` runs one launch of primitives.cu on CPU tensors, which it may write to."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        yield _caller(load_emulated("primitives_cuda"), torch.device("cuda"))
+        return
+    for library in _in_order(request.param):
+        yield _caller(library, torch.device("cpu"))
+
+
+def _caller(library: Any, device: torch.device) -> Callable[..., None]:
+    def call(name: str, *arguments: Any) -> None:
+        there = [x.to(device) if isinstance(x, torch.Tensor) else x for x in arguments]
+        getattr(library, f"primitive_{name}")(*there)
+        for here, result in zip(arguments, there, strict=True):
+            if here is not result:
+                here.copy_(result)
+
+    return call

@@ -1,0 +1,30 @@
+"""The emulated libraries as Python sees them: loading one, and the order in which it runs threads."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["ORDERS", "load_emulated"]
+
+_FOLDER = Path(__file__).parents[3] / "build" / "emulated"
+ORDERS = ("ascending", "descending", "random")
+
+
+@cache
+def load_emulated(name: str = "octavo_cuda_emulated") -> Any:
+    """build/emulated/lib<name>.so as a TVM FFI module.
+
+    Skips the test where it was not built, as without the CUDA toolkit's headers. Besides the kernels' functions it has
+    `simt_configure(order, seed, os_threads)`, `simt_last_error()` (the kind of the latest mistake, "none" before) and
+    `simt_checking()`.
+    """
+    path = _FOLDER / f"lib{name}.so"
+    if not path.exists():
+        pytest.skip(f"{path} is not built: it needs nvcc, then `cmake --build build/native`")
+    import tvm_ffi
+
+    return tvm_ffi.load_module(str(path))
