@@ -40,7 +40,7 @@ class CountedMemory:
 
 
 def made(monkeypatch: pytest.MonkeyPatch, memory: CountedMemory | None, asked: str = "cpu") -> Machine:
-    monkeypatch.setattr(machine, "load_ops", lambda device, num_threads=0: loaded_ops("cpu"))
+    monkeypatch.setattr(machine, "load_ops", lambda device, **_: loaded_ops("cpu"))
     monkeypatch.setattr(machine, "profile_step", lambda *_, **__: 0)
     found = Machine(asked, 1, memory)
     if memory is not None:
@@ -97,7 +97,7 @@ def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, batch: Any) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(machine, "load_ops", lambda device, num_threads=0: loaded_ops("reference"))
+    monkeypatch.setattr(machine, "load_ops", lambda device, **_: loaded_ops("reference"))
     found = Machine("cpu", 1, CountedMemory())
     options = EngineOptions(model="m", max_num_seqs=8, max_num_batched_tokens=99)
     with pytest.raises(NoRoom, match="max_num_batched_tokens=99 tokens in max_num_seqs=8 sequences does not fit"):
@@ -146,7 +146,7 @@ def test_auto_takes_a_gpu_where_there_is_one(
 ) -> None:
     loaded: list[str] = []
 
-    def load(device: str, *, num_threads: int = 0) -> Any:
+    def load(device: str, **_: Any) -> Any:
         loaded.append(device)
         if device == "cuda" and problem == "library":
             raise OpsUnavailable("the CUDA library is missing")
@@ -171,7 +171,7 @@ def test_auto_takes_a_gpu_where_there_is_one(
 def test_a_device_that_was_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def load(device: str, *, num_threads: int = 0) -> Any:
+    def load(device: str, **_: Any) -> Any:
         asked.append(device)
         raise OpsUnavailable("0 CUDA devices were found")
 
