@@ -146,9 +146,8 @@ class Scheduler:
             if seq.finish_reason is None:
                 output = seq.output
                 output.append(token)
-                if token in seq.stops or len(output) >= seq.max_output:
-                    if (end := seq.ended_by(token)) is not None:
-                        self._end(seq, *end)
+                if (token in seq.stops or len(output) >= seq.max_output) and (end := seq.ended_by(token)):
+                    self._end(seq, *end)
             else:
                 dropped.append(seq)
         self._release(flight)
