@@ -15,6 +15,7 @@ from octavo_engine.core import Core
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.execution.runner import Runner
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from octavo_engine.serve import last_words
 from octavo_engine.text import Text
 from octavo_engine.text.pieces import StreamFactory
 from tests.core.test_core import ScriptedMailbox
@@ -263,8 +264,10 @@ def test_a_lost_device_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = engine.runner._forward
     monkeypatch.setattr(engine.runner, "_forward", lost)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
-    with pytest.raises(DeviceLost, match="unspecified launch failure"):
+    with pytest.raises(DeviceLost, match="unspecified launch failure") as caught:
         engine.run([[(CLIENT, wire.Generate(1, params, token_ids=[5]))]])
+    assert last_words(caught.value) == wire.Dying("device_lost", str(caught.value))
+    assert last_words(KeyError("x")).code == "internal"
 
 
 def test_memory_that_is_back_at_the_second_try(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 
 from octavo_engine.ops import Activations, KVLayout, Ops, OpsUnavailable, PackedLinear, QuantizedLinear, load_ops
-from octavo_engine.ops.cuda import load_library
+from octavo_engine.ops.cuda import CudaOps, load_library
 from octavo_engine.ops.host_layout import from_host, host_ops, to_host
 from tests.ops import caches
 from tests.support.cuda import OnDevice
@@ -32,6 +33,15 @@ def test_no_device_says_what_was_found() -> None:
 def test_an_unknown_device_names_the_known_ones() -> None:
     with pytest.raises(OpsUnavailable, match=r"'tpu'; known: 'cpu', 'cuda', 'cuda:N', 'reference'"):
         load_ops("tpu")
+
+
+def test_every_op_is_answered_with_the_same_parameters() -> None:
+    for name, declared in vars(Ops).items():
+        if name.startswith("_") or not callable(declared):
+            continue
+        answered = getattr(CudaOps, name, None)
+        assert answered is not None, f"CudaOps has no {name}"
+        assert list(signature(answered).parameters) == list(signature(declared).parameters), name
 
 
 def test_activations_have_the_type_of_the_weights(cuda_ops: Ops) -> None:
