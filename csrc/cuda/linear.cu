@@ -5,6 +5,8 @@
 // barrier until all are done. The weight is mma's A, x its B, and both are loaded as they lie: any order of k will do as
 // long as both operands have the same one, so lane (g, t) takes the 8 elements k = 8t .. 8t + 7 of each chunk of 32, in one
 // load of 16 bytes, and they are its share of two steps of k16. A ring of chunks in registers hides the memory.
+// Where there are many rows of x, a block has 128 weight rows and 128 rows of x, which come through a ring of chunks in
+// shared memory; its warps have 32 by 64 each. Slices, chunks and the k of each mma are the same, so the bits are too.
 // float32: a warp has one output and 8 rows of x, its lanes strided over K.
 #include "linear.h"
 
@@ -20,6 +22,9 @@ constexpr int kThreads = kSlices * 32;
 constexpr int kRows = 32;          // of the weight, a block
 constexpr int kPad = kRows + 1;    // of a row of partial sums in shared memory
 constexpr int kWarpTokens = 8;     // of the float32 kernel
+constexpr int kWide = 128;         // rows of the weight and of x, a wide block
+constexpr int kStages = 6;         // chunks in its ring
+constexpr int kWidePad = kWide + 1;
 
 OCTAVO_DEVICE void write(const LinearArgs& a, int64_t token, int64_t column, float y, float up) {
   if (a.bias) {
@@ -60,6 +65,30 @@ OCTAVO_DEVICE uint4 load8(const uint16_t* row, int64_t k, int64_t end) {
   return v;
 }
 
+// A chunk of 32 k: rows g, g + 8 of two tiles by row g of `Tiles`; each lane's 8 elements are in order of k.
+template <bool Bf16, int Tiles>
+OCTAVO_DEVICE void multiply(FragC (&sums)[2][Tiles], const uint4 (&weight)[4], const uint4 (&token)[Tiles]) {
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    const auto low = [step](const uint4& v) { return step ? v.z : v.x; };
+    const auto high = [step](const uint4& v) { return step ? v.w : v.y; };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint4 &top = weight[2 * i], &bottom = weight[2 * i + 1];
+      const FragA left = {{low(top), low(bottom), high(top), high(bottom)}};
+#pragma unroll
+      for (int j = 0; j < Tiles; ++j) {
+        const FragB right = {{low(token[j]), high(token[j])}};
+        if constexpr (Bf16) {
+          mma_bf16(sums[i][j], left, right, sums[i][j]);
+        } else {
+          mma_f16(sums[i][j], left, right, sums[i][j]);
+        }
+      }
+    }
+  }
+}
+
 template <bool Bf16, int Tiles, bool Vector>
 __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearArgs a) {
   constexpr int kRing = Tiles <= 2 ? 4 : 2;
@@ -96,25 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearArgs a) {
   for (; k - 8 * t < end; k += 32 * kRing) {
 #pragma unroll
     for (int slot = 0; slot < kRing; ++slot) {
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const auto low = [step](const uint4& v) { return step ? v.z : v.x; };
-        const auto high = [step](const uint4& v) { return step ? v.w : v.y; };
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const uint4 &top = weight[slot][2 * i], &bottom = weight[slot][2 * i + 1];
-          const FragA left = {{low(top), low(bottom), high(top), high(bottom)}};
-#pragma unroll
-          for (int j = 0; j < Tiles; ++j) {
-            const FragB right = {{low(token[slot][j]), high(token[slot][j])}};
-            if constexpr (Bf16) {
-              mma_bf16(sums[i][j], left, right, sums[i][j]);
-            } else {
-              mma_f16(sums[i][j], left, right, sums[i][j]);
-            }
-          }
-        }
-      }
+      multiply<Bf16, Tiles>(sums, weight[slot], token[slot]);
       fetch(slot, k + 32 * (kRing + slot));
     }
   }
@@ -147,6 +158,109 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearArgs a) {
     write(a, first_token + column, output, total(row), a.gated ? total(row + 16) : 0.f);
   }
 }
+
+template <bool Bf16>
+__global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) {
+  // A chunk: [kWide][32] of the weight, then of x. Eight lanes read two rows, 128 bytes side by side: no bank twice.
+  OCTAVO_DYNAMIC_SHARED(uint4, ring);
+  constexpr int kChunk = 2 * kWide * 4;  // in units of 16 bytes
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int warp_row = warp % 4 * 32, warp_token = warp / 4 * 64;
+  const int64_t first_token = int64_t(blockIdx.x) * kWide;
+  const int chunks = int((a.k + 31) / 32);
+  pdl_wait();
+
+  // This thread's four pieces of every chunk: two of the weight, two of x.
+  const uint16_t* from[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = int(threadIdx.x) / 4 + i % 2 * 64;
+    if (i < 2) {
+      // Rows of the weight in fours of 32: of a gated one 16 gates and the 16 ups of the same outputs.
+      const int64_t block = int64_t(blockIdx.y) * (kWide / kRows) + row / kRows;
+      from[i] = static_cast<const uint16_t*>(a.weight) + weight_row(a, block, row % kRows) * a.k;
+    } else {
+      from[i] = static_cast<const uint16_t*>(a.x) + min(first_token + row, a.m - 1) * a.x_stride;
+    }
+    from[i] += 8 * (int(threadIdx.x) % 4);
+  }
+  const auto fetch = [&](int chunk, int stage) {
+    const bool valid = chunk * 32 + 8 * (int(threadIdx.x) % 4) < a.k;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      cp_async<16>(ring + stage * kChunk + i * kThreads + threadIdx.x, from[i] + (valid ? chunk * 32 : 0), valid);
+    }
+  };
+
+  FragC sums[2][8], part[2][8];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sums[i][j] = part[i][j] = {{0.f, 0.f, 0.f, 0.f}};
+  }
+  for (int chunk = 0; chunk < kStages - 1; ++chunk) {
+    if (chunk < chunks) fetch(chunk, chunk);
+    cp_commit();
+  }
+  int slice = 1, stage = 0, free = kStages - 1;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    while (chunk == int(int64_t(chunks) * slice / kSlices)) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            sums[i][j].r[e] += part[i][j].r[e];
+            part[i][j].r[e] = 0.f;
+          }
+        }
+      }
+      ++slice;
+    }
+    cp_wait<kStages - 2>();
+    bar_sync();
+    if (chunk + kStages - 1 < chunks) fetch(chunk + kStages - 1, free);
+    cp_commit();
+    const uint4* weight = ring + stage * kChunk + warp_row * 4 + lane;
+    const uint4* token = ring + stage * kChunk + (kWide + warp_token) * 4 + lane;
+    free = stage;  // until the next barrier others may still read it
+    stage = stage + 1 < kStages ? stage + 1 : 0;
+    uint4 rows[4], tokens[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rows[i] = weight[8 * 4 * i];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) tokens[j] = token[8 * 4 * j];
+    multiply<Bf16, 8>(part, rows, tokens);
+  }
+  cp_wait<0>();
+  bar_sync();
+  pdl_launch();
+
+  float* results = reinterpret_cast<float*>(ring);  // [tokens][kWidePad]
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = warp_row + 16 * i + g + 8 * (e / 2), column = warp_token + 8 * j + 2 * t + e % 2;
+        results[column * kWidePad + row] = sums[i][j].r[e] + part[i][j].r[e];
+      }
+    }
+  }
+  bar_sync();
+  const int outputs = a.gated ? kWide / 2 : kWide;
+  const int64_t width = a.gated ? a.n / 2 : a.n;
+  for (int i = int(threadIdx.x); i < kWide * outputs; i += kThreads) {
+    const int column = i / outputs, row = i % outputs;
+    const int64_t output = int64_t(blockIdx.y) * outputs + row;
+    if (first_token + column >= a.m || output >= width) continue;
+    const float* result = results + column * kWidePad + (a.gated ? row / 16 * kRows + row % 16 : row);
+    write(a, first_token + column, output, result[0], a.gated ? result[16] : 0.f);
+  }
+}
+static_assert(kWide * kWidePad * sizeof(float) <= size_t(kStages) * 2 * kWide * 64);
 
 __global__ void __launch_bounds__(kThreads) linear_float_kernel(LinearArgs a) {
   const int lane = int(threadIdx.x) % 32;
@@ -195,8 +309,13 @@ template <bool Bf16>
 void launch_half(const LinearArgs& a, cudaStream_t stream) {
   const bool vector = a.k % 8 == 0 && a.x_stride % 8 == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0 &&
                       reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
+  const int64_t wide_blocks = (a.m + kWide - 1) / kWide * ((a.n + kWide - 1) / kWide);
   if (!vector) {
     launch_tiles<Bf16, 1, false>(a, stream);
+  } else if (a.wide || (a.m > 64 && wide_blocks >= 96)) {  // enough of them for a device
+    const dim3 grid(unsigned((a.m + kWide - 1) / kWide), unsigned((a.n + kWide - 1) / kWide));
+    const size_t shared = size_t(kStages) * 2 * kWide * 32 * sizeof(uint16_t);
+    launch(linear_wide_kernel<Bf16>, grid, dim3(kThreads), shared, stream, a);
   } else if (a.m <= 8) {
     launch_tiles<Bf16, 1, true>(a, stream);
   } else if (a.m <= 32) {

@@ -22,6 +22,7 @@ struct LinearArgs {
   Activation act;
   bool gated;  // out = act(gate) * up
   bool add;    // out (float32) += act(x weight^T + bias)
+  bool wide;   // tests: the tile for many rows, however few there are
 };
 
 // Sums in float32. K is cut into 8 slices, whatever m: each is summed in order of k, then they are added in order. So a

@@ -6,7 +6,9 @@ namespace octavo::binding {
 namespace {
 
 // out = act(x @ weight.T + bias), gated act(gate) * up, or with `add` out (float32) += x @ weight.T + bias.
-void linear(TensorView out, TensorView x, TensorView weight, Optional<TensorView> bias, int64_t act, bool gated, bool add) {
+// `wide`: the tile for many rows of x, however few there are; for tests, as the bits are the same.
+void linear(TensorView out, TensorView x, TensorView weight, Optional<TensorView> bias, int64_t act, bool gated, bool add,
+            bool wide) {
   cuda::LinearArgs a{};
   a.x_stride = row_stride(x, "x");
   a.out_stride = row_stride(out, "out");
@@ -33,6 +35,7 @@ void linear(TensorView out, TensorView x, TensorView weight, Optional<TensorView
   a.act = cuda::Activation(act);
   a.gated = gated;
   a.add = add;
+  a.wide = wide;
   a.x = device_data<const void>(x);
   a.weight = device_data<const void>(weight);
   a.out = device_data<void>(out);

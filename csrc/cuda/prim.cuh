@@ -408,8 +408,8 @@ template <class T>
 inline void stcs(T* p, T v) {
   *p = v;
 }
-inline void pdl_wait() {}
-inline void pdl_launch() {}
+inline void pdl_wait() { simt::pdl_wait(); }
+inline void pdl_launch(SIMT_LINE) { simt::pdl_launch(line); }
 #else
 // Each returns the old value. Any of them may be on shared memory too.
 OCTAVO_DEVICE uint32_t atom_add_u32(uint32_t* p, uint32_t v) { return atomicAdd(p, v); }

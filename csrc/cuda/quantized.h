@@ -21,6 +21,7 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "octavo/types.h"
 
 namespace octavo::cuda {
@@ -55,8 +56,6 @@ struct QuantizedLayout {
   }
 };
 #undef OCTAVO_LAYOUT
-
-enum class Activation : int32_t { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
 
 // y = act(x . w + bias), see Ops.linear; strides in elements.
 struct QuantizedArgs {

@@ -88,48 +88,57 @@ OCTAVO_DEVICE void mma(FragC& d, const FragA& a, const FragB& b, const FragC& c)
 
 // ---- activations to shared memory ------------------------------------------------------------------------------
 
-// x[token, k ... k + 7], zeros beyond the last column.
-template <class X>
-OCTAVO_DEVICE uint4 load_activations(const QuantizedArgs& a, int64_t token, int64_t k) {
-  const X* row = static_cast<const X*>(a.x) + token * a.x_stride;
-  if (a.x_vectors) return k < a.layout.k ? *reinterpret_cast<const uint4*>(row + k) : make_uint4(0, 0, 0, 0);
-  uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t low = k + 2 * i < a.layout.k ? *reinterpret_cast<const uint16_t*>(row + k + 2 * i) : 0;
-    const uint32_t high = k + 2 * i + 1 < a.layout.k ? *reinterpret_cast<const uint16_t*>(row + k + 2 * i + 1) : 0;
-    words[i] = low | high << 16;
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
 template <class X>
 OCTAVO_DEVICE float pair_sum(uint32_t pair) {
   const float2 v = std::is_same_v<X, __half> ? unpack_f16(pair) : unpack_bf16(pair);
   return v.x + v.y;
 }
 
-// A chunk of x for all tokens of the block, zeros where there are none, and of an asymmetric weight the sum over each
-// group: eight elements a lane in a fixed tree.
-template <class X, class Shape>
-OCTAVO_DEVICE void stage_activations(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units,
-                                                  unsigned char* x, float* sums) {
+// body(token, piece of 8 elements, place in shared memory) for a chunk of x; whole warps take a token.
+template <class Shape, class Body>
+OCTAVO_DEVICE void for_pieces(const QuantizedPlace& p, int units, unsigned char* x, const Body& body) {
+#pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
 #pragma unroll
     for (int base = 0; base < Shape::kChunk * 8; base += 32) {
       if (base >= units * 8) break;
       const int piece = base + p.lane;
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (token < p.tokens) v = load_activations<X>(a, p.token + token, int64_t(unit) * 64 + piece * 8);
-      *reinterpret_cast<uint4*>(x + token * Shape::kPitch + piece * 16) = v;
-      if (!a.layout.symmetric) {
-        float sum = (pair_sum<X>(v.x) + pair_sum<X>(v.y)) + (pair_sum<X>(v.z) + pair_sum<X>(v.w));
-#pragma unroll
-        for (int d = 1; d < Shape::kSumGroup / 8; d *= 2) sum += shfl_xor(sum, d);
-        if (p.lane % (Shape::kSumGroup / 8) == 0) sums[piece * 8 / Shape::kSumGroup * Shape::kTokens + token] = sum;
-      }
+      body(token, piece, reinterpret_cast<uint4*>(x + token * Shape::kPitch + piece * 16));
     }
   }
+}
+
+// A chunk of x on its way to shared memory, zeros where there are no tokens or columns.
+template <class Shape>
+OCTAVO_DEVICE void copy_activations(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units,
+                                    unsigned char* x) {
+  for_pieces<Shape>(p, units, x, [&](int token, int piece, uint4* to) {
+    const int64_t k = int64_t(unit) * 64 + piece * 8;
+    const bool there = token < p.tokens && k < a.layout.k;
+    const uint16_t* from = static_cast<const uint16_t*>(a.x) + (there ? (p.token + token) * a.x_stride + k : 0);
+    if (a.x_vectors) {
+      cp_async<16>(to, from, there);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 8; ++i) reinterpret_cast<uint16_t*>(to)[i] = there && k + i < a.layout.k ? from[i] : uint16_t(0);
+    }
+  });
+  cp_commit();
+}
+
+// Of an asymmetric weight: the sums of x over each group, out of what this thread has copied: eight elements a lane in a
+// fixed tree.
+template <class X, class Shape>
+OCTAVO_DEVICE void sum_activations(const QuantizedArgs& a, const QuantizedPlace& p, int units, unsigned char* x,
+                                   float* sums) {
+  if (a.layout.symmetric) return;
+  for_pieces<Shape>(p, units, x, [&](int token, int piece, const uint4* own) {
+    const uint4 v = *own;
+    float sum = (pair_sum<X>(v.x) + pair_sum<X>(v.y)) + (pair_sum<X>(v.z) + pair_sum<X>(v.w));
+#pragma unroll
+    for (int d = 1; d < Shape::kSumGroup / 8; d *= 2) sum += shfl_xor(sum, d);
+    if (p.lane % (Shape::kSumGroup / 8) == 0) sums[piece * 8 / Shape::kSumGroup * Shape::kTokens + token] = sum;
+  });
 }
 
 // ---- kernel ----------------------------------------------------------------------------------------------------
@@ -169,31 +178,34 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
   unsigned char* const offsets = scales + Shape::kScaleBytes;
   float* const x_sums = reinterpret_cast<float*>(offsets + Shape::kScaleBytes);
   const QuantizedPlace p = place<Shape>(a);
-  CodeRing<Shape> ring(a, p, shared);  // weights are no kernel's output
+  CodeRing<Shape> ring(a, p, shared);
   pdl_wait();
+  // First, so that it has come when the first units have, and nobody waits for the whole ring.
+  copy_activations<Shape>(a, p, p.first_unit, min(Shape::kChunk, p.units), x);
+  ring.fill();
 
   FragC sum[2][kTokenTiles] = {}, part[2][kTokenTiles];  // one group a row has no parts
   float row_sums[kTokenTiles][2] = {};                   // of x, of an asymmetric weight with one group a row
   const unsigned char* const own_scales = scales + p.warp * 2 * Shape::kGroups * 32 + p.g * 4;
   const unsigned char* const own_x = x + p.g * Shape::kPitch + p.t * 16;
 
-  auto end_group = [&](int group) {
+  auto end_group = [&](int r, int group) {
     if constexpr (kGroup != 0) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const unsigned char* at = own_scales + (r * Shape::kGroups + (kGroup == 32 ? group >> a.group_shift : group)) * 32;
-        const float2 scale = unpack_f16(*reinterpret_cast<const uint32_t*>(at));
-        float2 offset{};
-        if (!a.layout.symmetric) offset = unpack_f16(*reinterpret_cast<const uint32_t*>(at + Shape::kScaleBytes));
-        add_group(sum[r], part[r], scale, !a.layout.symmetric, offset, kZero, x_sums + group * Shape::kTokens, p.t);
-      }
+      const int stored = kGroup == 32 ? group >> a.group_shift : group;
+      const unsigned char* at = own_scales + (r * Shape::kGroups + stored) * 32;
+      const float2 scale = unpack_f16(*reinterpret_cast<const uint32_t*>(at));
+      float2 offset{};
+      if (!a.layout.symmetric) offset = unpack_f16(*reinterpret_cast<const uint32_t*>(at + Shape::kScaleBytes));
+      add_group(sum[r], part[r], scale, !a.layout.symmetric, offset, kZero, x_sums + group * Shape::kTokens, p.t);
     }
   };
 
   for (int first = 0; first < p.units; first += Shape::kChunk) {
     const int count = min(Shape::kChunk, p.units - first), unit = p.first_unit + first;
-    if (first) bar_sync();  // everyone has read the chunk before
-    stage_activations<X, Shape>(a, p, unit, count, x, x_sums);
+    if (first) {
+      bar_sync();  // everyone has read the chunk before
+      copy_activations<Shape>(a, p, unit, count, x);
+    }
     if constexpr (kGroup != 0) {
       const int shift = kGroup == 32 ? a.group_shift : 0, group = unit * 64 / kGroup >> shift;
       const int groups = min(Shape::kGroups >> shift, int(a.layout.stored_groups()) - group);
@@ -203,6 +215,12 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
         stage_factors<Shape::kGroups * 32>(a, p, offsets, at + a.layout.factor_bytes(), groups * 2);
       }
     }
+    if (first) {
+      cp_wait<0>();
+    } else {
+      cp_wait<Shape::kSlots - 1>();
+    }
+    sum_activations<X, Shape>(a, p, count, x, x_sums);
     bar_sync();
 
     for (int base = 0; base < count; base += Shape::kSlots) {
@@ -211,40 +229,44 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
         if (base + slot >= count) break;
         uint4 codes[2][Shape::kPlanes];
         ring.take(codes, slot);
-        uint4 b[kTokenTiles];
 #pragma unroll
-        for (int f = 0; f < 4; ++f) {
-          if (f % 2 == 0) {
+        for (int h = 0; h < 2; ++h) {
+          uint4 b[kTokenTiles];
 #pragma unroll
-            for (int n = 0; n < kTokenTiles; ++n) {
-              b[n] = *reinterpret_cast<const uint4*>(own_x + n * 8 * Shape::kPitch + (base + slot) * 128 + f * 32);
-            }
+          for (int n = 0; n < kTokenTiles; ++n) {
+            b[n] = *reinterpret_cast<const uint4*>(own_x + n * 8 * Shape::kPitch + (base + slot) * 128 + h * 64);
           }
-          const bool starts = kGroup == 32 ? f % 2 == 0 : f == 0 && (kGroup != 128 || slot % 2 == 0);
+          const bool starts = kGroup == 32 || (kGroup == 128 && h == 0 && slot % 2 == 0);
 #pragma unroll
-          for (int plane = 0; plane < Shape::kPlanes; ++plane) {
+          for (int r = 0; r < 2; ++r) {
+            FragC(&d)[kTokenTiles] = kGroup ? part[r] : sum[r];
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              const uint32_t w = word(codes[r][plane], f);
-              const FragA weights = plane ? Unpack<X, kBits, true>::codes(w) : Unpack<X, kBits, false>::codes(w);
+            for (int f = 0; f < 2; ++f) {
 #pragma unroll
-              for (int n = 0; n < kTokenTiles; ++n) {
-                const FragB tokens{{word(b[n], f % 2 * 2), word(b[n], f % 2 * 2 + 1)}};
-                FragC& d = kGroup ? part[r][n] : sum[r][n];
-                if (kGroup && starts && plane == 0) {
-                  mma<X>(d, weights, tokens, FragC{});
-                } else {
-                  mma<X>(d, weights, tokens, d);
+              for (int plane = 0; plane < Shape::kPlanes; ++plane) {
+                const uint32_t w = word(codes[r][plane], 2 * h + f);
+                const FragA weights = plane ? Unpack<X, kBits, true>::codes(w) : Unpack<X, kBits, false>::codes(w);
+#pragma unroll
+                for (int n = 0; n < kTokenTiles; ++n) {
+                  const FragB tokens{{word(b[n], 2 * f), word(b[n], 2 * f + 1)}};
+                  if (starts && f == 0 && plane == 0) {
+                    mma<X>(d[n], weights, tokens, FragC{});
+                  } else {
+                    mma<X>(d[n], weights, tokens, d[n]);
+                  }
                 }
               }
             }
+            if (kGroup == 32) end_group(r, 2 * (base + slot) + h);
+            if (kGroup == 128 && h == 1 && slot % 2) end_group(r, (base + slot) / 2);
           }
-          if (kGroup == 32 && f % 2) end_group(2 * (base + slot) + f / 2);
         }
-        if (kGroup == 128 && slot % 2) end_group((base + slot) / 2);
       }
     }
-    if (kGroup == 128 && count % 2) end_group(count / 2);  // the last group of a row is short
+    if (kGroup == 128 && count % 2) {  // the last group of a row is short
+      end_group(0, count / 2);
+      end_group(1, count / 2);
+    }
     if (kGroup == 0 && !a.layout.symmetric) {
       for (int group = 0; group * 2 < count; ++group) {
 #pragma unroll

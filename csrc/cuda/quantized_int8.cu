@@ -11,6 +11,7 @@
 // 4 bit codes are multiplied in the upper half of a byte, 16 (code - 8), and a sixteenth goes to the scale of x.
 // LLM.int8() adds int32 over the slice. An outlier is a float32 product of its own, in the order of k, read from x itself;
 // tokens that have none at that k add an exact zero.
+#include "elements.cuh"
 #include "launch.h"
 #include "quantized_launch.h"
 #include "quantized_tile.cuh"
@@ -22,30 +23,9 @@ namespace {
 
 // x[row, k ... k + 3], zeros beyond the last column.
 OCTAVO_DEVICE float4 load_four(const QuantizedArgs& a, int64_t row, int64_t k) {
+  if (k >= a.layout.k) return make_float4(0.f, 0.f, 0.f, 0.f);
   const int64_t at = row * a.x_stride + k;
-  float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
-  if (a.x_type == DType::kFloat32) {
-    const float* x = static_cast<const float*>(a.x) + at;
-    if (a.x_vectors) return k < a.layout.k ? *reinterpret_cast<const float4*>(x) : v;
-    if (k < a.layout.k) v.x = x[0];
-    if (k + 1 < a.layout.k) v.y = x[1];
-    if (k + 2 < a.layout.k) v.z = x[2];
-    if (k + 3 < a.layout.k) v.w = x[3];
-    return v;
-  }
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + at;
-  uint2 words = make_uint2(0, 0);
-  if (a.x_vectors) {
-    if (k < a.layout.k) words = *reinterpret_cast<const uint2*>(x);
-  } else {
-    if (k < a.layout.k) words.x = x[0];
-    if (k + 1 < a.layout.k) words.x |= uint32_t(x[1]) << 16;
-    if (k + 2 < a.layout.k) words.y = x[2];
-    if (k + 3 < a.layout.k) words.y |= uint32_t(x[3]) << 16;
-  }
-  const float2 low = a.x_type == DType::kFloat16 ? unpack_f16(words.x) : unpack_bf16(words.x);
-  const float2 high = a.x_type == DType::kFloat16 ? unpack_f16(words.y) : unpack_bf16(words.y);
-  return make_float4(low.x, low.y, high.x, high.y);
+  return a.x_vectors ? load4<true>(a.x, a.x_type, at, 4) : load4<false>(a.x, a.x_type, at, a.layout.k - k);
 }
 
 OCTAVO_DEVICE float load_one(const QuantizedArgs& a, int64_t row, int64_t k) {
@@ -172,61 +152,88 @@ enum class Scales { kGroups, kRow, kOutliers };  // of the weight; kOutliers: on
 template <int kBits, Scales kScales, int kTokenTiles>
 struct QuantizedInt8Shape : QuantizedShape<kBits, kTokenTiles> {
   using Base = QuantizedShape<kBits, kTokenTiles>;
-  static constexpr int kChunk = kTokenTiles <= 2 ? 16 : 8;  // units of x in shared memory at a time
+  static constexpr int kChunk = kTokenTiles <= 2 ? 16 : 8;  // units of x in shared memory at a time, a lane each half
   static constexpr int kPitch = kChunk * 64 + 64;           // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kXBytes = Base::kTokens * kPitch;
   static constexpr int kFactorBytes = kChunk * 2 * Base::kTokens * 4;  // [block of 32][token]
   static constexpr int kScaleBytes = kScales == Scales::kGroups ? Base::kTiles * kChunk * 2 * 32 : 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  // Two planes of codes and 32 tokens leave no registers for a second block: sm_80 takes some more than sm_90.
+  static constexpr int kBlocks = kBits == 8 && kTokenTiles == 4 ? 1 : Base::kBlocks;
+#endif
   // Ring, x, its scales (or outliers), the weight's scales; of an asymmetric weight x's sums and offsets too.
   static constexpr int shared_bytes(bool symmetric) {
-    return Base::kRingBytes + kXBytes + (kFactorBytes + kScaleBytes) * (symmetric ? 1 : 2);
+    return Base::kRingBytes + kXBytes + (kFactorBytes + kScaleBytes) * (symmetric || !kScaleBytes ? 1 : 2);
   }
 };
 
-// A chunk of x's codes and factors for all tokens of the block, zeros where there are none.
-template <Scales kScales, class Shape>
-OCTAVO_DEVICE void stage_codes(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units, unsigned char* x,
-                               unsigned char* factors, float* sums, float factor) {
+// A chunk of x's codes on its way to shared memory, zeros where there are no tokens.
+template <class Shape>
+OCTAVO_DEVICE void copy_codes(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units, unsigned char* x) {
+#pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
     const bool there = token < p.tokens;
-    const int64_t row_unit = (p.token + token) * a.layout.units() + unit;
-    for (int i = p.lane; i < units * 4; i += 32) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (there) v = reinterpret_cast<const uint4*>(a.codes + row_unit * 64)[i];
-      *reinterpret_cast<uint4*>(x + token * Shape::kPitch + i * 16) = v;
+    const int8_t* from = a.codes + ((there ? p.token + token : 0) * a.layout.units() + unit) * 64;
+#pragma unroll
+    for (int i = 0; i < Shape::kChunk * 4; i += 32) {
+      if (i + p.lane < units * 4) cp_async<16>(x + token * Shape::kPitch + (i + p.lane) * 16, from + (i + p.lane) * 16, there);
     }
-    for (int i = p.lane; i < units * 2; i += 32) {
-      const int at = i * Shape::kTokens + token;
-      if constexpr (kScales == Scales::kOutliers) {
-        reinterpret_cast<uint32_t*>(factors)[at] = there ? a.outliers[row_unit * 2 + i] : 0u;
-      } else {
-        const float2 v = there ? a.factors[row_unit * 2 + i] : make_float2(0.f, 0.f);
-        reinterpret_cast<float*>(factors)[at] = v.x * factor;
-        if (!a.layout.symmetric) sums[at] = v.y;
-      }
+  }
+  cp_commit();
+}
+
+// Its scales times `factor` and, of an asymmetric weight, sums; or its outliers.
+template <Scales kScales, class Shape>
+OCTAVO_DEVICE void stage_x_factors(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units,
+                                   unsigned char* factors, float* sums, float factor) {
+#pragma unroll 1
+  for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
+    const bool there = token < p.tokens && p.lane < units * 2;
+    const int64_t from = (int64_t(p.token + token) * a.layout.units() + unit) * 2 + p.lane;
+    const int at = p.lane * Shape::kTokens + token;
+    if (p.lane >= Shape::kChunk * 2) continue;
+    if constexpr (kScales == Scales::kOutliers) {
+      reinterpret_cast<uint32_t*>(factors)[at] = there ? a.outliers[from] : 0u;
+    } else {
+      const float2 v = there ? a.factors[from] : make_float2(0.f, 0.f);
+      reinterpret_cast<float*>(factors)[at] = v.x * factor;
+      if (kScales == Scales::kGroups && !a.layout.symmetric) sums[at] = v.y;
     }
   }
 }
 
-// What stays in float of the 32 k from `k` on, masks[token], added to sum in the order of k.
+// The sums of the slice's elements of each token, for the offset of a whole row.
+template <int kTokenTiles>
+OCTAVO_DEVICE void sum_rows(const QuantizedArgs& a, const QuantizedPlace& p, float (&sums)[kTokenTiles][2]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kTokenTiles; ++i) {
+    const int token = 8 * (i / 2) + 2 * p.t + i % 2;
+    if (token >= p.tokens) continue;
+    const float2* factors = a.factors + (int64_t(p.token + token) * a.layout.units() + p.first_unit) * 2;
+#pragma unroll 1
+    for (int block = 0; block < 2 * p.units; ++block) sums[i / 2][i % 2] += factors[block].y;
+  }
+}
+
+// What stays in float of the 32 k from `k` on, masks[token], added to sum in the order of k. Few columns of x have any, so
+// their codes are read once more, from L2, rather than held while the tensor cores need the registers.
 template <class Shape, int kTokenTiles>
 OCTAVO_DEVICE void add_outliers(const QuantizedArgs& a, const QuantizedPlace& p, int64_t k, const uint32_t* masks,
-                                const FragA (&weights)[2], FragC (&sum)[2][kTokenTiles]) {
+                                FragC (&sum)[2][kTokenTiles]) {
   uint32_t left = 0;
   for (int i = p.lane % Shape::kTokens; i < Shape::kTokens; i += 32) left |= masks[i];
   if (!any(left != 0)) return;
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) left |= shfl_xor(left, d);
+#pragma unroll 1
   for (; left != 0; left &= left - 1) {
-    const int at = __ffs(int(left)) - 1, source = p.g * 4 + at / 8;
-    const int shift = at % 4 == 1 ? 16 : at % 4 == 2 ? 8 : at % 4 * 8;  // the order 0, 2, 1, 3
+    const int at = __ffs(int(left)) - 1;
     float w[2][2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t mine = at % 8 < 4 ? weights[r].r[half] : weights[r].r[2 + half];
-        w[r][half] = float(int8_t(shfl(mine, source) >> shift));
+        w[r][half] = float(read_code(a.layout, tile_of(a, p, r), p.g + 8 * half, k + at) - 128);
       }
     }
 #pragma unroll
@@ -247,13 +254,10 @@ OCTAVO_DEVICE void add_outliers(const QuantizedArgs& a, const QuantizedPlace& p,
 
 template <int kBits, Scales kScales, int kTokenTiles>
 __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
-                                  QuantizedShape<kBits, kTokenTiles>::kBlocks)
+                                  QuantizedInt8Shape<kBits, kScales, kTokenTiles>::kBlocks)
     quantized_int8_kernel(const __grid_constant__ QuantizedArgs a) {
   using Shape = QuantizedInt8Shape<kBits, kScales, kTokenTiles>;
   constexpr float kZero = float(1 << (kBits - 1));
-  // An int32 sum that starts from the bits of 1.5 * 2^23 is that float plus the sum, while the sum is under 2^22: here it
-  // is at most 32 * 127 * 128. One subtraction then converts it, where the hardware's conversion has an eighth the rate.
-  constexpr int kMagic = 0x4B400000;
   OCTAVO_DYNAMIC_SHARED(unsigned char, shared);
   unsigned char* const x = shared + Shape::kRingBytes;
   unsigned char* const factors = x + Shape::kXBytes;
@@ -261,19 +265,24 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
   unsigned char* const offsets = scales + Shape::kScaleBytes;
   float* const x_sums = reinterpret_cast<float*>(offsets + Shape::kScaleBytes);
   const QuantizedPlace p = place<Shape>(a);
-  CodeRing<Shape> ring(a, p, shared);  // weights are no kernel's output
+  CodeRing<Shape> ring(a, p, shared);
   pdl_wait();
+  // First, so that it has come when the first units have, and nobody waits for the whole ring.
+  copy_codes<Shape>(a, p, p.first_unit, min(Shape::kChunk, p.units), x);
+  ring.fill();
 
   FragC sum[2][kTokenTiles] = {};  // kOutliers: of the outliers
   FragI whole[2][kTokenTiles] = {};  // kOutliers only
-  float row_sums[kTokenTiles][2] = {};
   const unsigned char* const own_scales = scales + p.warp * 2 * Shape::kChunk * 64 + p.g * 4;
   const unsigned char* const own_x = x + p.g * Shape::kPitch + p.t * 16;
 
   for (int first = 0; first < p.units; first += Shape::kChunk) {
     const int count = min(Shape::kChunk, p.units - first), unit = p.first_unit + first;
-    if (first) bar_sync();  // everyone has read the chunk before
-    stage_codes<kScales, Shape>(a, p, unit, count, x, factors, x_sums, kBits == 4 ? 0.0625f : 1.f);
+    if (first) {
+      bar_sync();  // everyone has read the chunk before
+      copy_codes<Shape>(a, p, unit, count, x);
+    }
+    stage_x_factors<kScales, Shape>(a, p, unit, count, factors, x_sums, kBits == 4 ? 0.0625f : 1.f);
     if constexpr (kScales == Scales::kGroups) {
       const int group = unit * 2 >> a.group_shift;
       const int groups = min(Shape::kChunk * 2 >> a.group_shift, int(a.layout.stored_groups()) - group);
@@ -282,6 +291,11 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
       if (!a.layout.symmetric) {
         stage_factors<Shape::kChunk * 64>(a, p, offsets, at + a.layout.factor_bytes(), groups * 2);
       }
+    }
+    if (first) {
+      cp_wait<0>();
+    } else {
+      cp_wait<Shape::kSlots - 1>();
     }
     bar_sync();
 
@@ -307,8 +321,6 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
               mma_s8(whole[0][n], weights[0], tokens, whole[0][n]);
               mma_s8(whole[1][n], weights[1], tokens, whole[1][n]);
             }
-            add_outliers<Shape>(a, p, int64_t(unit) * 64 + block * 32,
-                                reinterpret_cast<const uint32_t*>(factors) + block * Shape::kTokens, weights, sum);
             continue;
           }
           float2 scale[2] = {}, offset[2] = {};
@@ -329,14 +341,14 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
             const int at = block * Shape::kTokens + 8 * n + 2 * p.t;
             const float2 x_scale = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(factors) + at);
             float2 x_sum{};
-            if (!a.layout.symmetric) x_sum = *reinterpret_cast<const float2*>(x_sums + at);
+            if (kScales == Scales::kGroups && !a.layout.symmetric) x_sum = *reinterpret_cast<const float2*>(x_sums + at);
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               FragI d;
-              mma_s8(d, weights[r], tokens, FragI{{kMagic, kMagic, kMagic, kMagic}});
+              mma_s8(d, weights[r], tokens, FragI{});
 #pragma unroll
               for (int j = 0; j < 4; ++j) {
-                const float v = __int_as_float(d.r[j]) - 12582912.f, token_scale = j % 2 ? x_scale.y : x_scale.x;
+                const float v = float(d.r[j]), token_scale = j % 2 ? x_scale.y : x_scale.x;
                 float& total = sum[r][n].r[j];
                 if constexpr (kScales == Scales::kGroups) {
                   total = fmaf(j < 2 ? scale[r].x : scale[r].y, v * token_scale, total);
@@ -348,12 +360,15 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
                 }
               }
             }
-            if (kScales == Scales::kRow && !a.layout.symmetric) {
-              row_sums[n][0] += x_sum.x;
-              row_sums[n][1] += x_sum.y;
-            }
           }
         }
+      }
+    }
+    if constexpr (kScales == Scales::kOutliers) {
+#pragma unroll 1
+      for (int block = 0; block < 2 * count; ++block) {
+        add_outliers<Shape>(a, p, int64_t(unit) * 64 + block * 32,
+                            reinterpret_cast<const uint32_t*>(factors) + block * Shape::kTokens, sum);
       }
     }
   }
@@ -373,7 +388,11 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
       }
     }
   }
-  if constexpr (kScales != Scales::kGroups) scale_rows(a, p, sum, row_sums, kZero);
+  if constexpr (kScales != Scales::kGroups) {
+    float row_sums[kTokenTiles][2] = {};
+    if (!a.layout.symmetric) sum_rows(a, p, row_sums);
+    scale_rows(a, p, sum, row_sums, kZero);
+  }
   finish_block<Shape>(a, p, sum, ring.own);
 }
 

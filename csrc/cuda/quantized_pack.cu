@@ -1,24 +1,13 @@
 // Between plain quantised weights and the packed layout of quantized.h, and rows of it as floats. Memory is all they
 // take; the weights of a model pass once.
 #include "launch.h"
-#include "prim.cuh"
 #include "quantized_launch.h"
+#include "quantized_tile.cuh"
 
 namespace octavo::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// Where code (row, k) of a tile lies: the nibble's shift in a word, and the word's bytes from the tile's start, of plane 0.
-struct CodePlace {
-  int64_t word;
-  int shift;
-};
-OCTAVO_DEVICE CodePlace code_place(const QuantizedLayout& layout, int row, int64_t k) {
-  const int in_unit = int(k % 64), f = in_unit / 32 * 2 + in_unit % 8 / 4, lane = row % 8 * 4 + in_unit % 32 / 8;
-  const int i = row / 8 + in_unit % 4 / 2 * 2, e = in_unit % 2;
-  return {k / 64 * layout.unit_bytes() + lane * 16 + f * 4, 4 * (i + 4 * e)};
-}
 
 // A thread a word: (tile, unit, plane, lane, f).
 __global__ void __launch_bounds__(kThreads) pack_codes_kernel(const __grid_constant__ QuantizedPackArgs a) {
@@ -74,13 +63,6 @@ __global__ void __launch_bounds__(128) pad_kernel(const __grid_constant__ Quanti
   pdl_launch();
 }
 
-OCTAVO_DEVICE int read_code(const uint8_t* tile, const QuantizedLayout& layout, int row, int64_t k) {
-  const CodePlace place = code_place(layout, row, k);
-  int code = int(*reinterpret_cast<const uint32_t*>(tile + place.word) >> place.shift & 15);
-  if (layout.bits == 8) code |= int(*reinterpret_cast<const uint32_t*>(tile + place.word + 512) >> place.shift & 15) << 4;
-  return code;
-}
-
 __global__ void __launch_bounds__(kThreads) unpack_codes_kernel(const __grid_constant__ QuantizedPackArgs a) {
   const QuantizedLayout& layout = a.layout;
   pdl_wait();
@@ -89,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) unpack_codes_kernel(const __grid_con
     const int r = int(index % each / layout.k);
     const int64_t k = index % layout.k, row = layout.plain_row(tile, r);
     if (row < layout.n) {
-      a.codes[row * layout.k + k] = uint8_t(read_code(a.packed + tile * layout.tile_bytes(), layout, r, k));
+      a.codes[row * layout.k + k] = uint8_t(read_code(layout, a.packed + tile * layout.tile_bytes(), r, k));
     }
   }
   pdl_launch();
@@ -106,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint8_t* tile = packed + (there ? id / 16 : 0) * layout.tile_bytes();
   const float zero = float(1 << (layout.bits - 1));
   for (int64_t k = threadIdx.x; k < layout.k; k += kThreads) {
-    const float code = float(read_code(tile, layout, row, k));
+    const float code = float(read_code(layout, tile, row, k));
     const int64_t group = layout.group_size ? k / layout.group_size : 0;
     const uint8_t* at = tile + layout.scales_at();
     float scale, offset = 0.f;

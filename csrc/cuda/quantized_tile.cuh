@@ -6,6 +6,7 @@
 // tokens are columns of the mma, which do not meet. Hence law 6: a token's result is the same to the bit in any batch.
 #pragma once
 
+#include "activation.cuh"
 #include "prim.cuh"
 #include "quantized.h"
 
@@ -28,7 +29,7 @@ struct QuantizedShape {
 struct QuantizedPlace {
   int warp, lane, g, t;
   int tile;        // the warp's first
-  int64_t token;   // the block's first
+  int token;       // the block's first, of the launch's at most kLaunchRows
   int tokens;      // of the block that exist, may exceed its size
   int slice, first_unit, units;
 };
@@ -41,36 +42,51 @@ OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
   p.g = p.lane / 4;
   p.t = p.lane % 4;
   p.tile = int(blockIdx.z) * Shape::kTiles + p.warp * 2;
-  p.token = int64_t(blockIdx.x) * Shape::kTokens;
-  p.tokens = int(a.m - p.token);
+  p.token = int(blockIdx.x) * Shape::kTokens;
+  p.tokens = int(a.m) - p.token;
   p.slice = int(blockIdx.y);
   p.first_unit = p.slice * a.slice_units;
   p.units = min(a.slice_units, int(a.layout.units()) - p.first_unit);
   return p;
 }
 
+// The warp's tile r, the last one if there is none.
+OCTAVO_DEVICE const uint8_t* tile_of(const QuantizedArgs& a, const QuantizedPlace& p, int r) {
+  return a.weight + min(int64_t(p.tile + r), a.layout.tiles() - 1) * a.layout.tile_bytes();
+}
+
+// Code k of row `row` of a tile, one by one.
+OCTAVO_DEVICE int read_code(const QuantizedLayout& layout, const uint8_t* tile, int row, int64_t k) {
+  const int in_unit = int(k % 64), f = in_unit / 32 * 2 + in_unit % 8 / 4, lane = row % 8 * 4 + in_unit % 32 / 8;
+  const int shift = 4 * (row / 8 + in_unit % 4 / 2 * 2 + in_unit % 2 * 4);
+  const uint8_t* at = tile + k / 64 * layout.unit_bytes() + lane * 16 + f * 4;
+  int code = int(*reinterpret_cast<const uint32_t*>(at) >> shift & 15);
+  if (layout.bits == 8) code |= int(*reinterpret_cast<const uint32_t*>(at + 512) >> shift & 15) << 4;
+  return code;
+}
+
 // The codes of a warp's two tiles on their way through shared memory. A thread copies and reads back its own 16 bytes of
 // every piece, so the ring needs no barrier; it holds kSlots units, whatever registers cost. Beyond the last tile it
-// holds zeros.
+// holds that one once more, and its sums are never stored.
 template <class Shape>
 struct CodeRing {
   static constexpr int kPieces = 2 * Shape::kPlanes;
 
   unsigned char* own;
   const uint8_t* next[2];
-  bool valid[2];
   int left;
 
   OCTAVO_DEVICE CodeRing(const QuantizedArgs& a, const QuantizedPlace& p, unsigned char* ring) {
     own = ring + threadIdx.x * 16;
     left = p.units;
-    const int64_t tiles = a.layout.tiles();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      valid[r] = p.tile + r < tiles;
-      next[r] = a.weight + (valid[r] ? p.tile + r : 0) * a.layout.tile_bytes() + p.first_unit * (512 * Shape::kPlanes) +
-                p.lane * 16;
+      next[r] = tile_of(a, p, r) + p.first_unit * (512 * Shape::kPlanes) + p.lane * 16;
     }
+  }
+
+  // All slots but one.
+  OCTAVO_DEVICE void fill() {
 #pragma unroll
     for (int slot = 0; slot < Shape::kSlots - 1; ++slot) fetch(slot);
   }
@@ -83,7 +99,7 @@ struct CodeRing {
 #pragma unroll
         for (int plane = 0; plane < Shape::kPlanes; ++plane) {
           cp_async<16>(own + (slot * kPieces + r * Shape::kPlanes + plane) * Shape::kThreads * 16,
-                       next[r] + plane * 512, valid[r]);
+                       next[r] + plane * 512);
         }
         next[r] += 512 * Shape::kPlanes;
       }
@@ -110,15 +126,15 @@ struct CodeRing {
 OCTAVO_DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // Copies `count` pieces of 16 bytes, `at` bytes into each of the warp's two tiles, to `to`, kPitch bytes a tile of the
-// block. Beyond the last tile any factors will do: its sums are never stored.
+// block.
 template <int kPitch>
 OCTAVO_DEVICE void stage_factors(const QuantizedArgs& a, const QuantizedPlace& p, unsigned char* to,
                                               int64_t at, int count) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t tile = min(int64_t(p.tile + r), a.layout.tiles() - 1);
-    const uint4* from = reinterpret_cast<const uint4*>(a.weight + tile * a.layout.tile_bytes() + at);
+    const uint4* from = reinterpret_cast<const uint4*>(tile_of(a, p, r) + at);
     uint4* out = reinterpret_cast<uint4*>(to + (p.warp * 2 + r) * kPitch);
+#pragma unroll 1
     for (int i = p.lane; i < count; i += 32) out[i] = from[i];
   }
 }
@@ -129,8 +145,7 @@ OCTAVO_DEVICE void scale_rows(const QuantizedArgs& a, const QuantizedPlace& p, F
                                            const float (&x_sums)[kTokenTiles][2], float zero) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t tile = min(int64_t(p.tile + r), a.layout.tiles() - 1);
-    const uint8_t* at = a.weight + tile * a.layout.tile_bytes() + a.layout.scales_at() + p.g * 8;
+    const uint8_t* at = tile_of(a, p, r) + a.layout.scales_at() + p.g * 8;
     const float2 scale = *reinterpret_cast<const float2*>(at);
     float2 offset{};
     if (!a.layout.symmetric) {
@@ -146,16 +161,6 @@ OCTAVO_DEVICE void scale_rows(const QuantizedArgs& a, const QuantizedPlace& p, F
         sum[r][n].r[j] = v;
       }
     }
-  }
-}
-
-OCTAVO_DEVICE float activated(float x, Activation act) {
-  switch (act) {
-    case Activation::kRelu: return x > 0.f ? x : 0.f * x;
-    case Activation::kGelu: return 0.5f * x * (1.f + erff(x * 0.707106781f));
-    case Activation::kGeluTanh: return 0.5f * x * (1.f + tanhf(0.797884561f * fmaf(0.044715f * x * x, x, x)));
-    case Activation::kSilu: return x / (1.f + expf(-x));
-    default: return x;
   }
 }
 
@@ -181,13 +186,13 @@ OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile
       v += a.bias[column];
       up += a.bias[half + column];
     }
-    store_output(a, token, column, activated(v, a.act) * up);
+    store_output(a, token, column, activate(v, a.act) * up);
     return;
   }
   const int64_t column = int64_t(tile) * 16 + row;
   if (column >= a.layout.n) return;
   if (a.bias) v += a.bias[column];
-  store_output(a, token, column, activated(v, a.act));
+  store_output(a, token, column, activate(v, a.act));
 }
 
 // sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order (by

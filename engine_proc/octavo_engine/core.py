@@ -171,7 +171,7 @@ class Core:
                     self._abort((client, request_id))
             case wire.StatsRequest():
                 self._outbox[client].append(wire.Stats(message.token, self.stats()))
-            case wire.Tokenize():
+            case wire.Tokenize() | wire.Detokenize():
                 self._tokenize(client, message)
             case wire.Hello():
                 if message.protocol != wire.PROTOCOL_VERSION:
@@ -222,12 +222,13 @@ class Core:
         if request is not None:
             self._admit(live, request)
 
-    def _tokenize(self, client: Client, message: wire.Tokenize) -> None:
+    def _tokenize(self, client: Client, message: wire.Tokenize | wire.Detokenize) -> None:
         limit = self.ready.options.max_queued_requests
-        answer: wire.Tokens | None
+        answer: wire.Tokens | wire.Texts | None
         if self.intake.num_pending >= limit:
             waiting = f"{self.intake.num_pending} texts are waiting to be tokenised"
-            answer = wire.Tokens(message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}")
+            kind = wire.Texts if isinstance(message, wire.Detokenize) else wire.Tokens
+            answer = kind(message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}")
         else:
             answer = self.intake.tokenize(client, message)
         if answer is not None:

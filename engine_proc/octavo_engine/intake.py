@@ -1,4 +1,6 @@
-"""From a Generate message to a scheduling.Request: checks against the model, tokenising, seeds. And Tokenize's answers.
+"""From a Generate message to a scheduling.Request: checks against the model, tokenising, seeds.
+
+And the answers to Tokenize and Detokenize.
 
 Short texts are tokenised on the engine thread. Long ones go to a worker thread (the tokenizers library releases the
 GIL), so that a 5 MB prompt does not hold up the steps of everybody else.
@@ -41,7 +43,7 @@ class Intake:
         self._wake = wake
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="octavo-tokenise")
         self._tokenised: deque[tuple[Any, list[int] | Exception]] = deque()
-        self._answers: deque[tuple[Any, wire.Tokens]] = deque()
+        self._answers: deque[tuple[Any, wire.Tokens | wire.Texts]] = deque()
         self.num_pending = 0
 
     def begin(self, key: Any, message: wire.Generate, arrival: float) -> Request | None:
@@ -62,15 +64,19 @@ class Intake:
         self.num_pending -= len(done)
         return done
 
-    def tokenize(self, client: Any, message: wire.Tokenize) -> wire.Tokens | None:
+    def tokenize(self, client: Any, message: wire.Tokenize | wire.Detokenize) -> wire.Tokens | wire.Texts | None:
         """The answer, or None where the text went to the worker thread (see `answers`)."""
-        if len(message.text) <= _INLINE_CHARACTERS:
+        if isinstance(message, wire.Detokenize):
+            long = len(message.token_ids)
+        else:
+            long = len(message.text) + sum(len(m.content) for m in message.messages or ())
+        if long <= _INLINE_CHARACTERS:
             return self._answer(message)
         self.num_pending += 1
         self._worker.submit(self._answer_later, client, message)
         return None
 
-    def answers(self) -> list[tuple[Any, wire.Tokens]]:
+    def answers(self) -> list[tuple[Any, wire.Tokens | wire.Texts]]:
         """(client, answer) of the long texts that have been tokenised since the last call."""
         done = []
         while self._answers:
@@ -107,15 +113,34 @@ class Intake:
         self._tokenised.append((key, result))
         self._wake()
 
-    def _answer_later(self, client: Any, message: wire.Tokenize) -> None:
+    def _answer_later(self, client: Any, message: wire.Tokenize | wire.Detokenize) -> None:
         self._answers.append((client, self._answer(message)))
         self._wake()
 
-    def _answer(self, message: wire.Tokenize) -> wire.Tokens:
+    def _answer(self, message: wire.Tokenize | wire.Detokenize) -> wire.Tokens | wire.Texts:
+        kind = wire.Texts if isinstance(message, wire.Detokenize) else wire.Tokens
         try:
-            return wire.Tokens(message.request_id, tuple(self._text.encode(message.text, message.special)))
+            if isinstance(message, wire.Detokenize):
+                return wire.Texts(message.request_id, tuple(self._texts(message)))
+            if message.messages is not None:
+                ids = self._text.encode_chat([{"role": m.role, "content": m.content} for m in message.messages])
+            else:
+                ids = self._text.encode(message.text, message.special)
+            return wire.Tokens(message.request_id, tuple(ids))
         except Exception as error:  # whatever it is ends this request, not the engine
-            return wire.Tokens(message.request_id, (), str(error) or type(error).__name__)
+            return kind(message.request_id, (), str(error) or type(error).__name__)
+
+    def _texts(self, message: wire.Detokenize) -> list[str]:
+        if not self._text.has_tokenizer:
+            raise TextError("text needs a tokenizer, and the checkpoint has none")
+        if not message.each:
+            return [self._text.decode(message.token_ids, message.skip_special_tokens)]
+        texts = []
+        for token in message.token_ids:
+            # As behind other text: some tokenizers treat the first token of all differently.
+            stream = self._text.stream_after_text(message.skip_special_tokens)
+            texts.append(stream.feed([token]) + stream.flush())
+        return texts
 
     def _tokenise(self, message: wire.Generate) -> list[int]:
         try:

@@ -37,8 +37,10 @@ class Machine:
     Made before the model is loaded, since it remembers what was free then. Raises OpsUnavailable.
     """
 
-    def __init__(self, asked: str, num_threads: int, memory: DeviceMemory | None = None) -> None:
-        self.ops = _choose_ops(asked, num_threads)
+    def __init__(
+        self, asked: str, num_threads: int, memory: DeviceMemory | None = None, *, batch_invariant: bool = False
+    ) -> None:
+        self.ops = _choose_ops(asked, num_threads, batch_invariant)
         if memory is None and self.ops.device.type == "cuda":
             memory = CudaMemory(self.ops.device)
         self._memory = memory
@@ -131,18 +133,19 @@ class Machine:
             ) from error
 
 
-def _choose_ops(asked: str, num_threads: int) -> Ops:
+def _choose_ops(asked: str, num_threads: int, batch_invariant: bool) -> Ops:
     if asked == "auto":
         why = _no_gpu()
         if why is None:
             try:
-                ops = load_ops("cuda")
+                ops = load_ops("cuda", batch_invariant=batch_invariant)
                 log.info("device='auto' is %s: %s, %s", ops.device, torch.cuda.get_device_name(ops.device), ops.isa)
                 return ops
             except OpsUnavailable as error:
                 why = str(error)
         log.info("device='auto' is the CPU: %s", why)
-    return load_ops("cpu" if asked == "auto" else asked, num_threads=num_threads)
+    device = "cpu" if asked == "auto" else asked
+    return load_ops(device, num_threads=num_threads, batch_invariant=batch_invariant)
 
 
 def _no_gpu() -> str | None:

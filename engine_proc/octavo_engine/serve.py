@@ -53,16 +53,20 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
         core.run()
     except Exception as error:
         log.exception("the engine failed")
-        dying = wire.Dying("internal", f"{type(error).__name__}: {error}")
-        if isinstance(error, DeviceLost):
-            dying = wire.Dying("device_lost", str(error))
         for client in greeter.clients:
             with contextlib.suppress(Exception):  # it is dying: each client gets what can still be said
-                mailbox.send(client, [dying])
+                mailbox.send(client, [last_words(error)])
         return 1
     finally:
         mailbox.close()
     return 0
+
+
+def last_words(error: Exception) -> wire.Dying:
+    """What the clients are told of an error that ended the loop."""
+    if isinstance(error, DeviceLost):
+        return wire.Dying("device_lost", str(error))
+    return wire.Dying("internal", f"{type(error).__name__}: {error}")
 
 
 class _Greeter:
@@ -132,7 +136,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     # torch's own thread pool would only compete with the kernels', while loading and later.
     torch.set_num_threads(1)
     try:
-        machine = Machine(options.device, threads)
+        machine = Machine(options.device, threads, batch_invariant=options.batch_invariant)
         ops = machine.ops
         source = open_source(options.model, options.revision, greeter)
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)

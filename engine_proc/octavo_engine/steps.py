@@ -51,6 +51,7 @@ class Steps:
             if result is None:
                 if handle is not None:
                     self._runner.discard(handle)  # what it read of the step before means nothing
+                self._scheduler.resolve(before[0])  # by now the device has drawn beyond it
                 yield before[0], self._run_singly(before[0])
                 if plan is not None:
                     self._scheduler.resolve(plan)

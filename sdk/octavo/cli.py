@@ -67,7 +67,7 @@ def _fail(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval | quantize")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval | quantize | serve")
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
     commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
     chat = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in _SAMPLING.items():
         sampling.add_argument(_flag(name), type=_number, default=default, metavar="X", help=f"default {default}")
     _add_engine_options(chat)
+    server = commands.add_parser("serve", help="answer OpenAI's API over HTTP")
+    server.set_defaults(run=_serve)
+    server.add_argument("model", help=_MODEL)
+    _add_server_options(server)
+    _add_engine_options(server)
     measures = commands.add_parser("eval", help="measure a model's quality").add_subparsers(
         required=True, metavar="perplexity"
     )
@@ -103,6 +108,14 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
             engine.add_argument(
                 _flag(field.name), type=convert, default=field.default, metavar="X", help=f"default {shown}"
             )
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    try:
+        from octavo.openai.serve import add_arguments
+    except ImportError:  # said by _serve
+        return
+    add_arguments(parser)
 
 
 def _flag(name: str) -> str:
@@ -134,6 +147,18 @@ async def _eval(options: argparse.Namespace) -> None:
             yield client
 
     await evaluate(options, _engine_options(options), opened)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    try:
+        from octavo.openai.serve import options_of, serve
+    except ImportError as error:
+        raise OctavoError(f'octavo serve needs {error.name}: pip install "octavo[server]"') from error
+    engine, server = _engine_options(options), options_of(options)
+    bar = _LoadBar()
+    async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
+        bar.close()
+        await serve(client, server)
 
 
 # ---- the chat --------------------------------------------------------------------------------------------------
@@ -263,12 +288,13 @@ class _LoadBar:
     def update(self, progress: Progress) -> None:
         """The client's on_progress."""
         share = min(1.0, progress.done / progress.total) if progress.total else 0.0
+        whole = f"{progress.total} graphs" if progress.stage == "capture" else f"{progress.total / 1e6:,.0f} MB"
         if self.live:
             full = round(share * self.WIDTH)
             bar = "█" * full + "░" * (self.WIDTH - full)
-            self._line(f"{progress.stage:8} {bar} {share:4.0%} of {progress.total / 1e6:,.0f} MB {progress.text}"[:110])
+            self._line(f"{progress.stage:8} {bar} {share:4.0%} of {whole} {progress.text}"[:110])
         elif progress.stage != self.stage:
-            self._line(f"{progress.stage}: {progress.total / 1e6:,.0f} MB")
+            self._line(f"{progress.stage}: {whole}")
         self.stage = progress.stage
 
     def close(self) -> None:

@@ -40,7 +40,8 @@ class AsyncClient:
     tasks may use it at once. Entering opens it, leaving closes it: the engine has been reaped by then.
 
     model and options.model are the same thing given twice: either will do. on_progress is called with
-    wire.Progress (stage, bytes done, bytes in total) while the model is fetched and loaded.
+    wire.Progress (stage, bytes done, bytes in total) while the model is fetched and loaded. share: other processes of
+    this user may join the engine at `address`, for as long as this client is open.
 
     Opening raises EngineNotInstalled, ModelError, InvalidOption, ProtocolMismatch or EngineStartError.
     """
@@ -51,6 +52,7 @@ class AsyncClient:
         options: EngineOptions | None = None,
         *,
         on_progress: Callable[[wire.Progress], None] | None = None,
+        share: bool = False,
         _command: Sequence[str] | None = None,
     ) -> None:
         options = options or EngineOptions()
@@ -65,7 +67,7 @@ class AsyncClient:
         from octavo.session import Session, SpawnedEngine
 
         self._asked = options
-        self._session = Session(SpawnedEngine(options, _command), options, on_progress)
+        self._session = Session(SpawnedEngine(options, _command, share), options, on_progress)
 
     @classmethod
     async def connect(
@@ -142,6 +144,11 @@ class AsyncClient:
         return ready
 
     @property
+    def address(self) -> str:
+        """What other processes give to `connect`, to share this client's engine; "" unless open with share=True."""
+        return self._session.address
+
+    @property
     def options(self) -> EngineOptions:
         """As resolved by the engine once it is ready; before, as given."""
         return self._asked if self._session.ready is None else self._session.ready.options
@@ -199,15 +206,28 @@ class AsyncClient:
         else:
             router.abort_all()
 
-    async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """The token ids of a text of any length, by the model's tokenizer.
+    async def tokenize(
+        self, text: str | Sequence[Mapping[str, str] | wire.Message], *, special: bool = True
+    ) -> list[int]:
+        """The token ids of a text of any length, or of chat messages, by the model's tokenizer (and template).
 
         special: with the tokens that the tokenizer puts around a prompt, so that the result is what `generate(text)`
-        would run. Raises InvalidRequest where the checkpoint has no tokenizer.
+        would run; a template writes its own. Raises InvalidRequest where the checkpoint has no tokenizer or template.
         """
-        if not isinstance(text, str):
-            raise InvalidRequest(f"text: a string is needed, not {type(text).__name__}")
-        return await self._session.router.tokenize(text, special)
+        if isinstance(text, str):
+            return await self._session.router.tokenize(text, special, None)
+        if isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable) or not (items := list(text)):
+            raise InvalidRequest(f"text: a string or chat messages are needed, not {text!r:.40}")
+        return await self._session.router.tokenize("", special, [_turn(item) for item in items])
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
+        texts = await self._session.router.detokenize(_token_ids(list(token_ids)), skip_special_tokens, False)
+        return texts[0]
+
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token stands for by itself, special ones by their names; U+FFFD for a part of a character."""
+        return list(await self._session.router.detokenize(_token_ids(list(token_ids)), False, True))
 
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""

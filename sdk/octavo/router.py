@@ -32,6 +32,7 @@ _MERGE_AT = 256
 _HEARTBEAT = 0
 
 Outcome = wire.Finished | wire.Failed | OctavoError
+_Answer = wire.Stats | wire.Tokens | wire.Texts
 
 
 def merge(deltas: list[wire.Delta]) -> list[wire.Delta]:
@@ -105,7 +106,7 @@ class Router:
         self._transport = transport
         self._requests: dict[int, Request] = {}
         self._left: deque[int] = deque()  # their readers were collected; the next send tells the engine
-        self._asked: dict[int, tuple[Waiter, list[wire.Stats | wire.Tokens | OctavoError]]] = {}
+        self._asked: dict[int, tuple[Waiter, list[_Answer | OctavoError]]] = {}
         self._next_id = 0
         self._failure: Callable[[], OctavoError] | None = None
         self.heartbeat = Heartbeat(
@@ -198,21 +199,29 @@ class Router:
         assert isinstance(answer, wire.Stats)
         return answer.values
 
-    async def tokenize(self, text: str, special: bool) -> list[int]:
-        """Token ids of a text. Raises InvalidRequest where the engine can't tell."""
-        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special))
+    async def tokenize(self, text: str, special: bool, messages: list[wire.Message] | None) -> list[int]:
+        """Token ids of a text or a chat. Raises InvalidRequest where the engine can't tell."""
+        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special, messages))
         assert isinstance(answer, wire.Tokens)
         if answer.error is not None:
             raise InvalidRequest(answer.error)
         return list(answer.token_ids)
 
-    async def _ask(self, make: Callable[[int], Any]) -> wire.Stats | wire.Tokens:
+    async def detokenize(self, token_ids: list[int], skip_special_tokens: bool, each: bool) -> tuple[str, ...]:
+        """One text, or one a token. Raises InvalidRequest where the engine can't tell."""
+        answer = await self._ask(lambda request_id: wire.Detokenize(request_id, token_ids, skip_special_tokens, each))
+        assert isinstance(answer, wire.Texts)
+        if answer.error is not None:
+            raise InvalidRequest(answer.error)
+        return answer.texts
+
+    async def _ask(self, make: Callable[[int], Any]) -> _Answer:
         """Send a question and wait for its one answer; the heartbeat sees to it that this ends."""
         if self._failure is not None:
             raise self._failure()
         self._next_id += 1
         number, waiter = self._next_id, self.loop.waiter()
-        answer: list[wire.Stats | wire.Tokens | OctavoError] = []
+        answer: list[_Answer | OctavoError] = []
         self._asked[number] = (waiter, answer)
         self.heartbeat.start()
         try:
@@ -273,7 +282,7 @@ class Router:
                     request.end(message)
             case wire.Stats(number) if number == _HEARTBEAT:
                 self.heartbeat.asked = False
-            case wire.Stats(number) | wire.Tokens(number):
+            case wire.Stats(number) | wire.Tokens(number) | wire.Texts(number):
                 if number in self._asked:
                     self._answer(number, message)
             case wire.Progress():
@@ -286,7 +295,7 @@ class Router:
                 self.dying = message
                 self.on_dying()
 
-    def _answer(self, number: int, answer: wire.Stats | wire.Tokens | OctavoError) -> None:
+    def _answer(self, number: int, answer: _Answer | OctavoError) -> None:
         waiter, box = self._asked.pop(number)
         self._rest_if_idle()
         box.append(answer)

@@ -53,10 +53,12 @@ class SpawnedEngine:
 
     knob = "EngineOptions.{}"
 
-    def __init__(self, options: EngineOptions, command: Sequence[str] | None) -> None:
+    def __init__(self, options: EngineOptions, command: Sequence[str] | None, share: bool = False) -> None:
         self._options = options
+        self._share = share
         self._command = command
         self._folder: Path | None = None
+        self.address = ""
         self.process: EngineProcess | None = None
         self.transport: Transport | None = None
 
@@ -64,6 +66,7 @@ class SpawnedEngine:
         command = list(self._command) if self._command is not None else engine_command(self._options)
         self._folder = private_folder()
         address = f"ipc://{self._folder}/engine.sock"
+        self.address = address if self._share else ""
         self.transport = ZmqTransport(address)
         self.process = EngineProcess([*command, "--bind", address], loop, lambda: on_dead(""))
 
@@ -71,6 +74,11 @@ class SpawnedEngine:
         if self.process is None:
             return "gone"
         return await self.process.end(lambda: send(wire.Drain(abort=True)), timeout)
+
+    def connected(self) -> None:
+        """Unless somebody else is to come: a killed host could not clean up any more."""
+        if not self._share:
+            self.remove_files()
 
     def remove_files(self) -> None:
         if self._folder is not None:
@@ -84,6 +92,7 @@ class JoinedEngine:
     knob = "{} of AsyncClient.connect"
 
     def __init__(self, address: str, curve: CurveKeys | None, transport: Transport | None = None) -> None:
+        self.address = address
         self.transport: Transport = transport or ZmqTransport(address, curve=curve, watch_peer=True)
 
     def start(self, loop: Loop, on_dead: Callable[[str], None]) -> None:
@@ -92,6 +101,9 @@ class JoinedEngine:
     async def end(self, send: Callable[[object], None], timeout: float) -> str:
         send(wire.Goodbye())
         return "left"
+
+    def connected(self) -> None:
+        pass
 
     def remove_files(self) -> None:
         pass
@@ -126,6 +138,11 @@ class Session:
     @property
     def ready(self) -> wire.Ready | None:
         return self._router.ready if self._router is not None else None
+
+    @property
+    def address(self) -> str:
+        """Where others join the engine; "" where none can."""
+        return self._engine.address
 
     @property
     def router(self) -> Router:
@@ -165,8 +182,7 @@ class Session:
             router.on_silent = self._on_silent
             self._engine.transport.start(loop, router.receive, self._on_lost)
             await self._greet(router, settled)
-            # Both ends are connected, nobody else is to come, and a killed host could not clean up any more.
-            self._engine.remove_files()
+            self._engine.connected()
         except BaseException:
             await loop.uninterrupted(self._give_up)
             raise

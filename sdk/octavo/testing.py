@@ -104,8 +104,12 @@ class ScriptedEngine:
                         self._abort(request_id)
                 case wire.StatsRequest(token):
                     self._emit(wire.Stats(token, {"num_requests_running": float(len(self._running))}))
-                case wire.Tokenize(request_id, text):
+                case wire.Tokenize(request_id, text, _, messages):
+                    text = " ".join([text, *(message.content for message in messages or ())])
                     self._emit(wire.Tokens(request_id, tuple(range(len(text.split())))))
+                case wire.Detokenize(request_id, token_ids, _, each):
+                    words = [f"<{token}>" for token in token_ids]
+                    self._emit(wire.Texts(request_id, tuple(words if each else [" ".join(words)])))
                 case wire.Goodbye() | wire.Drain():
                     self._running.clear()
 

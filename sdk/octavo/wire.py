@@ -20,6 +20,7 @@ __all__ = [
     "Choice",
     "Delta",
     "Deltas",
+    "Detokenize",
     "Drain",
     "Dying",
     "Failed",
@@ -32,6 +33,7 @@ __all__ = [
     "Ready",
     "Stats",
     "StatsRequest",
+    "Texts",
     "TokenLogprob",
     "Tokenize",
     "Tokens",
@@ -41,7 +43,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -102,11 +104,24 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt."""
+    """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt.
+
+    messages: a chat instead of the text, through the model's template.
+    """
 
     request_id: int
     text: str
     special: bool = True
+    messages: list[Message] | None = None
+
+
+class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """The text of a sequence of tokens; answered by Texts: of one text, or with `each` of one a token by itself."""
+
+    request_id: int
+    token_ids: list[int]
+    skip_special_tokens: bool = True
+    each: bool = False
 
 
 # ---- to the client ---------------------------------------------------------------------------------------------
@@ -214,6 +229,14 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=27):
     error: str | None = None
 
 
+class Texts(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """Answer to Detokenize. error: why there are none, as where the checkpoint has no tokenizer."""
+
+    request_id: int
+    texts: tuple[str, ...]
+    error: str | None = None
+
+
 class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     """The engine is about to exit. code: start_failed, model, invalid_option, out_of_memory, protocol, drained,
     device_lost, internal."""
@@ -222,8 +245,8 @@ class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     message: str
 
 
-ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye | Tokenize
-ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens
+ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye | Tokenize | Detokenize
+ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens | Texts
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])

@@ -3,7 +3,8 @@
     python -m tests.bench.step_overhead
 
 Prints microseconds a decode step at 1, 64 and 256 sequences, best and median: building the batch, drawing, and all of
-submit and collect.
+submit and collect; then the same of the runner for devices that work by themselves, as far as it is the host's (what
+it enqueues is done at once here, on the CPU).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 
 from octavo.options import SamplingParams
+from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.runner import Runner
 from octavo_engine.models.base import ModelConfig
-from octavo_engine.scheduling.plan import Plan, SeqStart, SeqStep
+from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart, SeqStep
 
 VOCAB, PAGE, MAX_SEQS, MAX_LEN = 64, 16, 256, 8192
 KINDS = {
@@ -34,6 +36,7 @@ KINDS = {
 class Free:
     """Model and ops in one, all results made beforehand."""
 
+    device = torch.device("cpu")
     config = ModelConfig("none", 30, 1, 1, 2, 1, VOCAB, MAX_LEN, torch.float32)
 
     def __init__(self, rows: int) -> None:
@@ -46,8 +49,11 @@ class Free:
             torch.zeros(rows, 5),
         )
 
-    def record(self, function: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
-        return function
+    def record(self, function: Callable[..., Any], inputs: Any, kept: Any = None, **_: Any) -> Callable[..., Any]:
+        return function if kept is None else lambda *tensors: function(*tensors[: len(inputs)])
+
+    def empty_cache(self, layout: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1), torch.zeros(1)
 
     def forward(self, batch: Any) -> torch.Tensor:
         return self._hidden
@@ -62,22 +68,23 @@ class Free:
         return self._top
 
 
-def prepared(kind: str, count: int, prompt: int = 400) -> tuple[Runner, Callable[[], Plan]]:
+def prepared(kind: str, count: int, make: type[Runner], prompt: int = 400) -> tuple[Runner, Callable[[], Plan]]:
     """A runner with `count` decoding sequences, and what makes their next plan."""
     free: Any = Free(count)
-    runner = Runner(
+    runner = make(
         free, free, num_pages=64, page_size=PAGE, max_num_seqs=MAX_SEQS, max_model_len=MAX_LEN, kv_dtype=torch.float32
     )
     history = list(range(prompt))
     starts = [SeqStart(i, KINDS[kind], i, [token % VOCAB for token in history], []) for i in range(count)]
     pages = list(range(prompt // PAGE))
-    runner.submit(Plan(0, [], starts, [], [SeqStep(i, 0, [0], 0, pages, []) for i in range(count)]))
+    runner.collect(runner.submit(Plan(0, [], starts, [], [SeqStep(i, 0, [0], 0, pages, []) for i in range(count)])))
     state = SimpleNamespace(position=prompt)
 
     def plan() -> Plan:
         at = state.position = prompt + (state.position + 1 - prompt) % (MAX_LEN // 4)
         new = [at % 64] if at % PAGE == 0 else []
-        return Plan(at, [], [], [], [SeqStep(i, at, [at % VOCAB], at // PAGE, new, [i]) for i in range(count)])
+        token = PENDING if runner.asynchronous else at % VOCAB
+        return Plan(at, [], [], [], [SeqStep(i, at, [token], at // PAGE, new, [i]) for i in range(count)])
 
     return runner, plan
 
@@ -89,7 +96,7 @@ def timed(call: Callable[..., Any], *arguments: Any) -> float:
 
 
 def measure(kind: str, count: int, rounds: int) -> dict[str, list[float]]:
-    runner, plan = prepared(kind, count)
+    runner, plan = prepared(kind, count, Runner)
     slots, logits = list(range(count)), runner._logits(torch.zeros(0))
     times: dict[str, list[float]] = {"build": [], "draw": [], "submit+collect": []}
     for _ in range(rounds):
@@ -98,13 +105,15 @@ def measure(kind: str, count: int, rounds: int) -> dict[str, list[float]]:
         with torch.inference_mode():
             times["draw"].append(timed(runner._sampler.draw, logits, slots))
         times["submit+collect"].append(timed(lambda step: runner.collect(runner.submit(step)), step))
+    runner, plan = prepared(kind, count, DeviceRunner)
+    times["on a device"] = [timed(lambda step: runner.collect(runner.submit(step)), plan()) for _ in range(rounds)]
     return times
 
 
 def main(rounds: int = 300) -> None:
     torch.set_num_threads(1)
     print(f"{platform.machine()}, torch {torch.__version__}: microseconds a decode step, best / median of {rounds}")
-    print(f"{'sequences':>9} {'sampling':>10} {'build':>15} {'draw':>15} {'submit+collect':>15}")
+    print(f"{'sequences':>9} {'sampling':>10} {'build':>15} {'draw':>15} {'submit+collect':>15} {'on a device':>15}")
     for count in (1, 64, 256):
         for kind in KINDS:
             times = measure(kind, count, rounds).values()

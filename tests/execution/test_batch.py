@@ -43,11 +43,19 @@ def check(built: BuiltBatch, seqs: list[SeqStep], tables: dict[int, list[int]]) 
         assert tensor.dtype == torch.int32
     assert batch.page_table.dtype == torch.int32
     assert batch.page_table.is_contiguous()
-    assert built.draw_rows.dtype == torch.int64
+    assert built.draw_rows.dtype == torch.int32
     assert batch.kv is KV
     assert built.draw_slots == [slot for seq in seqs for slot in seq.samplers]
     assert built.draw_rows.tolist() == draw_rows
     assert not built.every_row or draw_rows == list(range(len(token_ids)))
+    if not built.every_row:
+        rows, starts, lengths, pages = built.kept
+        assert rows.tolist() == draw_rows
+        assert starts.tolist() == list(range(len(draw_rows) + 1))
+        assert lengths.tolist() == [positions[row] + 1 for row in draw_rows]
+        drawn = [seq.slot for seq in seqs for _ in seq.samplers]
+        for row, slot, length in zip(pages.tolist(), drawn, lengths.tolist(), strict=True):
+            assert row[: -(-length // PAGE)] == tables[slot][: -(-length // PAGE)]
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = ["Outcome", "Stage", "run_stage"]
 
+ROOT = Path(__file__).resolve().parents[2]
 _TAIL_LINES = 15
 
 
@@ -41,7 +42,10 @@ class Outcome:
 
 
 def run_stage(stage: Stage, log: Path, environment: Mapping[str, str] | None = None) -> Outcome:
-    """Run it in a process group of its own, all it prints kept in `log`. At the limit the whole group is ended."""
+    """Run it in the checkout's root, in a process group of its own, all it prints kept in `log`.
+
+    At the limit the whole group is ended.
+    """
     began = time.monotonic()
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -50,6 +54,7 @@ def run_stage(stage: Stage, log: Path, environment: Mapping[str, str] | None = N
             stdout=output,
             stderr=subprocess.STDOUT,
             env=None if environment is None else dict(environment),
+            cwd=ROOT,
             start_new_session=True,
         )
         try:

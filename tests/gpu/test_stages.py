@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.__main__ import MOST_SECONDS, figures, main, run, stages
-from tests.gpu.stages import Stage, run_stage
+from tests.gpu.__main__ import FOLDERS, MOST_SECONDS, SMALL, figures, main, run, stages
+from tests.gpu.stages import ROOT, Stage, run_stage
 
 
 def python(code: str, limit: float = 30.0, *, name: str = "stage", needed: bool = False) -> Stage:
@@ -65,6 +65,18 @@ def test_the_limits_fit_in_the_whole(tmp_path: Path) -> None:
     todo = stages(tmp_path)
     assert sum(stage.limit for stage in todo) <= MOST_SECONDS
     assert [stage.name for stage in todo if stage.needed] == ["configure", "build"]
+
+
+def test_every_test_marked_gpu_is_run() -> None:
+    marks = "pytest.mark" + ".gpu"
+    found = {path.relative_to(ROOT).parts[1] for path in (ROOT / "tests").rglob("*.py") if marks in path.read_text()}
+    assert {f"tests/{folder}" for folder in found} == set(FOLDERS)
+
+
+@pytest.mark.parametrize("word", SMALL.split(" or "))
+def test_what_the_sanitizer_runs_exists(word: str) -> None:
+    names = [line for path in (ROOT / "tests" / "ops").glob("test_cuda_*.py") for line in path.read_text().splitlines()]
+    assert any(line.startswith("def test") and word in line for line in names), word
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -67,6 +67,7 @@ CASES = {
     "llama-mqa": _llama(num_key_value_heads=1),
     "llama-mha-tied": _llama(num_key_value_heads=6, tie_word_embeddings=True),
     "llama-head-dim": _llama(head_dim=20),
+    "llama-head-64": _llama(head_dim=64, num_attention_heads=4),
     "llama-biases": _llama(attention_bias=True, mlp_bias=True),
     "llama-gelu": _llama(hidden_act="gelu"),
     "llama-theta": _llama(**_rope("default", rope_theta=500000.0)),

@@ -42,7 +42,7 @@ def write(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> 
             rounded, scale = quantize_heads(x)
         else:
             rounded, scale = _to_fp8(x)
-        codes[page, :, offset] = rounded
+        codes.view(torch.uint8)[page, :, offset] = rounded.view(torch.uint8)  # not every device indexes 8-bit floats
         scales[page, :, offset] = scale.half()
     return None
 

@@ -151,6 +151,20 @@ def test_an_invariant_row_has_the_same_bits_in_any_batch(cuda_ops: Any, dtype: t
     assert torch.equal(ops.linear(wide[:, :520], packed, act=Activation.SILU, out_dtype=torch.float32), together)
 
 
+# Less than a chunk of K, fewer chunks than slices, more than the ring holds; tails everywhere.
+@pytest.mark.parametrize(("rows", "n", "k"), [(3, 6, 8), (129, 34, 136), (70, 258, 1048)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_tile_for_many_rows_has_the_bits_of_the_others(gated: bool, rows: int, n: int, k: int) -> None:
+    ops = emulated_ops()
+    for dtype in (torch.bfloat16, torch.float16):
+        x, packed = randn(rows, k, dtype=dtype), ops.pack_linear(randn(n, k, seed=1, dtype=dtype), gated=gated)
+        narrow, wide = (torch.full((rows, n // 2 if gated else n), float("nan")) for _ in range(2))
+        for out, many in ((narrow, False), (wide, True)):
+            ops._linear(out, x, packed.data, randn(n, seed=2), int(Activation.SILU), gated, False, many)  # type: ignore[attr-defined]
+        assert torch.equal(narrow, wide)
+        assert not narrow.isnan().any()
+
+
 @pytest.mark.parametrize("order", ["descending", "random"])
 def test_the_order_of_blocks_and_threads_changes_nothing(order: str) -> None:
     ops = with_invariant(emulated_ops(), True)

@@ -1,12 +1,11 @@
 """Decode steps as graphs: which one a step runs in, what its buffers hold, what is captured.
 
-The graphs here are calls remembered with their tensors, as a device remembers addresses.
+The graphs here are those of tests.support.call_graphs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,41 +13,12 @@ from torch import Tensor
 
 from octavo_engine.layers.batch import BATCH_SPECS
 from octavo_engine.ops import TensorSpec
-from octavo_engine.ops.cuda_graphs import Graph, Recorded, graph_sizes
+from octavo_engine.ops.cuda_graphs import Recorded, graph_sizes
 from octavo_engine.ops.cuda_upload import Staging
+from tests.support.call_graphs import CallGraphs
 
 WIDTH = 12
 VOCAB = 50
-
-
-class CallGraph:
-    """Runs the captured function again on the captured tensors, into the captured result."""
-
-    def __init__(self, work: Callable[[], Tensor], out: Tensor) -> None:
-        self._work, self._out, self.replays = work, out, 0
-
-    def replay(self) -> None:
-        self.replays += 1
-        self._out.copy_(self._work())
-
-
-class CallGraphs:
-    def __init__(self) -> None:
-        self.captured: list[CallGraph] = []
-        self.rows: list[int] = []
-
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
-        out = work()
-        self.captured.append(CallGraph(work, out))
-        self.rows.append(len(out))
-        return self.captured[-1], out
-
-    def free_memory(self) -> int:
-        return 1_000_000 - 1000 * len(self.captured)
-
-    @property
-    def replays(self) -> dict[int, int]:
-        return {n: g.replays for n, g in zip(self.rows, self.captured, strict=True) if g.replays}
 
 
 class Forward:

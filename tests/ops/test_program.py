@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from octavo_engine.ops import Ops, TensorSpec, load_ops
+from octavo_engine.ops import KeptRows, Ops, TensorSpec, load_ops
 from octavo_engine.ops.program import NotRecordable, Program, arena_offsets
 
 X = TensorSpec(("T", 48), torch.float32)
@@ -86,6 +86,61 @@ def test_two_numbers_of_rows_in_one_program(best_ops: Ops) -> None:
     for t, length in ((3, 50), (50, 3), (1, 1)):
         x, ids = torch.randn(t, 48), torch.randint(9, (length,), dtype=torch.int32)
         assert torch.equal(program(x, ids), forward(x, ids))
+
+
+def two_layers(ops: Ops) -> Any:
+    """A forward over one-headed attention whose second layer's rows are needed by nobody but their reader."""
+    size, page = 16, 16
+    torch.manual_seed(0)
+    weights = [
+        [ops.pack_linear(torch.randn(3 * size, size) / 4), ops.pack_linear(torch.randn(size, size))] for _ in range(2)
+    ]
+    caches = [(torch.zeros(4, 1, size, page, 1), torch.zeros(4, 1, page, size, 1)) for _ in weights]
+
+    def forward(x: Tensor, slots: Tensor, query_start: Tensor, seq_lens: Tensor, page_table: Tensor) -> Tensor:
+        h = ops.rms_norm(x, torch.ones(size), 1e-5, torch.float32)
+        for (qkv_weight, out), (keys, values) in zip(weights, caches, strict=True):
+            qkv = ops.linear(h, qkv_weight)
+            ops.rope_and_cache(qkv, keys, values, slots, slots, None, num_heads=1)
+            mixed = ops.paged_attention(qkv, keys, values, page_table, query_start, seq_lens, num_heads=1, scale=0.25)
+            ops.linear_add_(h, mixed, out)
+        return h
+
+    return forward, caches
+
+
+def test_only_the_kept_rows_are_computed_behind_the_last_write(ops: Ops) -> None:
+    forward, caches = two_layers(ops)
+    ints = [TensorSpec(shape, torch.int32) for shape in (("T",), ("S + 1",), ("S",), ("S", "pages"))]
+    inputs = [TensorSpec(("T", 16), torch.float32), *ints]
+    program: Any = ops.record(forward, inputs, KeptRows(writes=1, inputs=(2, 3, 4)))
+    whole: Any = ops.record(forward, inputs)
+    assert program.num_calls == whole.num_calls + 2  # of h and of qkv
+    # Two sequences of 20 and 11 tokens, on pages 0 and 1, and on page 3.
+    slots = torch.tensor([*range(20), *range(48, 59)], dtype=torch.int32)
+    table = torch.tensor([[0, 1], [3, 3]], dtype=torch.int32)
+    lengths = torch.tensor([20, 11], dtype=torch.int32)
+    step = torch.randn(31, 16), slots, torch.tensor([0, 20, 31], dtype=torch.int32), lengths, table
+    expected = forward(*step)
+    written = [cache.clone() for pair in caches for cache in pair]
+    for rows in ([19, 30], [30], [], [19, 19, 19, 30], [4, 25]):
+        for pair in caches:
+            for cache in pair:
+                cache.fill_(torch.nan)
+        kept = torch.tensor(rows, dtype=torch.int32)
+        of = torch.tensor([0 if row < 20 else 1 for row in rows], dtype=torch.int64)
+        ends = torch.tensor([row + 1 if row < 20 else row - 19 for row in rows], dtype=torch.int32)
+        starts = torch.arange(len(rows) + 1, dtype=torch.int32)
+        assert torch.equal(program(*step, kept, starts, ends, table[of]), expected[kept.long()])
+        for cache, before in zip([cache for pair in caches for cache in pair], written, strict=True):
+            seen = cache.isfinite()
+            assert torch.equal(cache[seen], before[seen])  # every token's key and value all the same
+            assert seen.sum() == 31 * 16
+
+
+def test_rows_that_no_write_reads_cannot_be_kept(best_ops: Ops) -> None:
+    with pytest.raises(NotRecordable, match="no call reads input 0"):
+        best_ops.record(lambda ids, x: chain(best_ops, torch.eye(48), 1)(x), [IDS, X], KeptRows(0, ()))
 
 
 def test_weights_live_as_long_as_the_program() -> None:

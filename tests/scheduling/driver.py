@@ -145,6 +145,8 @@ class Driver:
     def run(self, max_steps: int = 5000) -> int:
         """Until all is done; then nothing may be left anywhere. Returns the number of steps."""
         steps = 0
+        if len(self.flying) == 2:
+            self.settle()
         while self.step() is not None or self.flying or self.scheduler.has_work:
             steps += 1
             assert steps < max_steps, "no end in sight"

@@ -14,6 +14,7 @@ import pytest
 from octavo import cli
 from octavo.errors import ModelError
 from octavo.testing import Reply, ScriptedEngine
+from octavo.wire import Progress
 
 SCRIPT = {"Hello": "Hi there, you!", "refused": Reply(fail="invalid_request", message="first line\nsecond line")}
 
@@ -91,6 +92,7 @@ import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from octavo import cli
 from octavo.testing import Reply, ScriptedEngine
+from octavo.wire import Progress
 def answer(request):
     turns = [turn.content for turn in request.messages]
     return Reply(["endless "] * 1000, delay=0.05) if turns[-1] == "slow" else "|".join(turns) + "!"
@@ -140,3 +142,10 @@ class _Terminal:
             assert ready, f"{text!r} did not come; on the screen: {self.screen!r}"
             self.screen += os.read(self.fd, 4096).decode()
         self.screen = self.screen.partition(text)[2]
+
+
+def test_loading_is_told_in_bytes_and_capturing_in_graphs(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = cli._LoadBar()
+    for progress in (Progress("load", 1, 5_000_000), Progress("capture", 0, 12), Progress("capture", 12, 12)):
+        bar.update(progress)
+    assert capsys.readouterr().err.splitlines()[1:] == ["load: 5 MB", "capture: 12 graphs"]

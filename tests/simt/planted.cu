@@ -175,6 +175,29 @@ __global__ void misaligned_ldmatrix(Args a) {
   }
 }
 
+__global__ void ldmatrix_of_device_memory(Args a) {
+  OCTAVO_SHARED(float, s, [64]);
+  const int t = thread();
+  s[t] = 1.f;
+  bar_sync();
+  if (t < 32) {
+    uint32_t r[1];
+    ldmatrix<1, false>(r, (a.good ? s : a.in) + (t & 7) * 4);
+    a.out[t] = float(r[0]);
+  }
+}
+
+__global__ void copy_of_shared_memory(Args a) {
+  OCTAVO_SHARED(float, s, [64]);
+  OCTAVO_SHARED(float, from, [64]);
+  const int t = thread();
+  from[t] = 1.f;
+  cp_async<4>(&s[t], a.good ? a.in + t : from + t);
+  cp_commit();
+  cp_wait<0>();
+  a.out[t] = s[t];
+}
+
 __global__ void misaligned_copy(Args a) {
   OCTAVO_SHARED(float, s, [64]);
   if (thread() == 0) {
@@ -389,6 +412,43 @@ __global__ void counter_without_fence_after(Args a) {
   last_block_sums(a, true, a.good ? Fences::kBoth : Fences::kNoneAfterAtomic, true);
 }
 
+// ---- Launches that overlap ----
+
+__global__ void write_before_wait(Args a) {
+  if (!a.good) a.out[thread()] = 1.f;
+  pdl_wait();
+  pdl_launch();
+  a.out[thread()] = 2.f;
+}
+
+__global__ void launch_before_wait(Args a) {
+  if (!a.good) pdl_launch();
+  pdl_wait();
+  pdl_launch();
+  a.out[thread()] = a.in[thread()];
+}
+
+__global__ void producer(Args a) {
+  pdl_wait();
+  pdl_launch();
+  a.out[thread()] = a.in[thread()];
+}
+
+__global__ void read_before_wait(Args a) {  // of what the launch before wrote; `in` it did not write
+  const float x = (a.good ? a.in : a.out)[thread()];
+  pdl_wait();
+  pdl_launch();
+  a.out[thread()] = x + 1.f;
+}
+
+void run_read_before_wait(const Memory& m, bool good) {
+  const Args args{m.out, m.in, m.counters, m.host, good};
+  launch(producer, dim3(1), dim3(64), 0, nullptr, args);
+  LaunchOptions options;
+  options.overlap = true;
+  launch(options, read_before_wait, dim3(1), dim3(64), 0, nullptr, args);
+}
+
 // ---- What the hardware does not have ----
 
 __global__ void too_much_shared(Args a) {
@@ -396,6 +456,10 @@ __global__ void too_much_shared(Args a) {
   s[thread()] = 0.f;
   a.out[thread()] = 0.f;
 }
+
+__global__ void nothing(Args) {}
+
+void run_grid_too_high(const Memory&, bool good) { launch(nothing, dim3(1, good ? 65535 : 65536), dim3(1), 0, nullptr, Args{}); }
 
 template <void (*Kernel)(Args), unsigned Blocks = 1, unsigned Threads = 64, size_t Shared = 0, size_t SharedBad = Shared>
 void run(const Memory& m, bool good) {
@@ -426,6 +490,8 @@ const Case cases[] = {
     {"misaligned_device", run<misaligned_device>},
     {"misaligned_shared", run<misaligned_shared>},
     {"misaligned_ldmatrix", run<misaligned_ldmatrix>},
+    {"ldmatrix_of_device_memory", run<ldmatrix_of_device_memory>},
+    {"copy_of_shared_memory", run<copy_of_shared_memory>},
     {"misaligned_copy", run<misaligned_copy>},
     {"uninitialised_shared", run<uninitialised_shared>},
     {"uninitialised_ldmatrix", run<uninitialised_ldmatrix>},
@@ -448,7 +514,11 @@ const Case cases[] = {
     {"counter_without_fence", run<counter_without_fence, 8>},
     {"counter_with_one_fence", run<counter_with_one_fence, 8>},
     {"counter_without_fence_after", run<counter_without_fence_after, 8>},
+    {"write_before_wait", run<write_before_wait>},
+    {"launch_before_wait", run<launch_before_wait>},
+    {"read_before_wait", run_read_before_wait},
     {"too_much_shared", run<too_much_shared, 1, 64, 230000, 232448>},
+    {"grid_too_high", run_grid_too_high},
 };
 const int num_cases = int(sizeof cases / sizeof cases[0]);
 

@@ -31,6 +31,8 @@ KINDS: dict[str, set[str]] = {
     "misaligned_device": {"misaligned"},
     "misaligned_shared": {"misaligned"},
     "misaligned_ldmatrix": {"misaligned"},
+    "ldmatrix_of_device_memory": {"out_of_bounds"},
+    "copy_of_shared_memory": {"out_of_bounds"},
     "misaligned_copy": {"misaligned"},
     "uninitialised_shared": {"uninitialised"},
     "uninitialised_ldmatrix": {"uninitialised"},
@@ -53,7 +55,11 @@ KINDS: dict[str, set[str]] = {
     "counter_without_fence": {"missing_fence"},
     "counter_with_one_fence": {"missing_fence"},
     "counter_without_fence_after": {"missing_fence"},
+    "write_before_wait": {"before_wait"},
+    "launch_before_wait": {"before_wait"},
+    "read_before_wait": {"before_wait"},
     "too_much_shared": {"unsupported"},
+    "grid_too_high": {"unsupported"},
 }
 # Found by the runtime, not by looking at accesses: in a build without checks too.
 WITHOUT_CHECKS = {"divergent_barrier", "deadlock", "warp_mismatch", "unsupported"}
@@ -93,6 +99,12 @@ def test_error_names_block_thread_and_line() -> None:
     library = load_emulated("simt_tests")
     with pytest.raises(RuntimeError, match=r"block \(0, 0, 0\) thread \(63, 0, 0\).* at planted\.cu:\d+"):
         run(library, "device_bounds", False)
+
+
+def test_race_names_both_lines() -> None:
+    library = load_emulated("simt_tests")
+    with pytest.raises(RuntimeError, match=r"no barrier between .* at planted\.cu:\d+ and this \w+ at planted\.cu:\d+"):
+        run(library, "missing_barrier", False)
 
 
 def test_failure_leaves_nothing_behind(emulator: Any) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.simt import load_emulated
+
 Primitive = Callable[..., None]
 BF16, F16, S8 = 0, 1, 2
 LANES = torch.arange(32)
@@ -224,3 +226,17 @@ def test_atomics(primitive: Primitive) -> None:
     primitive("atomics", narrow, wide)
     assert narrow.tolist() == [3 * 256, 256 % 10]
     assert wide.tolist() == [sum(range(256)) << 30, 255 << 40]
+
+
+@pytest.mark.parametrize("os_threads", [1, 2])
+def test_without_checks_blocks_may_run_side_by_side(os_threads: int) -> None:
+    library = load_emulated("simt_tests_fast")
+    library.simt_configure("ascending", 1, os_threads)
+    try:
+        assert not library.simt_checking()
+        narrow, wide = torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)
+        library.primitive_atomics(narrow, wide)
+        assert narrow.tolist() == [3 * 256, 256 % 10]
+        assert wide.tolist() == [sum(range(256)) << 30, 255 << 40]
+    finally:
+        library.simt_configure("ascending", 1, 1)

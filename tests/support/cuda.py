@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops import Ops, QuantizedWeight, load_ops
+from octavo_engine.ops.cuda import CudaOps
+from octavo_engine.ops.cuda_graphs import Graphs
 
 __all__ = ["OnDevice", "device_ops", "emulated_ops", "emulated_order"]
 
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
 
-def emulated_ops(*, check: bool = True) -> Ops:
+def emulated_ops(*, check: bool = True, invariant: bool = False, graphs: Graphs | None = None) -> CudaOps:
     """The kernels on the CPU. check: every memory access of a kernel is looked at; without, they run faster.
 
     Skips the test where nothing could have built them.
     """
-    from octavo_engine.ops.cuda import CudaOps
-
     path = _EMULATED / f"liboctavo_cuda_emulated{'' if check else '_fast'}.so"
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
-    return CudaOps(emulated=path)
+    return CudaOps(emulated=path, invariant=invariant, graphs=graphs)
 
 
 @contextmanager

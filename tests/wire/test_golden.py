@@ -32,8 +32,9 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Drain(), "919205c3"),
     (wire.Drain(abort=False), "919205c2"),
     (wire.Goodbye(), "919106"),
-    (wire.Tokenize(5, "hé"), "91940705a368c3a9c3"),
-    (wire.Tokenize(6, "", special=False), "91940706a0c2"),
+    (wire.Tokenize(5, "hé"), "91950705a368c3a9c3c0"),
+    (wire.Tokenize(6, "", special=False, messages=[wire.Message("user", "hi")]), "91950706a0c29192a475736572a26869"),
+    (wire.Detokenize(7, [1, 300]), "919508079201cd012cc3c2"),
 ]
 
 TO_CLIENT: list[tuple[Any, str]] = [
@@ -79,6 +80,7 @@ TO_CLIENT: list[tuple[Any, str]] = [
     ),
     (wire.Tokens(5, (1, 49151)), "91941b059201cdbfffc0"),
     (wire.Tokens(6, (), "none"), "91941b0690a46e6f6e65"),
+    (wire.Texts(7, ("a", "\ufffd")), "91941c0792a161a3efbfbdc0"),
     (wire.Dying("internal", "IndexError"), "91931aa8696e7465726e616caa496e6465784572726f72"),
 ]
 

@@ -20,11 +20,15 @@ constexpr float kHalfMass = 1048576.0f;  // 2^20: masses are made in two halves 
 constexpr float kHighest = 3.40282347e38f;
 
 #if defined(__CUDA_ARCH__)
+OCTAVO_SAMPLING float least(float a, float b) { return fminf(a, b); }
+OCTAVO_SAMPLING float most(float a, float b) { return fmaxf(a, b); }
 OCTAVO_SAMPLING float multiply(float a, float b) { return __fmul_rn(a, b); }
 OCTAVO_SAMPLING float add(float a, float b) { return __fadd_rn(a, b); }
 OCTAVO_SAMPLING float divide(float a, float b) { return __fdiv_rn(a, b); }
 OCTAVO_SAMPLING uint64_t multiply_high(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 #else
+OCTAVO_SAMPLING float least(float a, float b) { return a < b ? a : b; }
+OCTAVO_SAMPLING float most(float a, float b) { return a > b ? a : b; }
 OCTAVO_SAMPLING float multiply(float a, float b) { return a * b; }
 OCTAVO_SAMPLING float add(float a, float b) { return a + b; }
 OCTAVO_SAMPLING float divide(float a, float b) { return a / b; }
@@ -47,12 +51,12 @@ OCTAVO_SAMPLING float slope(float temperature) {
 
 // 2^t with t = (x - best) * slope in [-64, 0]; NaN counts as -64, whose mass is 0. 2^(t - round(t)) by a degree-5 minimax
 // polynomial, 1 at 0, within 1.8e-7. A gives its float (or vector) F: constant, +, - and * with one rounding each,
-// round (half to even), min and max (the second operand when either is NaN), scale(p, n) = p * 2^n.
+// round (half to even), min and max (of NaN and a constant the constant), scale(p, n) = p * 2^n.
 template <class A>
 OCTAVO_SAMPLING typename A::F weight(typename A::F x, typename A::F best, typename A::F slope) {
   using F = typename A::F;
   F t = A::multiply(A::subtract(x, best), slope);
-  t = A::max(A::min(A::constant(0.0f), t), A::constant(-64.0f));
+  t = A::min(A::max(t, A::constant(-64.0f)), A::constant(0.0f));
   const F n = A::round(t), f = A::subtract(t, n);
   F p = A::constant(1.32647273e-3f);
   p = A::add(A::multiply(p, f), A::constant(9.67151299e-3f));
@@ -71,8 +75,8 @@ struct Scalar {
   OCTAVO_SAMPLING F add(F a, F b) { return sampling::add(a, b); }
   OCTAVO_SAMPLING F subtract(F a, F b) { return sampling::add(a, -b); }
   OCTAVO_SAMPLING F multiply(F a, F b) { return sampling::multiply(a, b); }
-  OCTAVO_SAMPLING F min(F a, F b) { return a < b ? a : b; }
-  OCTAVO_SAMPLING F max(F a, F b) { return a > b ? a : b; }
+  OCTAVO_SAMPLING F min(F a, F b) { return least(a, b); }
+  OCTAVO_SAMPLING F max(F a, F b) { return most(a, b); }
   OCTAVO_SAMPLING int32_t whole(F x) { return int32_t(bits_of(sampling::add(x, kShift)) - bits_of(kShift)); }
   OCTAVO_SAMPLING F round(F x) { return sampling::add(sampling::add(x, kShift), -kShift); }
   OCTAVO_SAMPLING F scale(F p, F n) { return float_of(bits_of(p) + (uint32_t(whole(n)) << 23)); }

@@ -20,14 +20,15 @@ class BuiltBatch:
     """A Batch and who draws from it.
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
-    draws from. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode). It holds until the
-    next build, which may write to the same tensors.
+    draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
+    what layers.batch.KEPT_ROWS asks for them. It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
     draw_slots: list[int]
     draw_rows: torch.Tensor
     every_row: bool
+    kept: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass
@@ -100,9 +101,10 @@ class BatchBuilder:
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
-            draw_rows = self._count[:num_seqs].astype(np.int64)
+            drawn_by, draw_rows = None, self._count[:num_seqs].copy()
         else:
-            draw_rows = np.repeat(query_start[1:] - 1, list(map(len, samplers))).astype(np.int64)
+            drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
+            draw_rows = query_start[drawn_by + 1] - 1
         batch = Batch(
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
@@ -113,10 +115,17 @@ class BatchBuilder:
             kv=self._kv,
         )
         built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
+        if drawn_by is not None:
+            built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row:
             advancing = positions, cache_slots, seq_lens
             self._last = _Decode([seq.slot for seq in seqs], starts.tolist(), token_ids, advancing, built)
         return built
+
+    @staticmethod
+    def _kept(built: BuiltBatch, drawn_by: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
+        return built.draw_rows, starts_of_one, built.batch.seq_lens[drawn_by], built.batch.page_table[drawn_by]
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
         return torch.from_numpy(self._table[slots, :num_pages])

@@ -45,6 +45,7 @@ class CudaQueue:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no such device"
 
     def enqueue(self, work: Callable[[], None]) -> Done:
         work()
@@ -61,8 +62,8 @@ class CudaQueue:
         except RuntimeError as error:  # such errors stay: whatever is called next on this context raises them too
             first = str(error).strip().split("\n", 1)[0]
             raise DeviceLost(
-                f"{self._device} ({torch.cuda.get_device_name(self._device)}) was lost: {first}; the engine must be "
-                "started again (CUDA_LAUNCH_BLOCKING=1 shows which kernel it was)"
+                f"{self._device} ({self._name}) was lost: {first}; the engine must be started again "
+                "(CUDA_LAUNCH_BLOCKING=1 shows which kernel it was)"
             ) from error
 
     def make_room(self) -> str:
@@ -110,10 +111,10 @@ def open_queue(device: torch.device) -> Queue:
 
 
 @contextmanager
-def typed_errors(queue: Queue, what: str) -> Iterator[None]:
+def typed_errors(queue: Queue, what: object) -> Iterator[None]:
     """Raises OutOfMemory in place of torch's own error, and DeviceLost in place of whatever a lost device leads to.
 
-    what: for the message, what the memory was wanted for.
+    what: its string tells, for the message, what the memory was wanted for.
     """
     try:
         yield

@@ -22,7 +22,7 @@ from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
 from octavo_engine.execution.device_sampler import DeviceSampler, Draw
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
 from octavo_engine.execution.sampler import logprob_entries
-from octavo_engine.execution.staging import Packer
+from octavo_engine.execution.staging import Arrays, Packer
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceRunner"]
 
-Arrays = dict[str, NDArray[Any]]
 Sent = dict[str, Tensor]
 
 
@@ -50,13 +49,26 @@ class Fetched:
 class DeviceStep:
     """A submitted step. What the device fills in is there once `done` has been waited for."""
 
-    what: str
+    plan: Plan
     slots: list[int] = field(default_factory=list)  # who draws
     asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs
     done: Done | None = None
     tokens: Tensor | None = None
     logprobs: Fetched | None = None
     prompt_logprobs: list[tuple[int, Fetched]] = field(default_factory=list)  # by slot, in chunks
+
+    def __str__(self) -> str:
+        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.seqs)} sequences"
+
+
+@dataclass
+class _Rows:
+    """What stays on the device while the same sequences decode: their slots, and their pages as of the last step that
+    brought one (filled in by the device)."""
+
+    built: BuiltBatch
+    slots: Tensor
+    page_table: Tensor | None = None
 
 
 @dataclass
@@ -66,17 +78,22 @@ class _Work:
     step: DeviceStep
     copies: list[list[tuple[int, int]]]
     masks: dict[int, Tensor]
-    sent: Sent
-    num_pages: int
-    every_row: bool  # every row draws
-    every_pending: bool  # and goes on from what the same slot drew last
-    draw: Draw | None
-    tops: list[int]
-    prompts: list[tuple[int, int, int, int, int]]  # slot, first row, first target, number, best tokens
+    sent: Sent = field(default_factory=dict)
+    rows: _Rows | None = None
+    num_pages: int = 0
+    every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
+    draw: Draw | None = None
+    tops: list[int] = field(default_factory=list)
+    prompts: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """Slot, first row, first target, number, best tokens."""
 
 
 class _Builder(BatchBuilder):
     """The page table of a batch is gathered on the device; the batch tells only how wide it is."""
+
+    @staticmethod
+    def _kept(built: BuiltBatch, drawn_by: Tensor) -> tuple[Tensor, ...]:
+        return ()
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
         return torch.empty((0, num_pages), dtype=torch.int32)
@@ -101,6 +118,8 @@ class DeviceRunner(Runner):
         self._width = width
         self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
         self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
+        self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
+        self._rows: _Rows | None = None
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -121,12 +140,12 @@ class DeviceRunner(Runner):
 
         Tokens may be PENDING where the step before this one was submitted and draws them.
         """
-        step = DeviceStep(f"step {plan.step} of {plan.num_tokens} tokens in {len(plan.seqs)} sequences")
+        step = DeviceStep(plan)
         for slot in plan.ends:
             self._sampler.end(slot)
         for start in plan.starts:
             self._sampler.start(start)
-        with typed_errors(self.queue, step.what), torch.inference_mode():
+        with typed_errors(self.queue, step):
             work = self._prepare(plan, step)
             step.done = self.queue.enqueue(self._bound(work))
         self._copied = max(self._copied, plan.step)
@@ -162,44 +181,44 @@ class DeviceRunner(Runner):
 
     def _wait(self, step: DeviceStep) -> None:
         assert step.done is not None
-        with typed_errors(self.queue, step.what):
+        with typed_errors(self.queue, step):
             step.done.wait()
 
     def _prepare(self, plan: Plan, step: DeviceStep) -> _Work:
         """All that has to be known of the host's state, so that it may go on changing."""
         # A second run of a step might copy what the first has written since.
         copies = list(independent_copies(plan.copies)) if plan.step > self._copied else []
-        work = _Work(step, copies, self._sampler.take_new_masks(), {}, 0, False, False, None, [], [])
+        work = _Work(step, copies, self._sampler.take_new_masks())
         if not plan.seqs:
             return work
         built = self._builder.build(plan.seqs)
-        step.slots = built.draw_slots
-        work.num_pages, work.every_row = built.batch.page_table.shape[1], built.every_row
+        step.slots, work.num_pages = built.draw_slots, built.batch.page_table.shape[1]
         arrays = self._batch_arrays(plan.seqs, built, work)
         if step.slots:
-            rows = built.draw_rows.numpy()
-            arrays |= {"draw_rows": rows, "draw_slots": np.array(step.slots, np.int64)}
-            arrays |= self._sampler.arrays(step.slots, built.batch.positions.numpy()[rows] + 1)
+            last_rows = built.batch.positions.numpy()
+            if not built.every_row:
+                arrays["draw_rows"] = built.draw_rows.numpy()
+                last_rows = last_rows[arrays["draw_rows"]]
+            arrays |= self._sampler.arrays(step.slots, last_rows + 1)
             step.asked, work.tops = self._sampler.asked(step.slots)
             if step.asked:
-                arrays["asked"] = np.array(step.asked, np.int64)
-        targets = self._prompt_targets(plan.seqs, work)
-        if targets:
-            arrays["targets"] = np.array(targets, np.int32)
-        work.sent = dict(zip(arrays, self._packer.send(list(arrays.values())), strict=True))
+                arrays["asked"] = np.array(step.asked, np.int32)
+        if not built.every_row and any(seq.prompt_logprobs >= 0 for seq in plan.seqs):
+            arrays["targets"] = np.array(self._prompt_targets(plan.seqs, work), np.int32)
+        work.sent = self._packer.send(arrays)
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
+        if "seq_slots" in work.sent:
+            self._rows = _Rows(built, work.sent["seq_slots"])
+        work.rows = self._rows
         return work
 
     def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: _Work) -> Arrays:
         batch = built.batch
         arrays: Arrays = {
-            "token_ids": batch.token_ids.numpy(),
             "positions": batch.positions.numpy(),
             "slots": batch.slots.numpy(),
-            "query_start": batch.query_start.numpy(),
             "seq_lens": batch.seq_lens.numpy(),
-            "seq_slots": np.array([seq.slot for seq in seqs], np.int64),
         }
         places: list[int] = []
         pages: list[int] = []
@@ -210,11 +229,19 @@ class DeviceRunner(Runner):
                 pages += seq.pages
         if pages:
             arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
-        pending = np.flatnonzero(arrays["token_ids"] < 0)
+        if pages or self._rows is None or self._rows.built is not built:
+            arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
+        if not built.every_row:
+            arrays["query_start"] = batch.query_start.numpy()
+        token_ids = batch.token_ids.numpy()
+        pending = np.flatnonzero(token_ids < 0)
         work.every_pending = built.every_row and len(pending) == len(seqs)
-        if len(pending) and not work.every_pending:
-            of_seq = np.searchsorted(arrays["query_start"], pending, "right") - 1
-            arrays |= {"pending_rows": pending, "pending_slots": arrays["seq_slots"][of_seq]}
+        if not work.every_pending:
+            arrays["token_ids"] = token_ids
+            if len(pending):
+                of_seq = np.searchsorted(batch.query_start.numpy(), pending, "right") - 1
+                slots = np.array([seqs[i].slot for i in of_seq], np.int32)
+                arrays |= {"pending_rows": pending, "pending_slots": slots}
         return arrays
 
     def _prompt_targets(self, seqs: list[SeqStep], work: _Work) -> list[int]:
@@ -243,19 +270,21 @@ class DeviceRunner(Runner):
             return
         if "table_places" in sent:
             self._tables.view(-1).index_copy_(0, sent["table_places"], sent["table_pages"])
+        rows = work.rows
+        assert rows is not None
+        if rows.page_table is None:
+            rows.page_table = self._tables[:, : work.num_pages].index_select(0, rows.slots)
+        query_start = sent.get("query_start")
+        if query_start is None:
+            query_start = self._count[: len(sent["positions"]) + 1]
         hidden = self._forward(
-            self._token_ids(work),
-            sent["positions"],
-            sent["slots"],
-            sent["query_start"],
-            sent["seq_lens"],
-            self._tables[:, : work.num_pages].index_select(0, sent["seq_slots"]),
+            self._token_ids(work), sent["positions"], sent["slots"], query_start, sent["seq_lens"], rows.page_table
         )
         if work.draw is not None:
-            rows = hidden if work.every_row else hidden.index_select(0, sent["draw_rows"])
-            logits = self._logits(rows)
+            drawing = hidden.index_select(0, sent["draw_rows"]) if "draw_rows" in sent else hidden
+            logits = self._logits(drawing)
             drawn = self._sampler.sample(logits, work.draw)
-            self._last.index_copy_(0, sent["draw_slots"], drawn.clamp(min=0))  # -1, where nothing was drawn, is no id
+            self._last.index_copy_(0, work.draw.slots, drawn.clamp(min=0))  # -1, where nothing was drawn, is no id
             step.tokens = self.queue.fetch(drawn)
             if step.asked:
                 if len(step.asked) < len(step.slots):
@@ -269,7 +298,8 @@ class DeviceRunner(Runner):
     def _token_ids(self, work: _Work) -> Tensor:
         sent = work.sent
         if work.every_pending:
-            return self._last.index_select(0, sent["draw_slots"])
+            assert work.draw is not None
+            return self._last.index_select(0, work.draw.slots)
         token_ids = sent["token_ids"]
         if "pending_rows" in sent:
             token_ids.index_copy_(0, sent["pending_rows"], self._last.index_select(0, sent["pending_slots"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo_engine.execution.sampler import Sampler, nothing_allowed
+from octavo_engine.execution.staging import Arrays
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import SeqStart
 
 __all__ = ["DeviceSampler", "Draw"]
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass
 class Draw:
     """What Ops.sample takes of the slots that draw in a step, on the device."""
 
+    slots: Tensor  # int64
     parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # temperature, top_k, top_p, min_p, seeds
     positions: Tensor
     entries: tuple[Tensor, Tensor, Tensor, Tensor]  # adjust_start, adjust_ids, adjust_scale, adjust_add
@@ -42,6 +41,14 @@ class DeviceSampler(Sampler):
         self._prompt_length = np.zeros(max_num_seqs, np.int32)
         self._kept_slots: list[int] = []
         self._kept: dict[str, Tensor] = {}
+        self._kept_index = np.zeros(0, np.intp)
+        device = ops.device
+        self._nothing = (  # entries that change nothing
+            torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=device),
+            torch.zeros(0, dtype=torch.int32, device=device),
+            torch.zeros(0, dtype=torch.float32, device=device),
+            torch.zeros(0, dtype=torch.float32, device=device),
+        )
         self._device_masks: Tensor | None = None
         self._new_masks: dict[int, Tensor] = {}
 
@@ -59,15 +66,18 @@ class DeviceSampler(Sampler):
 
     def arrays(self, slots: list[int], lengths: NDArray[np.int32]) -> Arrays:
         """What a draw needs that is not on the device. lengths: of the sequences, the tokens of this step included."""
-        index = np.array(slots, np.intp)
+        changed = self._kept_slots != slots
+        index = np.array(slots, np.intp) if changed else self._kept_index
         arrays: Arrays = {"draw_positions": lengths - self._prompt_length[index]}
-        if self._kept_slots != slots:
+        if changed:
+            arrays["draw_slots"] = index
             arrays["temperature"], arrays["top_k"] = self._temperature[index], self._top_k[index]
             arrays["top_p"], arrays["min_p"] = self._top_p[index], self._min_p[index]
             arrays["seeds"] = self._seed[index]
-        start, ids, scale, add = self._entries(slots)
-        arrays["adjust_start"], arrays["adjust_ids"] = start.numpy(), ids.numpy()
-        arrays["adjust_scale"], arrays["adjust_add"] = scale.numpy(), add.numpy()
+        if self._adjustments:
+            start, ids, scale, add = self._entries(slots)
+            arrays["adjust_start"], arrays["adjust_ids"] = start.numpy(), ids.numpy()
+            arrays["adjust_scale"], arrays["adjust_add"] = scale.numpy(), add.numpy()
         if self._masked:
             arrays["mask_rows"] = self._mask_row[index]
         return arrays
@@ -75,7 +85,7 @@ class DeviceSampler(Sampler):
     def prepare(self, slots: list[int], sent: dict[str, Tensor]) -> Draw:
         """sent: what `arrays` gave for these slots, on the device."""
         if "temperature" in sent:
-            self._kept_slots, self._kept = slots.copy(), sent
+            self._kept_slots, self._kept, self._kept_index = slots.copy(), sent, np.array(slots, np.intp)
         kept = self._kept
         parameters = kept["temperature"], kept["top_k"], kept["top_p"], kept["min_p"], kept["seeds"]
         mask: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -84,8 +94,11 @@ class DeviceSampler(Sampler):
                 assert self._masks is not None
                 self._device_masks = torch.zeros(self._masks.shape, dtype=torch.int32, device=self._ops.device)
             mask = self._device_masks, sent["mask_rows"]
-        entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
-        return Draw(parameters, sent["draw_positions"], entries, mask)
+        start, ids, scale, add = self._nothing
+        entries = start[: len(slots) + 1], ids, scale, add
+        if "adjust_start" in sent:
+            entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
+        return Draw(kept["draw_slots"], parameters, sent["draw_positions"], entries, mask)
 
     def take_new_masks(self) -> dict[int, Tensor]:
         """Rows of masks, by slot, that the device has to be given before the next draw."""

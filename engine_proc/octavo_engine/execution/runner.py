@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.wire import TokenLogprob
-from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
+from octavo_engine.execution.batch import BatchBuilder
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.sampler import Sampler, token_logprobs
-from octavo_engine.layers.batch import BATCH_SPECS, Batch
+from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
 from octavo_engine.ops import Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
@@ -96,13 +96,19 @@ class Runner:
         kv = self.cache.layers
         self._block = self._logit_rows(config.vocab_size, max_num_seqs)
         rows = TensorSpec(("L", config.hidden_size), torch.float32)
+
+        def forward(*tensors: torch.Tensor) -> torch.Tensor:
+            return model.forward(Batch.of(tensors, kv))
+
         self._forward = ops.record(
-            lambda *tensors: model.forward(Batch.of(tensors, kv)),
+            forward,
             BATCH_SPECS,
             rows=max_num_seqs if graphs else 0,
             widths={"pages": -(-max_model_len // page_size)},
             progress=progress,
         )
+        if not self.asynchronous:
+            self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
@@ -132,9 +138,17 @@ class Runner:
             if not plan.seqs:
                 return Step(plan.step, StepResult([], []))
             built = self._builder.build(plan.seqs)
-            hidden = self._forward(*built.batch.tensors)
-            tokens, logprobs = self._draw(hidden, built)
-            result = StepResult(tokens, logprobs, self._prompt_logprobs(hidden, plan.seqs))
+            found: dict[int, list[TokenLogprob]] = {}
+            if built.every_row:
+                hidden = self._forward(*built.batch.tensors)
+            elif all(seq.prompt_logprobs < 0 for seq in plan.seqs):
+                hidden = self._forward_kept(*built.batch.tensors, *built.kept)
+            else:
+                every = self._forward(*built.batch.tensors)
+                found = self._prompt_logprobs(every, plan.seqs)
+                hidden = every.index_select(0, built.draw_rows)
+            tokens, logprobs = self._draw(hidden, built.draw_slots)
+            result = StepResult(tokens, logprobs, found)
         if tokens:
             self._sampler.commit(built.draw_slots, tokens)
         return Step(plan.step, result)
@@ -157,16 +171,17 @@ class Runner:
                 self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
             self._copied = plan.step
 
-    def _draw(self, hidden: torch.Tensor, built: BuiltBatch) -> tuple[list[int], list[TokenLogprob | None]]:
-        slots, block = built.draw_slots, self._block
-        if built.every_row and len(slots) <= block:
+    def _draw(self, hidden: torch.Tensor, slots: list[int]) -> tuple[list[int], list[TokenLogprob | None]]:
+        """hidden [len(slots), H]: a row for each slot that draws."""
+        block = self._block
+        if 0 < len(slots) <= block:
             return self._sampler.draw(self._logits(hidden), slots)
         tokens: list[int] = []
         logprobs: list[TokenLogprob | None] = []
         for begin in range(0, len(slots), block):
-            end = begin + block
-            rows = hidden[begin:end] if built.every_row else hidden.index_select(0, built.draw_rows[begin:end])
-            drawn, entries = self._sampler.draw(self._logits(rows), slots[begin:end])
+            drawn, entries = self._sampler.draw(
+                self._logits(hidden[begin : begin + block]), slots[begin : begin + block]
+            )
             tokens += drawn
             logprobs += entries
         return tokens, logprobs

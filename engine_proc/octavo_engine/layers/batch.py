@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo_engine.ops import TensorSpec
+from octavo_engine.ops import KeptRows, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-__all__ = ["BATCH_SPECS", "Batch"]
+__all__ = ["BATCH_SPECS", "KEPT_ROWS", "Batch"]
 
 
 @dataclass
@@ -55,3 +55,5 @@ BATCH_SPECS = (
     TensorSpec(("S",), torch.int32),
     TensorSpec(("S", "pages"), torch.int32),
 )
+# The slots say where keys and values are written; query_start, seq_lens and page_table what a row attends to.
+KEPT_ROWS = KeptRows(writes=2, inputs=(3, 4, 5))

@@ -33,6 +33,7 @@ __all__ = [
     "Activation",
     "Activations",
     "KVLayout",
+    "KeptRows",
     "LinearWeight",
     "Ops",
     "OpsUnavailable",
@@ -156,7 +157,7 @@ class KVLayout:
     one a token and head, and line D/4 + 1 those of its values; values [layers, P, Hkv, B/4, D, 4]. A key is code *
     scale.
 
-    CUDA, D * element size a multiple of 16: what one block of threads reads of a page is contiguous.
+    CUDA, D even and at most 256: what one block of threads reads of a page is contiguous.
 
         keys, values: [layers, P, Hkv, B, D]
 
@@ -190,6 +191,19 @@ Progress: TypeAlias = "Callable[[str, int, int, str], None]"
 """progress(stage, done, total, text)."""
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """Which inputs of a recorded function depend on the rows that are wanted of its result.
+
+    writes: the input, one entry a row, that says where a row leaves a trace beyond the result (a cache slot): calls
+    that read it, and those before, are for every row. inputs: those that describe sequences; each is given once more,
+    with every kept row as a sequence of its own.
+    """
+
+    writes: int
+    inputs: tuple[int, ...]
+
+
 class Ops(Protocol):
     """What a backend implements. All tensors live on `device` and are contiguous unless a stride is named.
 
@@ -210,6 +224,7 @@ class Ops(Protocol):
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
         *,
         rows: int = 0,
         widths: Mapping[str, int] | None = None,
@@ -225,6 +240,9 @@ class Ops(Protocol):
         On CUDA inputs may lie on the host as well, and it returns before the device is done. `rows` > 0 captures graphs
         (ops.cuda_graphs) for runs with up to so many rows, the same number in every input; `widths` gives the most of
         each other named size. What such a run returns is overwritten by the next one; elsewhere it is a new tensor.
+
+        With `kept`, what comes back takes more tensors: rows [R] int32, then `kept.inputs` once more for those rows. It
+        returns these rows of the result [R, ...], and leaves out what only others need: of a prompt's last layer most.
         """
         ...
 
@@ -420,10 +438,13 @@ class Ops(Protocol):
         ...
 
 
-def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 0) -> Ops:
+def load_ops(
+    device: str = "cpu", *, isa: str | None = None, num_threads: int = 0, batch_invariant: bool = False
+) -> Ops:
     """The implementation for a device: "cpu", "cuda" or "cuda:1", or "reference" for plain torch.
 
     isa forces a CPU variant ("portable", "avx2", "avx512"); num_threads 0 takes the cores this process may use.
+    batch_invariant: on CUDA law 6 holds for products of float weights too, which cuBLAS does not keep.
     Raises OpsUnavailable.
     """
     if device == "reference":
@@ -437,5 +458,5 @@ def load_ops(device: str = "cpu", *, isa: str | None = None, num_threads: int = 
     if device.partition(":")[0] == "cuda":
         from octavo_engine.ops.cuda import CudaOps
 
-        return CudaOps(device)
+        return CudaOps(device, invariant=batch_invariant)
     raise OpsUnavailable(f"no ops for device {device!r}; known: 'cpu', 'cuda', 'cuda:N', 'reference'")

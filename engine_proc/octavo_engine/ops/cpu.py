@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from octavo_engine.ops import KVLayout, Progress, TensorSpec
+    from octavo_engine.ops import KeptRows, KVLayout, Progress, TensorSpec
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -107,6 +107,7 @@ class CpuOps(QuantizedOps, RoundingOps):
         self.num_threads: int = int(library.num_threads())
         self._memory = _WeightMemory(library.advise_huge_pages)
         self._make_program = library.make_program
+        self._gather_rows = library.gather_rows
         self._empty: Callable[..., Tensor] = _empty
         # Bound once: a module attribute costs a lookup by name in the library at every access.
         self._pack_linear = library.pack_linear
@@ -134,6 +135,7 @@ class CpuOps(QuantizedOps, RoundingOps):
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
         *,
         rows: int = 0,
         widths: Mapping[str, int] | None = None,
@@ -141,7 +143,7 @@ class CpuOps(QuantizedOps, RoundingOps):
     ) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
-        return record(self, self._make_program, function, inputs)
+        return record(self, self._make_program, function, inputs, kept, self._gather_rows)
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from octavo_engine.ops import KVLayout, Progress, TensorSpec
+    from octavo_engine.ops import KeptRows, KVLayout, Progress, TensorSpec
 
 __all__ = ["CudaOps", "load_library"]
 
@@ -80,10 +80,18 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
     name = "cuda"
     asynchronous = True
 
-    def __init__(self, device: str = "cuda", *, emulated: Path | None = None, graphs: Graphs | None = None) -> None:
-        """emulated: the library of the emulated kernels, for tests: they work on tensors of the host.
+    def __init__(
+        self,
+        device: str = "cuda",
+        *,
+        invariant: bool = False,
+        emulated: Path | None = None,
+        graphs: Graphs | None = None,
+    ) -> None:
+        """invariant: products of float weights too keep law 6, at the price of speed (ops.cuda_dense).
 
-        graphs: who captures, None the device itself; emulated kernels have none of their own. Raises OpsUnavailable.
+        emulated: the library of the emulated kernels, for tests: they work on tensors of the host. graphs: who
+        captures, None the device itself; emulated kernels have none of their own. Raises OpsUnavailable.
         """
         if emulated is not None:
             self.device, self.isa = torch.device("cpu"), "emulated"
@@ -95,7 +103,7 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
         self._graphs, self._staging = graphs, Staging(self.device)
         self._bind_attention(library)
         self._bind_quantized(library)
-        self._bind_dense(library)
+        self._bind_dense(library, invariant=invariant)
         self._bind_sampling(library)
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -108,12 +116,16 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaSampling):
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
         *,
         rows: int = 0,
         widths: Mapping[str, int] | None = None,
         progress: Progress | None = None,
-    ) -> Recorded:
-        return Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
+    ) -> Callable[..., Tensor]:
+        whole = Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
+        if kept is None:
+            return whole
+        return lambda *tensors: whole(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)].to(self.device))
 
     def weight_memory(self, nbytes: int) -> Tensor:
         return self._empty((nbytes,), torch.uint8)

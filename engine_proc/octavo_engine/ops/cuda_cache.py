@@ -13,7 +13,7 @@ __all__ = ["cache_shape", "empty_cache", "page_bytes"]
 
 _EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, *_EIGHT_BITS)
-_COPY_BYTES = 16  # what one cp.async moves
+_LARGEST_HEAD = 256
 
 
 def cache_shape(layout: KVLayout) -> tuple[int, ...]:
@@ -24,10 +24,10 @@ def cache_shape(layout: KVLayout) -> tuple[int, ...]:
             f"a cache of {dtype} is not held on CUDA; take bfloat16, float16, float32, int8 or float8_e4m3fn as "
             "EngineOptions.kv_cache_dtype"
         )
-    if head_dim * dtype.itemsize % _COPY_BYTES or page_size % 16:
+    if head_dim % 2 or not 0 < head_dim <= _LARGEST_HEAD or page_size % 16:
         raise ValueError(
-            f"head_dim={head_dim} must be a multiple of {_COPY_BYTES // dtype.itemsize} for {dtype}, and "
-            f"page_size={page_size} of 16; change EngineOptions.kv_cache_dtype or page_size"
+            f"head_dim={head_dim} must be even and at most {_LARGEST_HEAD} on CUDA, and page_size={page_size} a "
+            "multiple of 16; change EngineOptions.page_size"
         )
     lead = (layout.num_layers, layout.num_pages, layout.num_kv_heads)
     if dtype in _EIGHT_BITS:
@@ -44,8 +44,9 @@ def page_bytes(layout: KVLayout) -> int:
 def empty_cache(layout: KVLayout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """See Ops.empty_cache."""
     shape = cache_shape(layout)
+    kind = torch.uint8 if layout.dtype in _EIGHT_BITS else layout.dtype  # not every torch fills 8-bit floats
     try:
-        keys, values = (torch.zeros(shape, dtype=layout.dtype, device=device) for _ in range(2))
+        keys, values = (torch.zeros(shape, dtype=kind, device=device).view(layout.dtype) for _ in range(2))
     except torch.OutOfMemoryError as error:
         raise MemoryError(
             f"the device has no room for a KV cache of {layout.num_pages} pages, {page_bytes(layout)} bytes each "

@@ -107,7 +107,7 @@ class CudaDense:
             return out
         if self.invariant:
             out = self._empty(shape, dtype)
-            self._linear(out, x, weight.data, bias, int(act), weight.gated, False)
+            self._linear(out, x, weight.data, bias, int(act), weight.gated, False, False)
             return out
         if not weight.gated:
             out = self._product(x, weight.data, dtype)
@@ -122,7 +122,7 @@ class CudaDense:
         if isinstance(weight, QuantizedLinear):
             self._multiply_quantized_add(residual, x, weight, bias)
         elif self.invariant:
-            self._linear(residual, x, weight.data, bias, int(Activation.NONE), False, True)
+            self._linear(residual, x, weight.data, bias, int(Activation.NONE), False, True, False)
         else:
             y = self._product(x, weight.data, torch.float32)
             self._linear_epilogue(residual, y, bias, int(Activation.NONE), False, True)

@@ -68,21 +68,28 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace for each stream that it has seen.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
-        # What initialises itself at first use (cuBLAS, lazily loaded kernels, attributes) can't while capturing.
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            work()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            out = work()
+        with torch.cuda.stream(self._stream):
+            work()  # what initialises itself at first use (cuBLAS, lazily loaded kernels) can't while it is captured
+            torch.cuda.synchronize(self._device)
+            # Not `with torch.cuda.graph`, which collects garbage and empties the allocator each time: seconds in all.
+            graph.capture_begin(pool=self._pool)
+            try:
+                out = work()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
         return CudaGraph(graph), out
 
     def free_memory(self) -> int:
         torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)[0]
 
 

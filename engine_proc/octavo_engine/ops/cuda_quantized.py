@@ -44,6 +44,7 @@ class CudaQuantized:
         self._quantized_plan = lru_cache(4096)(lambda *shape: tuple(library.quantized_plan(*shape)))
         self._quantized_slice = 0  # units of 64 of K; 0: by the weight's shape
         self._quantized_counters = torch.zeros(1 << 15, dtype=torch.int32, device=self.device)
+        self._outgrown_counters: list[Tensor] = []
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_quantized(
@@ -79,7 +80,7 @@ class CudaQuantized:
         with self.device:
             for weight in weights:
                 rows = max(1, _ROUNDED_AT_ONCE // max(1, weight.shape[1]))
-                for some in weight.split(rows):
+                for some in torch.split(weight, rows):
                     moved = [some.to(self.device)]
                     parts.append(
                         reference_rounding.quantize(moved, bits=bits, group_size=group_size, symmetric=symmetric)
@@ -172,5 +173,6 @@ class CudaQuantized:
             self._quantized_slice,
         )
         if counters > self._quantized_counters.numel():
+            self._outgrown_counters.append(self._quantized_counters)  # graphs go on using them
             self._quantized_counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
         return self._empty((nbytes,), torch.uint8), self._quantized_counters, slice_units

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
 import tvm_ffi
 from torch import Tensor
 
-from octavo_engine.ops import TensorSpec
+from octavo_engine.ops import KeptRows, TensorSpec
 
 __all__ = ["NotRecordable", "Program", "arena_offsets", "record"]
 
@@ -111,6 +111,10 @@ class _Recording:
     def _input(self, index: int, spec: TensorSpec) -> _Symbol:
         shape = [self._dims.setdefault(n, _Dim(n)) if isinstance(n, str) else n for n in spec.shape]
         return _Symbol(index, tuple(shape), spec.dtype)
+
+    def symbol(self, index: int) -> _Symbol:
+        inputs = self.inputs
+        return inputs[index] if index < len(inputs) else self.buffers[index - len(inputs)].symbol
 
     def rows_input(self, symbol: _Symbol) -> int:
         """The first input that has as many rows."""
@@ -211,11 +215,67 @@ def _recording(ops: Any, recording: _Recording) -> Iterator[None]:
         vars(ops).update(before)
 
 
-def record(ops: Any, make_program: Any, function: Callable[..., Tensor], inputs: Sequence[TensorSpec]) -> Program:
-    """`function(*inputs)` over `ops` as a Program. Raises NotRecordable, and what `function` raises."""
+def _keep_rows(
+    recording: _Recording, result: _Symbol, specs: Sequence[TensorSpec], kept: KeptRows, gather: Any
+) -> tuple[_Recording, _Symbol]:
+    """The same calls, but from the last one that writes every row on, on the kept rows alone.
+
+    That needs no knowledge of an op: by law 6 a row's result depends on its own inputs and its own sequence only, so
+    a call may be given any of its rows.
+    """
+    rows = specs[kept.writes].shape[0]
+    last = max((i for i, call in enumerate(recording.calls) if kept.writes in call.values), default=-1)
+    if last < 0 or result.shape[0] is not recording.inputs[kept.writes].shape[0]:
+        raise NotRecordable(f"no call reads input {kept.writes}, or the result has other rows than it")
+    again = [
+        replace(specs[i], shape=tuple(f"kept {n}" if isinstance(n, str) else n for n in specs[i].shape))
+        for i in kept.inputs
+    ]
+    new = _Recording([*specs, TensorSpec((f"kept {rows}",), torch.int32), *again])
+    chosen = new.inputs[len(specs)]
+    whole: dict[int, _Symbol] = dict(enumerate(new.inputs[: len(specs)]))
+    narrow = dict(zip(kept.inputs, new.inputs[len(specs) + 1 :], strict=True))
+
+    def narrowed(index: int) -> _Symbol:
+        if index not in narrow:
+            symbol = recording.symbol(index)
+            if symbol.shape[0] is not recording.inputs[kept.writes].shape[0]:
+                raise NotRecordable(f"a call behind the last writing one reads rows that are not {rows!r}'s")
+            narrow[index] = new.empty((chosen.shape[0], *symbol.shape[1:]), symbol.dtype)
+            if index in whole:
+                new.call(gather, (narrow[index], whole[index], chosen))
+        return narrow[index]
+
+    def before(index: int) -> _Symbol:
+        if index not in whole:
+            old = recording.symbol(index)
+            whole[index] = new.empty((new.inputs[recording.rows_input(old)].shape[0], *old.shape[1:]), old.dtype)
+        return whole[index]
+
+    for i, call in enumerate(recording.calls):
+        place = before if i <= last else narrowed
+        arguments = zip(call.values, call.arguments, strict=True)
+        new.call(call.function, [argument if value < 0 else place(value) for value, argument in arguments])
+    return new, narrowed(result.index)
+
+
+def record(
+    ops: Any,
+    make_program: Any,
+    function: Callable[..., Tensor],
+    inputs: Sequence[TensorSpec],
+    kept: KeptRows | None = None,
+    gather: Any = None,
+) -> Program:
+    """`function(*inputs)` over `ops` as a Program; `kept`: see Ops.record, `gather` being the native gather_rows.
+
+    Raises NotRecordable, and what `function` raises.
+    """
     recording = _Recording(inputs)
     with _recording(ops, recording):
         result: Any = function(*recording.inputs)
     if not isinstance(result, _Symbol) or result.index < len(inputs):
         raise NotRecordable("a recorded forward returns a tensor that one of its ops made")
+    if kept is not None:
+        recording, result = _keep_rows(recording, result, inputs, kept, gather)
     return Program(make_program, recording, result)

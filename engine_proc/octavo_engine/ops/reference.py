@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from octavo_engine.ops import (
     Activation,
     Activations,
+    KeptRows,
     KVLayout,
     LinearWeight,
     PackedLinear,
@@ -100,12 +101,15 @@ class ReferenceOps:
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
+        kept: KeptRows | None = None,
         *,
         rows: int = 0,
         widths: Mapping[str, int] | None = None,
         progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
-        return function
+        if kept is None:
+            return function
+        return lambda *tensors: function(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)])
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:

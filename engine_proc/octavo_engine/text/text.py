@@ -110,13 +110,23 @@ class Text:
         stream = self.stream(skip_special_tokens)
         return stream.feed(token_ids) + stream.flush()
 
+    def stream_after_text(self, skip_special_tokens: bool = True) -> Stream:
+        """An incremental decode that goes on behind something visible."""
+        if self._backend is None:
+            return _Silence()
+        return self._factory(skip_special_tokens)(True)
+
     def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> Stream:
         """A new sequence's incremental decode; see Detokenizer for what the prompt is for."""
         if self._backend is None:
             return _Silence()
+        special = self._backend.is_special
+        visible = any(not (skip_special_tokens and special(token)) for token in reversed(prompt_token_ids))
+        return self._factory(skip_special_tokens)(visible)
+
+    def _factory(self, skip_special_tokens: bool) -> StreamFactory:
+        assert self._backend is not None
         factory = self._factories.get(skip_special_tokens)
         if factory is None:
             factory = self._factories[skip_special_tokens] = self._backend.stream_factory(skip_special_tokens)
-        special = self._backend.is_special
-        visible = any(not (skip_special_tokens and special(token)) for token in reversed(prompt_token_ids))
-        return factory(visible)
+        return factory

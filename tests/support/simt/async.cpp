@@ -9,10 +9,13 @@ void cp_async(void* to, const void* from, int bytes, bool valid, int line) {
   const void* pc = __builtin_return_address(0);
   Worker& w = *worker;
   const auto offset = size_t(static_cast<char*>(to) - w.arena);
-  if (offset >= kArena) fail(Kind::kOutOfBounds, pc, "cp.async at line %d to %p, which is not shared memory", line, to);
+  if (!is_shared(to)) fail(Kind::kOutOfBounds, pc, "cp.async at line %d to %p, which is not shared memory", line, to);
   const uintptr_t both = reinterpret_cast<uintptr_t>(to) | (valid ? reinterpret_cast<uintptr_t>(from) : 0);
   if (both & uintptr_t(bytes - 1)) {
     fail(Kind::kMisaligned, pc, "cp.async of %d bytes at line %d, to offset %zu from %p", bytes, line, offset, from);
+  }
+  if (valid && is_shared(from)) {
+    fail(Kind::kOutOfBounds, pc, "cp.async at line %d from %p, which is shared memory, not device memory", line, from);
   }
   PendingCopy copy{static_cast<char*>(to), {}, bytes, w.self->group, line};
   if (valid) {

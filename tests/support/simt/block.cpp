@@ -22,28 +22,6 @@ std::mutex error_mutex;
 Kind error_kind = Kind::kNone;
 std::string error_text;
 
-// "file:line" of the innermost frame that is no primitive; run once, for an error.
-std::string source_line(const void* pc) {
-  Dl_info info;
-  if (!pc || !dladdr(pc, &info)) return "";
-  char command[600];
-  snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
-           size_t(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase)) - 1);
-  std::string found;
-  if (FILE* pipe = popen(command, "r")) {
-    char line[512];
-    while (fgets(line, sizeof line, pipe)) {
-      std::string text(line);
-      text = text.substr(text.rfind('/') + 1);
-      text = text.substr(0, text.find_first_of(" \n"));
-      if (!found.empty() && found.rfind("prim.cuh", 0) != 0 && found.rfind("simt.h", 0) != 0) break;
-      found = text;
-    }
-    pclose(pipe);
-  }
-  return found.empty() ? "" : " at " + found;
-}
-
 void run_block(Worker& w, int64_t block) {
   const Launch& l = *w.launch;
   w.block = block;
@@ -117,6 +95,7 @@ const char* kind_name(Kind kind) {
     case Kind::kOutOfBounds: return "out_of_bounds";
     case Kind::kUninitialised: return "uninitialised";
     case Kind::kMissingFence: return "missing_fence";
+    case Kind::kBeforeWait: return "before_wait";
     case Kind::kAsyncPending: return "async_pending";
     case Kind::kDivergentBarrier: return "divergent_barrier";
     case Kind::kWarpMismatch: return "warp_mismatch";
@@ -125,6 +104,28 @@ const char* kind_name(Kind kind) {
     case Kind::kUnsupported: return "unsupported";
   }
   return "unknown";
+}
+
+// "file:line" of the innermost frame that is no primitive; run once, for an error.
+std::string source_line(const void* pc) {
+  Dl_info info;
+  if (!pc || !dladdr(pc, &info)) return "";
+  char command[600];
+  snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
+           size_t(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase)) - 1);
+  std::string found;
+  if (FILE* pipe = popen(command, "r")) {
+    char line[512];
+    while (fgets(line, sizeof line, pipe)) {
+      std::string text(line);
+      text = text.substr(text.rfind('/') + 1);
+      text = text.substr(0, text.find_first_of(" \n"));
+      if (!found.empty() && found.rfind("prim.cuh", 0) != 0 && found.rfind("simt.h", 0) != 0) break;
+      found = text;
+    }
+    pclose(pipe);
+  }
+  return found.empty() ? "" : " at " + found;
 }
 
 uint3 thread_index() { return worker->self->thread; }
@@ -154,13 +155,18 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
 }
 
 void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters, size_t size) {
+  const auto refuse = [](const std::string& text) { throw Error(last_error = Kind::kUnsupported, "unsupported: " + text); };
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
-  if (threads == 0 || threads > kMaxThreads) {
-    throw Error(last_error = Kind::kUnsupported, "unsupported: a block of " + std::to_string(threads) + " threads; 1 to 1024 are allowed");
+  if (threads == 0 || threads > kMaxThreads || block.z > 64) {
+    refuse("a block of " + std::to_string(threads) + " threads; 1 to 1024 are allowed, up to 64 of them along z");
   }
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+    refuse("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " + std::to_string(grid.z) +
+           " blocks; 2147483647 x 65535 x 65535 are allowed");
+  }
+  if (kChecking && uint64_t(grid.x) * grid.y * grid.z >> 24) refuse("more than 2^24 blocks in a checked launch");
   if (dynamic_shared > kMaxShared) {
-    throw Error(last_error = Kind::kUnsupported, "unsupported: " + std::to_string(dynamic_shared) +
-                                        " bytes of shared memory; a block has up to " + std::to_string(kMaxShared));
+    refuse(std::to_string(dynamic_shared) + " bytes of shared memory; a block has up to " + std::to_string(kMaxShared));
   }
   Launch launch;
   launch.grid = grid;

@@ -50,6 +50,7 @@ constexpr uint32_t kMaxEpoch = (1u << 17) - 1;
 // Of one aligned word of shared memory, or where its bytes differ (kSplit) of one byte.
 struct Cell {
   uint32_t written, read[2];
+  uint32_t write_pc, read_pc[2];  // from the library's begin
   uint16_t writer, reader[2];
   uint8_t flags;
 };
@@ -138,9 +139,9 @@ bool fenced;                     // the running block did a fence
 std::vector<uint32_t> block_cover;                 // what fences before the last barrier of the whole block cover
 std::vector<std::vector<uint32_t>> thread_covers;  // since then; empty: none
 
-WriterPages writers;
-std::vector<Cell> cells(kArena / 4);
-std::vector<Cell> byte_cells(kArena);  // valid where their word is split
+WriterPages writers, previous_writers;  // of this launch and of the one before
+const std::unique_ptr<Cell[]> cells = std::make_unique_for_overwrite<Cell[]>(kArena / 4);
+const std::unique_ptr<Cell[]> byte_cells = std::make_unique_for_overwrite<Cell[]>(kArena);  // where a word is split
 size_t last_range = 0, last_variable = 0;
 uint32_t epoch;
 bool crossed;  // in this epoch a barrier joined threads of different warps
@@ -195,21 +196,24 @@ const char* verb(Access access) {
   return "access";
 }
 
+uint32_t pack_pc(const void* pc) { return uint32_t(static_cast<const char*>(pc) - &__ehdr_start); }
+std::string source_of(uint32_t pc) { return source_line(&__ehdr_start + pc); }
+
 // Slow: only for what is wrong, to say how.
 void explain(const Cell& c, size_t offset, Access access, const void* pc) {
   const int me = worker->self->index;
   if (c.flags & kInFlight && access != Access::kCopyLanded) {
-    fail(Kind::kAsyncPending, pc, "%s of shared offset %zu, to which a cp.async of thread %u is in flight", verb(access), offset,
-         c.writer);
+    fail(Kind::kAsyncPending, pc, "%s of shared offset %zu, to which a cp.async of thread %u%s is in flight", verb(access), offset,
+         c.writer, source_of(c.write_pc).c_str());
   }
   if (!(c.flags & kWritten)) fail(Kind::kUninitialised, pc, "%s of uninitialised shared memory, offset %zu", verb(access), offset);
   if (c.written && !ordered(me, c.writer, c.written)) {
-    fail(Kind::kRace, pc, "%s of shared offset %zu races with a write by thread %u: no barrier between", verb(access), offset,
-         c.writer);
+    fail(Kind::kRace, pc, "no barrier between a write of shared offset %zu by thread %u%s and this %s", offset, c.writer,
+         source_of(c.write_pc).c_str(), verb(access));
   }
   const int r = c.read[0] && !ordered(me, c.reader[0], c.read[0]) ? 0 : 1;
-  fail(Kind::kRace, pc, "%s of shared offset %zu races with a read by thread %u: no barrier between", verb(access), offset,
-       c.reader[r]);
+  fail(Kind::kRace, pc, "no barrier between a read of shared offset %zu by thread %u%s and this %s", offset, c.reader[r],
+       source_of(c.read_pc[r]).c_str(), verb(access));
 }
 
 void touch(Cell& c, int me, uint32_t time, size_t offset, Access access, const void* pc) {
@@ -224,9 +228,11 @@ void touch(Cell& c, int me, uint32_t time, size_t offset, Access access, const v
     if (c.read[0] && c.reader[0] != me) {
       c.reader[1] = c.reader[0];
       c.read[1] = c.read[0];
+      c.read_pc[1] = c.read_pc[0];
     }
     c.reader[0] = uint16_t(me);
     c.read[0] = time;
+    c.read_pc[0] = pack_pc(pc);
     return;
   }
   if ((c.read[0] && !ordered(me, c.reader[0], c.read[0])) || (c.read[1] && !ordered(me, c.reader[1], c.read[1]))) [[unlikely]] {
@@ -234,6 +240,7 @@ void touch(Cell& c, int me, uint32_t time, size_t offset, Access access, const v
   }
   c.writer = uint16_t(me);
   c.written = time;
+  c.write_pc = pack_pc(pc);
   c.read[0] = c.read[1] = 0;
   c.flags = uint8_t(kWritten | (access == Access::kAtomic ? kByAtomic : access == Access::kCopyIssued ? kInFlight : 0));
 }
@@ -295,9 +302,24 @@ std::string nearest_range(const char* p) {
   return "; the nearest has " + std::to_string(best->end - best->begin) + " bytes, this is at " + std::to_string(p - best->begin);
 }
 
+// What a kernel launched with `overlap` must not do before pdl_wait: the kernel before it may still read what this writes,
+// or write what this reads. Reported at the thread's pdl_wait: a kernel without one is never launched so.
+void note_early(const char* p, size_t bytes, bool write, const void* pc) {
+  bool hazard = write;
+  for (size_t i = 0; !hazard && !previous_writers.empty() && i < bytes; ++i) {
+    const auto address = reinterpret_cast<uintptr_t>(p + i);
+    const Writer* found = previous_writers.find(address / kPageBytes);
+    hazard = found && found[address % kPageBytes];
+  }
+  if (!hazard) return;
+  worker->self->early = pc;
+  worker->self->early_write = write;
+}
+
 void device_access(const char* p, size_t bytes, Access access, const void* pc) {
   Worker& w = *worker;
   const bool write = writes(access);
+  if (!w.self->waited && !w.self->early) note_early(p, bytes, write, pc);
   if (!write && writers.empty()) return;
   const int me = w.self->index;
   for (size_t i = 0; i < bytes;) {
@@ -346,6 +368,7 @@ void device_access(const char* p, size_t bytes, Access access, const void* pc) {
 
 void check_launch() {
   launched = true;
+  std::swap(writers, previous_writers);
   writers.clear();
   publications.clear();
   disjoint = ranges;
@@ -363,13 +386,12 @@ void check_launch() {
 
 void check_block() {
   Worker& w = *worker;
-  if (w.block >> 24) fail(Kind::kUnsupported, nullptr, "more than 2^24 blocks in a checked launch");
   epoch = 1;
   crossed = false;
   std::fill(local_time, local_time + kMaxThreads, 0);
   std::fill(row_epoch, row_epoch + kMaxThreads, 0);
   rows.resize(std::max(rows.size(), size_t(w.threads) * size_t(w.threads)));
-  std::fill_n(cells.begin(), (w.arena_used + 3) / 4, Cell{});
+  std::fill_n(cells.get(), (w.arena_used + 3) / 4, Cell{});
   acquired.clear();
   fenced = false;
 }
@@ -438,6 +460,13 @@ void check_fence() {
     if (std::none_of(latest.begin(), latest.end(), same)) latest.push_back({acquired[k].from, acquired[k].count, true});
   }
   acquired.assign(latest.rbegin(), latest.rend());
+}
+
+void check_pdl_wait() {
+  const Fiber& f = *worker->self;
+  if (!f.early) return;
+  fail(Kind::kBeforeWait, f.early, "device memory is %s before pdl_wait, while the kernel before may still %s it",
+       f.early_write ? "written" : "read", f.early_write ? "use" : "write");
 }
 
 void check_publish(const void* p) {

@@ -120,6 +120,8 @@ void prepare_fibers(Worker& w) {
     f.index = i;
     f.done = false;
     f.group = 0;
+    f.waited = false;
+    f.early = nullptr;
     f.pending.clear();
     f.thread = uint3{u % size.x, u / size.x % size.y, u / size.x / size.y};
     // The frame that simt_switch pops: six registers, then the address it returns to, the stack then 8 below a

@@ -48,6 +48,9 @@ struct Fiber {
   void* stack_pointer;
   char* stack;
   int group;  // of cp.async: the one that the next copy joins
+  bool waited;        // did pdl_wait
+  bool early_write;
+  const void* early;  // where it touched, before that, what it must not
   std::vector<PendingCopy> pending;
 };
 
@@ -102,6 +105,8 @@ struct Worker {
 // initial-exec: a fiber never moves to another OS thread, so the address may be kept.
 extern thread_local Worker* worker __attribute__((tls_model("initial-exec")));
 
+inline bool is_shared(const void* p) { return size_t(static_cast<const char*>(p) - worker->arena) < kArena; }
+
 // Which runnable thread goes next. kRandom is seeded; kDescending also takes the blocks from the last to the first.
 enum class Order { kAscending, kDescending, kRandom };
 struct Settings {
@@ -122,6 +127,7 @@ void prepare_fibers(Worker& w);
 // block.cpp
 void thread_exits();
 [[noreturn]] void fail(Kind kind, const void* pc, const char* format, ...) __attribute__((format(printf, 3, 4)));
+std::string source_line(const void* pc);  // " at file:line"
 // The last lane to arrive runs `body`; returns true in that lane.
 bool meet(uint32_t mask, int kind, int line, const void* in, void* out, void (*body)(WarpOp&, int), int argument);
 
@@ -136,6 +142,7 @@ void check_variable(size_t offset, size_t bytes);
 void check_access(const void* p, size_t bytes, Access access, const void* pc);
 void check_join(const int* threads, int count);
 void check_fence();
+void check_pdl_wait();
 void check_publish(const void* p);
 #else
 inline void check_launch() {}
@@ -144,6 +151,7 @@ inline void check_variable(size_t, size_t) {}
 inline void check_access(const void*, size_t, Access, const void*) {}
 inline void check_join(const int*, int) {}
 inline void check_fence() {}
+inline void check_pdl_wait() {}
 inline void check_publish(const void*) {}
 #endif
 

@@ -80,6 +80,8 @@ uint64_t atomic(uint64_t* p, uint64_t value, Atomic what, int line);
 float atomic_add(float* p, float value, int line);
 uint32_t compare_and_swap(uint32_t* p, uint32_t expected, uint32_t value, int line);
 void fence();
+void pdl_wait();
+void pdl_launch(int line);
 
 template <class T, class U>
 T bits(U u) {

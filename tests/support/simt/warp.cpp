@@ -241,6 +241,7 @@ void ldmatrix(uint32_t* r, int matrices, bool trans, const void* row, int line) 
     if (reinterpret_cast<uintptr_t>(row) & 15) {
       fail(Kind::kMisaligned, nullptr, "ldmatrix at line %d: row %p needs 16-byte alignment", line, row);
     }
+    if (!is_shared(row)) fail(Kind::kOutOfBounds, nullptr, "ldmatrix at line %d from %p, which is not shared memory", line, row);
     check_access(row, 16, Access::kRead, __builtin_return_address(0));
     memcpy(in.row, row, 16);
   }
@@ -261,5 +262,14 @@ uint32_t compare_and_swap(uint32_t* p, uint32_t expected, uint32_t value, int li
 }
 
 void fence() { check_fence(); }
+
+void pdl_wait() {
+  check_pdl_wait();
+  worker->self->waited = true;
+}
+
+void pdl_launch(int line) {
+  if (!worker->self->waited) fail(Kind::kBeforeWait, nullptr, "pdl_launch at line %d before this thread's pdl_wait", line);
+}
 
 }  // namespace simt

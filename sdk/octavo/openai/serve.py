@@ -1,0 +1,153 @@
+"""`octavo serve`: the app under uvicorn, by itself or in several worker processes that share one engine."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+import uvicorn
+
+from octavo.client import AsyncClient
+from octavo.errors import InvalidOption
+from octavo.openai.app import create_app
+
+__all__ = ["ServeOptions", "add_arguments", "options_of", "run", "serve"]
+
+
+class ServeOptions(msgspec.Struct, kw_only=True):
+    """host, port: where it listens; port 0 takes a free one. api_key: see create_app. served_model_name: likewise.
+
+    workers: web processes; one engine serves them all. drain_timeout: seconds that requests have to end after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: tuple[str, ...] = ()
+    served_model_name: tuple[str, ...] = ()
+    workers: int = 1
+    drain_timeout: float = 30.0
+    max_body_bytes: int = 32 << 20
+    keep_alive: float = 15.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", metavar="X", help="default 127.0.0.1, this machine alone")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
+    group.add_argument("--api-key", action="append", default=[], metavar="KEY", help="asked for; may be given again")
+    group.add_argument("--served-model-name", action="append", default=[], metavar="NAME", help="may be given again")
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="web processes that share the engine")
+    group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="to end requests after SIGTERM")
+    group.add_argument("--max-body-bytes", type=int, default=32 << 20, metavar="N", help="of one request")
+    group.add_argument("--keep-alive", type=float, default=15.0, metavar="S", help="seconds of silence in a stream")
+
+
+def options_of(arguments: argparse.Namespace) -> ServeOptions:
+    """Raises InvalidOption."""
+    values = {name: getattr(arguments, name) for name in ServeOptions.__struct_fields__}
+    options = msgspec.convert(values, ServeOptions)
+    if not 0 <= options.port < 65536:
+        raise InvalidOption("--port", options.port, "a whole number in 0..65535")
+    if not 1 <= options.workers <= 256:
+        raise InvalidOption("--workers", options.workers, "a whole number in 1..256")
+    return options
+
+
+async def serve(client: AsyncClient, options: ServeOptions) -> None:
+    """Listen and serve until SIGTERM or SIGINT; what runs has drain_timeout seconds to end then."""
+    listening = socket.create_server((options.host, options.port), backlog=2048, reuse_port=False)
+    with listening:
+        print(f"octavo: {_names(client, options)} on http://{_place(listening)}", file=sys.stderr, flush=True)
+        if options.workers == 1:
+            await run(client, options, listening)
+        else:
+            await _supervise(client.address, options, listening)
+
+
+async def run(client: AsyncClient, options: ServeOptions, listening: socket.socket) -> None:
+    """One process's share: the app over this client on this socket, until SIGTERM or SIGINT."""
+    app = create_app(
+        client,
+        served_model_name=options.served_model_name,
+        api_keys=options.api_key,
+        max_body_bytes=options.max_body_bytes,
+        keep_alive=options.keep_alive,
+    )
+    config = uvicorn.Config(
+        app, lifespan="off", log_level="warning", timeout_graceful_shutdown=max(1, round(options.drain_timeout))
+    )
+    # uvicorn raises the signal once more behind itself, when there is still an engine to close.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        await uvicorn.Server(config).serve(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- several workers ---------------------------------------------------------------------------------------------
+
+
+async def _supervise(address: str, options: ServeOptions, listening: socket.socket) -> None:
+    """Keep the workers running, each with its own client of the engine at `address`, until a signal comes."""
+    listening.set_inheritable(True)
+    settings = msgspec.json.encode({"address": address, "options": options}).decode()
+    command = [sys.executable, "-m", "octavo.openai.worker", str(listening.fileno())]
+    workers: list[anyio.abc.Process] = []
+
+    async def keep(scope: anyio.CancelScope) -> None:
+        while True:
+            started = anyio.current_time()
+            async with _worker(command, settings, listening) as process:
+                workers.append(process)
+                code = await process.wait()
+                workers.remove(process)
+            print(f"octavo: a web worker ended with {code}; starting another", file=sys.stderr, flush=True)
+            await anyio.sleep(max(0.0, 1.0 - (anyio.current_time() - started)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(options.workers):
+            tasks.start_soon(keep, tasks.cancel_scope)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                break
+        with anyio.move_on_after(options.drain_timeout + 1):
+            ending = list(workers)
+            for process in ending:
+                process.terminate()
+            for process in ending:
+                await process.wait()
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _worker(command: list[str], settings: str, listening: socket.socket) -> AsyncIterator[Any]:
+    """A worker process with its settings on stdin (a key given as an argument could be read by everybody)."""
+    process = await anyio.open_process(
+        command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[listening.fileno()]
+    )
+    try:
+        assert process.stdin is not None
+        await process.stdin.send(settings.encode() + b"\n")
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with anyio.CancelScope(shield=True):
+            await process.wait()
+
+
+def _place(listening: socket.socket) -> str:
+    host, port, *_ = listening.getsockname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _names(client: AsyncClient, options: ServeOptions) -> str:
+    return options.served_model_name[0] if options.served_model_name else client.options.model

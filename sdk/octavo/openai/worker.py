@@ -1,0 +1,42 @@
+"""A web worker of `octavo serve --workers N`: its argument is the listening socket's number, its settings are on stdin.
+
+It ends when stdin does, that is when its parent has gone, however that went.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+import anyio
+import msgspec
+
+from octavo.client import AsyncClient
+from octavo.openai.serve import ServeOptions, run
+
+__all__: list[str] = []
+
+
+class _Settings(msgspec.Struct):
+    address: str
+    options: ServeOptions
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _main() -> None:
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Settings)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    async with await AsyncClient.connect(settings.address) as client:
+        await run(client, settings.options, listening)
+
+
+if __name__ == "__main__":
+    anyio.run(_main)

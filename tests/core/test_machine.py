@@ -1,0 +1,180 @@
+"""Which device is taken and why, and what the KV cache gets of its memory; the device is a fake that counts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.options import EngineOptions
+from octavo_engine import machine
+from octavo_engine.execution.device_runner import DeviceRunner
+from octavo_engine.execution.memory import Measured, measure, profile_step
+from octavo_engine.machine import Machine, NoRoom
+from octavo_engine.ops import OpsUnavailable
+from octavo_engine.scheduling.plan import Plan
+from tests.execution.conftest import loaded_model, loaded_ops
+
+PAGE = 3 * 2 * 16 * 2 * 16 * 4  # layers, heads, tokens, keys and values, head size, bytes
+
+
+class CountedMemory:
+    """1,000 kB, of which `others` hold some; the model takes `weights`, a step `activations`."""
+
+    def __init__(self, others: int = 100_000, weights: int = 200_000, activations: int = 150_000) -> None:
+        self.others, self.weights, self.activations = others, weights, activations
+        self.loaded = False
+
+    def free(self) -> int:
+        return 1_000_000 - self.others - (self.weights if self.loaded else 0)
+
+    def total(self) -> int:
+        return 1_000_000
+
+    def peak_of(self, work: Callable[[], None]) -> int:
+        work()
+        return self.activations
+
+
+def made(monkeypatch: pytest.MonkeyPatch, memory: CountedMemory | None, asked: str = "cpu") -> Machine:
+    monkeypatch.setattr(machine, "load_ops", lambda device, num_threads=0: loaded_ops("cpu"))
+    monkeypatch.setattr(machine, "profile_step", lambda *_, **__: 0)
+    found = Machine(asked, 1, memory)
+    if memory is not None:
+        memory.loaded = True
+    return found
+
+
+def cache(found: Machine, **options: Any) -> int:
+    asked = EngineOptions(model="m", max_num_seqs=8, **options)
+    return found.cache_memory(asked, loaded_model("cpu", torch.float32), torch.float32, PAGE)
+
+
+def test_what_is_left_is_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 900 kB free at the start, 90 % of that to take, 200 of weights, 150 of activations
+    assert cache(made(monkeypatch, CountedMemory())) == 460_000
+    assert cache(made(monkeypatch, CountedMemory()), gpu_memory_utilization=0.5) == 100_000
+
+
+def test_no_more_than_all_sequences_could_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache(made(monkeypatch, CountedMemory()), max_model_len=20) == 8 * 2 * PAGE
+    assert cache(made(monkeypatch, CountedMemory()), max_model_len=20, kv_cache_memory=450_000) == 450_000
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "option", "words"),
+    [
+        ({"weights": 700_000}, {}, False, ["no room for a KV cache", "1 MB free at start", "gpu_memory_utilization"]),
+        ({}, {"kv_cache_memory": 500_000}, True, ["kv_cache_memory=500000", "at most", "gpu_memory_utilization"]),
+        ({"weights": 600_000}, {"max_model_len": 100}, True, ["max_model_len=100", "at most 64", "kv_cache_dtype"]),
+    ],
+)
+def test_what_does_not_fit_is_told_with_numbers_and_knobs(
+    monkeypatch: pytest.MonkeyPatch, memory: dict[str, int], options: dict[str, int], option: bool, words: list[str]
+) -> None:
+    with pytest.raises(NoRoom) as caught:
+        cache(made(monkeypatch, CountedMemory(**memory)), **options)
+    assert caught.value.option is option
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_without_a_limit_the_context_is_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache(made(monkeypatch, CountedMemory(weights=600_000))) == 60_000
+
+
+def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real step, on a model that runs out of memory."""
+    model = loaded_model("cpu", torch.float32)
+
+    class Greedy:
+        config = model.config
+        logits = model.logits
+
+        def forward(self, batch: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(machine, "load_ops", lambda device, num_threads=0: loaded_ops("reference"))
+    found = Machine("cpu", 1, CountedMemory())
+    options = EngineOptions(model="m", max_num_seqs=8, max_num_batched_tokens=99)
+    with pytest.raises(NoRoom, match="max_num_batched_tokens=99 tokens in max_num_seqs=8 sequences does not fit"):
+        found.cache_memory(options, Greedy(), torch.float32, PAGE)
+
+
+@pytest.mark.parametrize(("tokens", "seqs", "length"), [(50, 8, 256), (8, 8, 256), (3, 8, 256), (300, 2, 100)])
+def test_the_largest_step_is_that(monkeypatch: pytest.MonkeyPatch, tokens: int, seqs: int, length: int) -> None:
+    plans: list[Plan] = []
+    submit = DeviceRunner.submit
+
+    def seen(self: Any, plan: Plan) -> Any:
+        plans.append(plan)
+        return submit(self, plan)
+
+    monkeypatch.setattr(DeviceRunner, "submit", seen)
+    sizes = {"max_num_seqs": seqs, "max_num_batched_tokens": tokens, "max_model_len": length}
+    model, ops = loaded_model("cpu", torch.float32), loaded_ops("cpu")
+    taken = profile_step(model, ops, page_size=16, kv_dtype=torch.float32, **sizes)
+    (plan,) = plans
+    assert plan.num_tokens == min(tokens, seqs * length)
+    assert sum(len(step.samplers) for step in plan.seqs) == len(plan.seqs) == min(tokens, seqs)
+    assert taken == sum(len(step.pages) for step in plan.seqs) * PAGE
+
+
+def test_the_cache_of_the_largest_step_is_not_its_activations() -> None:
+    memory = CountedMemory()
+    free = memory.free()
+    memory.loaded = True
+    found = measure(memory, free_at_start=free, utilization=0.5, step=lambda: 30_000)
+    assert found == Measured(limit=450_000, taken=200_000, activations=120_000)
+    assert found.cache == 130_000
+
+
+def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = str(made(monkeypatch, CountedMemory()).too_large("the model"))
+    assert "1 MB free at start of 1 MB" in text
+    assert "quantization='int4'" in text
+
+
+@pytest.mark.parametrize("problem", ["torch", "device", "library", None])
+def test_auto_takes_a_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, problem: str | None
+) -> None:
+    loaded: list[str] = []
+
+    def load(device: str, *, num_threads: int = 0) -> Any:
+        loaded.append(device)
+        if device == "cuda" and problem == "library":
+            raise OpsUnavailable("the CUDA library is missing")
+        return loaded_ops("cpu")
+
+    monkeypatch.setattr(machine, "load_ops", load)
+    monkeypatch.setattr(torch.version, "cuda", None if problem == "torch" else "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: problem != "device")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Fake GPU")
+    with caplog.at_level(logging.INFO, "octavo.engine"):
+        Machine("auto", 1)
+    assert loaded == {"torch": ["cpu"], "device": ["cpu"], "library": ["cuda", "cpu"], None: ["cuda"]}[problem]
+    said = {
+        "torch": "built without CUDA",
+        "device": "finds no CUDA device",
+        "library": "the CUDA library is missing",
+        None: "Fake GPU",
+    }
+    assert said[problem] in caplog.text
+
+
+def test_a_device_that_was_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load(device: str, *, num_threads: int = 0) -> Any:
+        asked.append(device)
+        raise OpsUnavailable("0 CUDA devices were found")
+
+    monkeypatch.setattr(machine, "load_ops", load)
+    for device in ("cuda", "cuda:3"):
+        with pytest.raises(OpsUnavailable, match="0 CUDA devices"):
+            Machine(device, 1)
+    assert asked == ["cuda", "cuda:3"]

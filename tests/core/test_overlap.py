@@ -1,0 +1,287 @@
+"""The whole loop around a real model, one step ahead or in turn: the same texts and ends, nothing left behind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from octavo import wire
+from octavo.options import EngineOptions, SamplingParams
+from octavo_engine.core import Core
+from octavo_engine.execution.errors import DeviceLost
+from octavo_engine.execution.runner import Runner
+from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from octavo_engine.serve import last_words
+from octavo_engine.text import Text
+from octavo_engine.text.pieces import StreamFactory
+from tests.core.test_core import ScriptedMailbox
+from tests.execution.conftest import loaded_model, loaded_ops
+from tests.execution.deferred import DeferredQueue, deferred_runner
+from tests.execution.driver import VOCAB
+
+CLIENT = b"client"
+Mail = list[list[tuple[bytes, Any]]]
+Choice = tuple[str, list[int], list[wire.TokenLogprob], str | None, str | int | None]
+Texts = dict[int, list[Choice]]
+
+
+class Letters:
+    """A tokenizer whose token i is a letter."""
+
+    vocab_size = VOCAB
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [ord(letter) - 0x4E00 for letter in text]
+
+    def stream_factory(self, skip_special_tokens: bool) -> StreamFactory:
+        return lambda visible: self
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(0x4E00 + token) for token in token_ids)
+
+    def flush(self) -> str:
+        return ""
+
+    def is_special(self, token_id: int) -> bool:
+        return False
+
+
+class Patient(ScriptedMailbox):
+    """Steps begin when the script says so, and it ends when all requests have."""
+
+    def receive(self, timeout: float | None) -> Iterator[tuple[bytes, Any]]:
+        if self.script:
+            yield from self.script.pop(0)
+        elif timeout is None:
+            yield CLIENT, wire.Drain(abort=False)
+
+
+class Engine:
+    def __init__(self, *, overlap: bool, num_pages: int = 40, budget: int = 48, **changes: Any) -> None:
+        limits: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 120, "page_size": 16}
+        config = SchedulerConfig(
+            num_pages=num_pages, max_num_batched_tokens=budget, max_in_flight=1 + overlap, **limits, **changes
+        )
+        self.make: Callable[..., Runner] = deferred_runner if overlap else Runner
+        self.runner = self.make(
+            loaded_model("cpu", torch.float32), loaded_ops("cpu"), num_pages=num_pages, kv_dtype=torch.float32, **limits
+        )
+        self.scheduler = Scheduler(config)
+
+    @property
+    def queue(self) -> DeferredQueue:
+        queue: DeferredQueue = self.runner.queue  # type: ignore[attr-defined]
+        return queue
+
+    def run(self, script: Mail) -> ScriptedMailbox:
+        text = Text(Letters(), eos_token_ids=[2])
+        options = EngineOptions(model="m", max_num_batched_tokens=48, max_model_len=120, max_num_seqs=8)
+        ready = wire.Ready(wire.PROTOCOL_VERSION, 1, "0", options, "Test", True, False, VOCAB, 40, (2,))
+        mailbox = Patient(script)
+        core = Core(mailbox, self.scheduler, self.runner, text, ready, owned=True, clients={CLIENT})  # type: ignore[arg-type]
+        core.run()
+        self.scheduler.check()
+        stats = self.scheduler.stats()
+        assert stats["kv_pages_free"] == stats["kv_pages_total"]
+        return mailbox
+
+
+def texts(mail: ScriptedMailbox) -> Texts:
+    """By request: each choice's text, tokens, logprobs and end."""
+    found: dict[tuple[int, int], Choice] = {}
+    for message in mail.of(CLIENT, wire.Deltas):
+        for delta in message.deltas:
+            text, ids, logprobs, _, _ = found.get((delta.request_id, delta.index), ("", [], [], None, None))
+            ids, logprobs = [*ids, *delta.token_ids], [*logprobs, *(delta.logprobs or ())]
+            ends = delta.finish_reason, delta.stop_reason
+            found[delta.request_id, delta.index] = (text + delta.text, ids, logprobs, *ends)
+    gathered: Texts = {}
+    for (request, _), choice in sorted(found.items()):
+        gathered.setdefault(request, []).append(choice)
+    return gathered
+
+
+def ends(mail: ScriptedMailbox) -> list[int]:
+    return sorted(end.request_id for kind in (wire.Finished, wire.Failed) for end in mail.of(CLIENT, kind))
+
+
+def letters(ids: Sequence[int]) -> str:
+    return Letters().feed(ids)
+
+
+def requests(seed: int, count: int) -> list[wire.Generate]:
+    """Greedy, seeded, several choices, stop strings and ids, penalties, priorities, prompts that share a beginning."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(3, VOCAB) for _ in range(20)]
+    made = []
+    for i in range(count):
+        max_tokens = rng.randint(1, 30)
+        params = SamplingParams(
+            n=rng.choice([1, 1, 2, 3]),
+            temperature=rng.choice([0, 0.9, 1.4]),
+            max_tokens=max_tokens,
+            min_tokens=rng.choice([0, 0, 0, min(4, max_tokens)]),
+            repetition_penalty=rng.choice([1, 1, 1, 1.3]),
+            seed=rng.getrandbits(40),
+            stop=tuple(letters([rng.randrange(VOCAB) for _ in range(n)]) for n in (1, 1, 1, 1, 2)),
+            stop_token_ids=tuple(rng.randrange(VOCAB) for _ in range(rng.choice([0, 6]))),
+            bad_words=(letters([5, 6]),) if rng.random() < 0.2 else (),
+            logprobs=rng.choice([None, None, 2]),
+            prompt_logprobs=rng.choice([None, None, 1]),
+            priority=rng.choice([0, 0, 1]),
+        )
+        prompt = shared * (i % 2) + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
+        made.append(wire.Generate(i, params, token_ids=prompt))
+    return made
+
+
+def script_of(generates: list[wire.Generate], seed: int) -> Mail:
+    rng = random.Random(seed)
+    script: Mail = []
+    waiting = list(generates)
+    while waiting:
+        count = rng.choice([0, 0, 1, 3])
+        script.append([(CLIENT, message) for message in waiting[:count]])
+        waiting = waiting[count:]
+    return script
+
+
+@pytest.mark.parametrize("num_pages", [40, 11], ids=["room", "preemption"])
+def test_texts_are_the_same(num_pages: int) -> None:
+    generates = requests(1, 24)
+    mails, preempted = [], []
+    for overlap in (False, True):
+        engine = Engine(overlap=overlap, num_pages=num_pages)
+        mails.append(engine.run(script_of(generates, 2)))
+        preempted.append(engine.scheduler.stats()["num_preemptions"])
+        if overlap:
+            assert engine.queue.most == 2
+    in_turn, ahead = mails
+    assert texts(in_turn) == texts(ahead)
+    assert ends(in_turn) == ends(ahead) == list(range(24))
+    reasons = {(choice[3], isinstance(choice[4], str)) for request in texts(ahead).values() for choice in request}
+    assert reasons >= {("length", False), ("stop", False), ("stop", True)}  # the load was of the kind this is about
+    assert (min(preempted) > 0) == (num_pages == 11)
+    for kept in ("prompt_logprobs", "choices", "prompt_token_ids"):
+        a, b = (sorted((f.request_id, getattr(f, kept)) for f in mail.of(CLIENT, wire.Finished)) for mail in mails)
+        assert a == b
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_aborts_end_once_and_disturb_nobody(seed: int) -> None:
+    generates = requests(seed, 16)
+    alone = texts(Engine(overlap=False).run([[(CLIENT, generate) for generate in generates]]))
+    rng = random.Random(seed)
+    script = [*script_of(generates, seed), *([] for _ in range(20))]
+    aborted = rng.sample(range(16), 6)
+    for request in aborted:
+        rng.choice(script).append((CLIENT, wire.Abort([request])))
+    mail = Engine(overlap=True, num_pages=14).run(script)
+    assert ends(mail) == list(range(16))
+    for request, choices in texts(mail).items():
+        for found, whole in zip(choices, alone[request], strict=False):
+            if request in aborted:
+                assert whole[1][: len(found[1])] == found[1]
+            else:
+                assert found == whole
+
+
+def test_a_drain_ends_what_is_in_flight() -> None:
+    endless = SamplingParams(temperature=0, ignore_eos=True)
+    script: Mail = [[(CLIENT, wire.Generate(i, endless, token_ids=[i + 3])) for i in range(3)], [], [], []]
+    engine = Engine(overlap=True)
+    mail = engine.run([*script, [(CLIENT, wire.Drain(abort=True))]])
+    assert ends(mail) == [0, 1, 2]
+    assert not engine.scheduler.in_flight
+    assert mail.of(CLIENT, wire.Dying)[0].code == "drained"
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+def test_a_step_that_fails_now_and_then_changes_no_text(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """Whole steps fail, the one behind them runs on what they did not draw, and both run again."""
+    generates = requests(5, 12)
+    expected = texts(Engine(overlap=False).run(script_of(generates, 1)))
+    engine = Engine(overlap=True, num_pages=14)
+    forward, steps = engine.runner._forward, iter(range(1 << 30))
+
+    def broken(*tensors: torch.Tensor) -> torch.Tensor:
+        if len(tensors[4]) > 1 and next(steps) % every == every - 1:  # one alone never fails: it would be its fault
+            raise RuntimeError("now and then")
+        return forward(*tensors)
+
+    monkeypatch.setattr(engine.runner, "_forward", broken)
+    mail = engine.run(script_of(generates, 1))
+    assert not mail.of(CLIENT, wire.Failed)
+    assert texts(mail) == expected
+    assert next(steps) > 2 * every
+
+
+def test_a_request_that_leaves_no_token_fails_alone() -> None:
+    generates = requests(6, 8)
+    expected = texts(Engine(overlap=False).run([[(CLIENT, generate) for generate in generates]]))
+    nothing = SamplingParams(allowed_token_ids=(7,), logit_bias={7: -100.0}, bad_words=(letters([7]),))
+    mail = Engine(overlap=True).run(
+        [[(CLIENT, generate) for generate in generates], [(CLIENT, wire.Generate(99, nothing, token_ids=[1, 2]))]]
+    )
+    (failed,) = mail.of(CLIENT, wire.Failed)
+    assert (failed.request_id, failed.code) == (99, "failed")
+    assert "no token can be drawn" in failed.message
+    assert texts(mail) == expected
+
+
+def test_out_of_memory_is_typed_when_a_request_alone_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(overlap=True)
+    forward = engine.runner._forward
+
+    def small(*tensors: torch.Tensor) -> torch.Tensor:
+        if len(tensors[0]) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(*tensors)
+
+    monkeypatch.setattr(engine.runner, "_forward", small)
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    long, short = (wire.Generate(i, params, token_ids=[5] * n) for i, n in enumerate((40, 9)))
+    mail = engine.run([[(CLIENT, long), (CLIENT, short)]])
+    (failed,) = mail.of(CLIENT, wire.Failed)
+    assert (failed.request_id, failed.code) == (0, "out_of_memory")
+    assert "max_num_batched_tokens" in failed.message
+    assert "0 MB free of 1 MB" in failed.message
+    assert len(texts(mail)[1][0][1]) == 5
+
+
+def test_a_lost_device_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(overlap=True)
+    runs = iter(range(100))
+
+    def lost(*tensors: torch.Tensor) -> torch.Tensor:
+        engine.queue.lost = next(runs) == 3
+        return forward(*tensors)
+
+    forward = engine.runner._forward
+    monkeypatch.setattr(engine.runner, "_forward", lost)
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    with pytest.raises(DeviceLost, match="unspecified launch failure") as caught:
+        engine.run([[(CLIENT, wire.Generate(1, params, token_ids=[5]))]])
+    assert last_words(caught.value) == wire.Dying("device_lost", str(caught.value))
+    assert last_words(KeyError("x")).code == "internal"
+
+
+def test_memory_that_is_back_at_the_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step was too much, its sequences one by one are not: nobody fails."""
+    engine = Engine(overlap=True)
+    forward, runs = engine.runner._forward, iter(range(100))
+
+    def small(*tensors: torch.Tensor) -> torch.Tensor:
+        if next(runs) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(*tensors)
+
+    monkeypatch.setattr(engine.runner, "_forward", small)
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    mail = engine.run([[(CLIENT, wire.Generate(i, params, token_ids=[5, i])) for i in range(3)]])
+    assert ends(mail) == [0, 1, 2]
+    assert not mail.of(CLIENT, wire.Failed)

@@ -1,0 +1,197 @@
+"""`octavo serve` as a user runs it, with SmolLM2, asked by OpenAI's own client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+import httpx
+import openai
+import pytest
+
+pytestmark = pytest.mark.slow
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+KEY = "sesame"
+
+
+@contextmanager
+def serving(model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server, and its process."""
+    command = [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve", model]
+    command += ["--port", "0", "--served-model-name", "smol", "--api-key", KEY, *arguments]
+    lines: list[str] = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = process.stderr
+        try:
+            for line in said:
+                lines.append(line)
+                if " on http://" in line:
+                    break
+            else:
+                pytest.fail("".join(lines))
+            rest = threading.Thread(target=lambda: lines.extend(said), daemon=True)
+            rest.start()
+            yield line.split(" on ")[1].strip(), process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        rest.join()
+    assert "Traceback" not in "".join(lines), "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: str) -> Iterator[str]:
+    with serving(smollm2) as (address, _):
+        yield address
+
+
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def metric(address: str, name: str) -> float:
+    text = httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {KEY}"}).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def test_chat_and_stream_say_the_same(server: str) -> None:
+    api = client(server)
+    whole = api.chat.completions.create(
+        model="smol", messages=QUESTION, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2
+    )
+    choice = whole.choices[0]
+    assert "Paris" in (choice.message.content or "")
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    tokens = [entry for entry in choice.logprobs.content if entry.token != "<|im_end|>"]
+    assert "".join(entry.token for entry in tokens) == choice.message.content
+    assert all(bytes(entry.bytes or []).decode() == entry.token for entry in tokens)
+    assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in tokens)
+    streamed = api.chat.completions.create(
+        model="smol",
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(streamed)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == choice.message.content
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_completion_echoed_and_scored(server: str) -> None:
+    api = client(server)
+    scored = api.completions.create(
+        model="smol", prompt="The sky is blue", max_tokens=3, temperature=0, echo=True, logprobs=1
+    )
+    choice = scored.choices[0]
+    assert choice.text.startswith("The sky is blue")
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert "".join(choice.logprobs.tokens) == choice.text
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.text_offset == [
+        sum(map(len, choice.logprobs.tokens[:i])) for i in range(len(choice.logprobs.tokens))
+    ]
+
+
+def test_errors_are_openai_s_classes(server: str) -> None:
+    api = client(server)
+    with pytest.raises(openai.NotFoundError, match="served here: smol"):
+        api.chat.completions.create(model="other", messages=QUESTION)
+    with pytest.raises(openai.BadRequestError, match="max_model_len"):
+        api.chat.completions.create(model="smol", messages=[{"role": "user", "content": "word " * 20000}])
+    with pytest.raises(openai.BadRequestError, match="temperature=-1"):
+        api.chat.completions.create(model="smol", messages=QUESTION, temperature=-1)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_many_at_once_and_one_that_leaves(server: str) -> None:
+    async def main() -> None:
+        api = openai.AsyncOpenAI(base_url=f"{server}/v1", api_key=KEY, max_retries=0, timeout=60)
+        answers: list[str] = []
+
+        async def one(i: int) -> None:
+            stream = await api.chat.completions.create(
+                model="smol", messages=QUESTION, temperature=0, max_tokens=10, stream=True
+            )
+            text = ""
+            async for chunk in stream:
+                text += chunk.choices[0].delta.content or ""
+            answers.append(text)
+
+        async with anyio.create_task_group() as tasks:
+            for i in range(32):
+                tasks.start_soon(one, i)
+        assert len(answers) == 32
+        assert len(set(answers)) == 1
+        leaving = await api.chat.completions.create(
+            model="smol", messages=QUESTION, max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+        )
+        async for _ in leaving:
+            break
+        await leaving.close()
+        await api.close()
+
+    aborted = metric(server, "octavo_request_aborted_total") if metric(server, "octavo_num_requests_live") else 0.0
+    anyio.run(main)
+    wait_for(lambda: metric(server, "octavo_num_requests_live") == 0, "the request of a caller that left still runs")
+    assert metric(server, "octavo_request_aborted_total") == aborted + 1
+
+
+def test_workers_share_one_engine_and_sigterm_lets_requests_end(smollm2: str) -> None:
+    with serving(smollm2, "--workers", "2") as (address, process):
+        api = client(address)
+        answers = [
+            api.chat.completions.create(model="smol", messages=QUESTION, temperature=0, max_tokens=8) for _ in range(6)
+        ]
+        assert len({answer.choices[0].message.content for answer in answers}) == 1
+        assert metric(address, "octavo_request_success_total") == 6  # one engine's count, whoever is asked
+        stream = api.chat.completions.create(
+            model="smol", messages=QUESTION, max_tokens=60, stream=True, extra_body={"ignore_eos": True}
+        )
+        first = next(stream)
+        process.send_signal(signal.SIGTERM)
+        rest = list(stream)
+        assert first.id == rest[-1].id
+        assert rest[-1].choices[0].finish_reason == "length"
+        assert process.wait(timeout=20) == 0
+
+
+def test_tokens_there_and_back(server: str) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+
+    def post(path: str, body: object) -> dict[str, object]:
+        answer = httpx.post(f"{server}{path}", json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    text = "Zürich \U0001f600 \u4f60\u597d, def f(x): return x ** 2\n"
+    for said in (text, text * 500):  # in place, and on the engine's other thread
+        tokens = post("/tokenize", {"prompt": said})
+        assert post("/detokenize", {"tokens": tokens["tokens"]}) == {"prompt": said}
+    chat = post("/tokenize", {"messages": QUESTION})
+    prompt = str(post("/detokenize", {"tokens": chat["tokens"]})["prompt"])
+    assert prompt.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")

@@ -1,0 +1,39 @@
+"""Options of the device and its memory: what is taken, and what is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+import octavo
+from octavo.options import EngineOptions
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_devices(device: str) -> None:
+    options = EngineOptions(model="m", device=device)
+    assert msgspec.json.decode(msgspec.json.encode(options), type=EngineOptions) == options
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "cuda:0 ", "", 0, None])
+def test_other_devices_are_refused(device: Any) -> None:
+    with pytest.raises(octavo.InvalidOption, match=r"device=.*'auto', 'cpu', 'cuda' or 'cuda:N'"):
+        EngineOptions(model="m", device=device)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 1, 1.0])
+def test_a_share_of_the_memory(share: float) -> None:
+    assert EngineOptions(model="m", gpu_memory_utilization=share).gpu_memory_utilization == share
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, 90, float("nan"), "0.9", True, None])
+def test_what_is_no_share_is_refused(share: Any) -> None:
+    with pytest.raises(octavo.InvalidOption, match="gpu_memory_utilization"):
+        EngineOptions(model="m", gpu_memory_utilization=share)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", "fp8", "bfloat16"])
+def test_dtypes_of_the_cache(dtype: str) -> None:
+    assert EngineOptions(model="m", kv_cache_dtype=dtype).kv_cache_dtype == dtype
