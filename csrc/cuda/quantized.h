@@ -113,5 +113,7 @@ void unpack_quantized(const QuantizedPackArgs& args, cudaStream_t stream);
 // out[t, :] = w[ids[t], :] * scale, float32 [rows, k]; NaN where an id is no row.
 void embedding_quantized(float* out, const int32_t* ids, int64_t rows, const uint8_t* packed,
                          const QuantizedLayout& layout, float scale, cudaStream_t stream);
+// out [n, k] = w, rounded to `type`, bfloat16 or float16; its rows are the plain ones, [gate; up] of a gated weight.
+void dequantize(void* out, DType type, const uint8_t* packed, const QuantizedLayout& layout, cudaStream_t stream);
 
 }  // namespace octavo::cuda

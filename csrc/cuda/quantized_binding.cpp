@@ -209,6 +209,16 @@ void embedding_quantized(TensorView out, TensorView ids, TensorView packed, int6
                             device_data<const uint8_t>(packed), layout, float(scale), current_stream(out));
 }
 
+void dequantize(TensorView out, TensorView packed, int64_t bits, int64_t group_size, bool symmetric, bool gated) {
+  check_shape(out, "out", {-1, -1});
+  check_contiguous(out, "out");
+  const DType type = float_type(out, "out");
+  if (type == DType::kFloat32) TVM_FFI_THROW(TypeError) << "out is float32; allowed: bfloat16, float16";
+  const QuantizedLayout layout = layout_of(out.size(0), out.size(1), bits, group_size, symmetric, gated);
+  check_packed(packed, layout);
+  cuda::dequantize(device_data<void>(out), type, device_data<const uint8_t>(packed), layout, current_stream(out));
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantized_plan, quantized_plan);
@@ -218,5 +228,6 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantized_packed_shape, quantized_packed_shape);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_quantized, pack_quantized);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(unpack_quantized, unpack_quantized);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(embedding_quantized, embedding_quantized);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(dequantize, dequantize);
 
 }  // namespace octavo::binding

@@ -22,7 +22,7 @@ namespace octavo::cuda {
 // kGroup: k after which sums are scaled. 128 and 0 (one group a row) are the weight's own, 32 serves every group.
 template <int kBits, int kGroup, int kTokenTiles>
 struct QuantizedFloatShape : QuantizedShape<kBits, kTokenTiles> {
-  static constexpr int kChunk = kTokenTiles <= 2 ? 16 : 8;       // units of x in shared memory at a time
+  static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;       // units of x in shared memory at a time
   static constexpr int kPitch = kChunk * 128 + 64;               // bytes; 64 beyond, so that a quarter warp hits all banks
   static constexpr int kSumGroup = kGroup ? kGroup : 128;        // k of one of x's sums
   static constexpr int kGroups = kChunk * 64 / kSumGroup;

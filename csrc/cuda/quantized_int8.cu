@@ -152,7 +152,7 @@ enum class Scales { kGroups, kRow, kOutliers };  // of the weight; kOutliers: on
 template <int kBits, Scales kScales, int kTokenTiles>
 struct QuantizedInt8Shape : QuantizedShape<kBits, kTokenTiles> {
   using Base = QuantizedShape<kBits, kTokenTiles>;
-  static constexpr int kChunk = kTokenTiles <= 2 ? 16 : 8;  // units of x in shared memory at a time, a lane each half
+  static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;  // units of x in shared memory at a time, a lane each half
   static constexpr int kPitch = kChunk * 64 + 64;           // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kXBytes = Base::kTokens * kPitch;
   static constexpr int kFactorBytes = kChunk * 2 * Base::kTokens * 4;  // [block of 32][token]

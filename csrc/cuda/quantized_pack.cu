@@ -77,7 +77,22 @@ __global__ void __launch_bounds__(kThreads) unpack_codes_kernel(const __grid_con
   pdl_launch();
 }
 
-// A block a row. One rounding of scale * code + offset, then one of the product with `factor`.
+// The element that `code` stands for, in one rounding.
+OCTAVO_DEVICE float element(const QuantizedLayout& layout, const uint8_t* tile, int row, int64_t k, int code) {
+  const int64_t at = (layout.group_size ? k / layout.group_size : 0) * 16 + row % 8 * 2 + row / 8;
+  const uint8_t *scales = tile + layout.scales_at(), *offsets = scales + layout.factor_bytes();
+  float scale, offset = 0.f;
+  if (layout.group_size) {
+    scale = unpack_f16(reinterpret_cast<const uint16_t*>(scales)[at]).x;
+    if (!layout.symmetric) offset = unpack_f16(reinterpret_cast<const uint16_t*>(offsets)[at]).x;
+  } else {
+    scale = reinterpret_cast<const float*>(scales)[at];
+    if (!layout.symmetric) offset = reinterpret_cast<const float*>(offsets)[at];
+  }
+  return layout.symmetric ? mul_rn(scale, float(code - (1 << (layout.bits - 1)))) : fmaf(scale, float(code), offset);
+}
+
+// A block a row.
 __global__ void __launch_bounds__(kThreads)
     embedding_quantized_kernel(float* out, const int32_t* ids, const uint8_t* packed,
                                const __grid_constant__ QuantizedLayout layout, float factor) {
@@ -86,22 +101,48 @@ __global__ void __launch_bounds__(kThreads)
   const bool there = id >= 0 && id < layout.n;
   const int row = there ? int(id % 16) : 0;
   const uint8_t* tile = packed + (there ? id / 16 : 0) * layout.tile_bytes();
-  const float zero = float(1 << (layout.bits - 1));
   for (int64_t k = threadIdx.x; k < layout.k; k += kThreads) {
-    const float code = float(read_code(layout, tile, row, k));
-    const int64_t group = layout.group_size ? k / layout.group_size : 0;
-    const uint8_t* at = tile + layout.scales_at();
-    float scale, offset = 0.f;
-    const int64_t element = group * 16 + row % 8 * 2 + row / 8;
-    if (layout.group_size) {
-      scale = unpack_f16(reinterpret_cast<const uint16_t*>(at)[element]).x;
-      if (!layout.symmetric) offset = unpack_f16(reinterpret_cast<const uint16_t*>(at + layout.factor_bytes())[element]).x;
-    } else {
-      scale = reinterpret_cast<const float*>(at)[element];
-      if (!layout.symmetric) offset = reinterpret_cast<const float*>(at + layout.factor_bytes())[element];
-    }
-    const float w = layout.symmetric ? scale * (code - zero) : fmaf(scale, code, offset);
+    const float w = element(layout, tile, row, k, read_code(layout, tile, row, k));
     out[int64_t(blockIdx.x) * layout.k + k] = there ? mul_rn(w, factor) : __int_as_float(0x7FC00000);
+  }
+  pdl_launch();
+}
+
+// A thread 8 consecutive k of a row, which are two words of each plane; neighbours in a warp are neighbours in the row.
+template <bool kBf16>
+__global__ void __launch_bounds__(kThreads)
+    dequantize_kernel(uint16_t* out, const uint8_t* packed, const __grid_constant__ QuantizedLayout layout) {
+  pdl_wait();
+  const int64_t each = layout.units() * 8, index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t tile = index / each / 16, k = index % each * 8;
+  const int row = int(index / each % 16);
+  const int64_t plain = tile < layout.tiles() ? layout.plain_row(tile, row) : layout.n;
+  if (plain < layout.n && k < layout.k) {
+    const uint8_t* from = packed + tile * layout.tile_bytes();
+    const uint8_t* at = from + k / 64 * layout.unit_bytes() + (row % 8 * 4 + k % 32 / 8) * 16 + k % 64 / 32 * 8;
+    const uint2 low = *reinterpret_cast<const uint2*>(at);
+    const uint2 high = layout.bits == 8 ? *reinterpret_cast<const uint2*>(at + 512) : make_uint2(0, 0);
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float pair[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int shift = 4 * (row / 8 + i % 2 * 2 + e * 4);
+        const int code = int((i < 2 ? low.x : low.y) >> shift & 15) | int((i < 2 ? high.x : high.y) >> shift & 15) << 4;
+        pair[e] = element(layout, from, row, k, code);
+      }
+      words[i] = kBf16 ? pack_bf16(pair[0], pair[1]) : pack_f16(pair[0], pair[1]);
+    }
+    uint16_t* to = out + plain * layout.k + k;
+    if (layout.k % 8 == 0) {
+      *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (k + i < layout.k) to[i] = uint16_t(words[i / 2] >> 16 * (i % 2));
+      }
+    }
   }
   pdl_launch();
 }
@@ -129,6 +170,12 @@ void unpack_quantized(const QuantizedPackArgs& a, cudaStream_t stream) {
 void embedding_quantized(float* out, const int32_t* ids, int64_t rows, const uint8_t* packed,
                          const QuantizedLayout& layout, float scale, cudaStream_t stream) {
   launch(embedding_quantized_kernel, dim3(unsigned(rows)), dim3(kThreads), 0, stream, out, ids, packed, layout, scale);
+}
+
+void dequantize(void* out, DType type, const uint8_t* packed, const QuantizedLayout& layout, cudaStream_t stream) {
+  launch(type == DType::kBFloat16 ? dequantize_kernel<true> : dequantize_kernel<false>,
+         dim3(blocks_of(layout.tiles() * 16 * layout.units() * 8, kThreads)), dim3(kThreads), 0, stream,
+         static_cast<uint16_t*>(out), packed, layout);
 }
 
 }  // namespace octavo::cuda

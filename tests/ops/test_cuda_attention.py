@@ -134,14 +134,44 @@ def test_rows_do_not_depend_on_batch_or_chunks(cuda_ops: Ops, name: str) -> None
     assert torch.equal(piece(255, 259, seed=5), whole[255:259])  # across the place where a row's keys begin to be cut
 
 
-def test_rows_of_several_chunk_sizes_in_one_tile(cuda_ops: Ops) -> None:
+def decodes(batch: dict[str, Tensor], first: int, end: int) -> dict[str, Tensor]:
+    """Tokens first:end of a batch of one chunk as sequences of their own, each of which ends there."""
+    start = int(batch["seq_lens"]) - len(batch["qkv"])
+    return {
+        **batch,
+        "qkv": batch["qkv"][first - start : end - start],
+        "page_table": batch["page_table"].repeat(end - first, 1),
+        "query_start": torch.arange(end - first + 1, dtype=torch.int32),
+        "seq_lens": torch.arange(first, end, dtype=torch.int32) + 1,
+    }
+
+
+# Sums are float32 and results 16 bits: of 4096 changes of a last bit about one shows in float16, so many are looked at.
+
+
+@pytest.mark.parametrize("name", ["f16", "f16-int8"])
+def test_rows_of_three_chunks(cuda_ops: Ops, name: str) -> None:
+    activation, cache = TYPES[name]
+    shape, first, length = Shape(activation=activation, cache=cache), 530, 610
+    batch = make_batch(cuda_ops, shape, [Chunk(sequence(shape, length, seed=5), 0, length)])
+    options: dict[str, Any] = {"num_heads": shape.num_heads, "scale": 0.25}
+    whole = cuda_ops.paged_attention(**batch, **options)[first:]
+    together = cuda_ops.paged_attention(**decodes(batch, first, length), **options)  # no keys are cut
+    assert torch.equal(together, whole)
+    for token in range(first, length):  # all keys are
+        alone = cuda_ops.paged_attention(**decodes(batch, token, token + 1), **options)
+        assert torch.equal(alone[0], whole[token - first]), token
+
+
+def test_rows_of_two_chunk_sizes_in_one_tile(cuda_ops: Ops) -> None:
     """Rows up to 4096 keys have chunks of 256, the next ones of 512."""
-    shape = Shape(2, 1, 64)
-    rows = sequence(shape, 4120, seed=1)
-    together = attend(cuda_ops, shape, [Chunk(rows, 4060, 4120)])[0]
-    for token in (4060, 4095, 4096, 4119):
-        alone = attend(cuda_ops, shape, [Chunk(rows, token, token + 1)], seed=token)[0]
-        assert torch.equal(alone[0], together[token - 4060]), token
+    shape = Shape(2, 1, 64, activation=F16, cache=F16)
+    batch = make_batch(cuda_ops, shape, [Chunk(sequence(shape, 4120, seed=1), 4060, 4120)])
+    options: dict[str, Any] = {"num_heads": shape.num_heads, "scale": 0.25}
+    tile = cuda_ops.paged_attention(**batch, **options)
+    assert torch.equal(cuda_ops.paged_attention(**decodes(batch, 4080, 4120), **options), tile[20:])
+    few = attend(cuda_ops, shape, [Chunk(sequence(shape, 4120, seed=1), 4090, 4100)], seed=2, scale=0.25)[0]
+    assert torch.equal(few, tile[30:40])  # by the decode kernel, in tiles of one size each
 
 
 def test_the_kernels_that_are_compared(cuda_ops: Any) -> None:

@@ -241,6 +241,25 @@ def test_blocks_may_come_in_any_order(activations: Activations, kind: Kind, orde
     assert not ops._quantized_counters.any()
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_many_rows_meet_floats(cuda_ops: Any, monkeypatch: pytest.MonkeyPatch, kind: Kind, dtype: torch.dtype) -> None:
+    """What cuBLAS is given are the weights rounded once, and only where law 6 was not asked for."""
+    monkeypatch.setattr("octavo_engine.ops.cuda_quantized._ROWS_FOR_FLOATS", 5)
+    for n, k, gated in [(34, 77, True), (17, 136, False), (17, 136, True)]:
+        n += n % 2 if gated else 0
+        weight, bias, x = random_weight(kind, n, k), torch.randn(n), rows_of(5, k, dtype)
+        packed = cuda_ops.pack_quantized(weight, FLOAT, gated=gated)
+        rounded = dequantize(weight).float().to(dtype)
+        assert torch.equal(cuda_ops._in_floats(x, packed).data.cpu(), rounded)
+        assert cuda_ops._in_floats(x[:4], packed) is packed
+        assert cuda_ops._in_floats(x.float(), packed) is packed
+        wanted = cuda_ops.linear(x, cuda_ops.pack_linear(rounded, gated=gated), bias, out_dtype=torch.float32)
+        assert torch.equal(cuda_ops.linear(x, packed, bias, out_dtype=torch.float32), wanted)
+    monkeypatch.setattr(getattr(cuda_ops, "_ops", cuda_ops), "invariant", True)
+    assert cuda_ops._in_floats(x, packed) is packed
+
+
 # ---- int8 activations -------------------------------------------------------------------------------------------
 
 

@@ -122,6 +122,8 @@ class QuantizedLinear:
                  lines, byte i holds code[k + i]. K is filled up to a multiple of 8 or 4 with codes that stand for zero.
         scales   32 float16 (group_size 0: float32), 64 or 128 bytes
         offsets  likewise, of an asymmetric weight only
+
+    On CUDA: [tiles of 16 outputs, bytes of a tile], in the tensor cores' order, as csrc/cuda/quantized.h draws it.
     """
 
     data: Tensor

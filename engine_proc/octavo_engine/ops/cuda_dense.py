@@ -29,6 +29,7 @@ class CudaDense:
         isa: str
 
         def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor: ...
+        def _in_floats(self, x: Tensor, weight: LinearWeight) -> LinearWeight: ...
         def _lookup_quantized(self, out: Tensor, ids: Tensor, table: QuantizedLinear, scale: float) -> None: ...
         def _multiply_quantized(
             self, out: Tensor, x: Tensor, weight: QuantizedLinear, bias: Tensor | None, act: Activation
@@ -99,6 +100,7 @@ class CudaDense:
         act: Activation = Activation.NONE,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
+        weight = self._in_floats(x, weight)
         n, dtype = weight.out_features, out_dtype or x.dtype
         shape = (x.shape[0], n // 2 if weight.gated else n)
         if isinstance(weight, QuantizedLinear):
@@ -119,6 +121,7 @@ class CudaDense:
         return out
 
     def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
+        weight = self._in_floats(x, weight)
         if isinstance(weight, QuantizedLinear):
             self._multiply_quantized_add(residual, x, weight, bias)
         elif self.invariant:

@@ -12,14 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo_engine.ops import Activation, Activations, QuantizedLinear, QuantizedWeight, reference_rounding
+from octavo_engine.ops import (
+    Activation,
+    Activations,
+    PackedLinear,
+    QuantizedLinear,
+    QuantizedWeight,
+    reference_rounding,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from octavo_engine.ops import LinearWeight
+
 __all__ = ["CudaQuantized"]
+
+_ROWS_FOR_FLOATS = 384
+"""Rows from which a weight is turned into floats first: on paper, where cuBLAS gains what that costs. Not measured."""
 
 _ROUNDED_AT_ONCE = 1 << 24
 """Elements of a float weight that `quantize` looks at together: it takes some twenty times their float32 in memory."""
@@ -30,6 +42,7 @@ class CudaQuantized:
 
     if TYPE_CHECKING:
         device: torch.device
+        invariant: bool
 
         def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor: ...
 
@@ -38,6 +51,7 @@ class CudaQuantized:
         self._unpack_quantized = library.unpack_quantized
         self._quantized_packed_shape = library.quantized_packed_shape
         self._embedding_quantized = library.embedding_quantized
+        self._dequantize = library.dequantize
         self._quantized_linear = library.quantized_linear
         self._quantized_linear_add = library.quantized_linear_add
         # (slice, bytes of scratch, counters) of a product; a model has few shapes, prompts many lengths.
@@ -110,6 +124,20 @@ class CudaQuantized:
             table.symmetric,
             scale,
         )
+
+    def _in_floats(self, x: Tensor, weight: LinearWeight) -> LinearWeight:
+        """The weight in x's type, rounded, where x has so many rows that this pays; else the weight itself."""
+        if (
+            not isinstance(weight, QuantizedLinear)
+            or weight.activations is not Activations.FLOAT
+            or x.shape[0] < _ROWS_FOR_FLOATS
+            or x.dtype not in (torch.bfloat16, torch.float16)
+            or self.invariant
+        ):
+            return weight
+        data = self._empty((weight.out_features, weight.in_features), x.dtype)
+        self._dequantize(data, weight.data, weight.bits, weight.group_size, weight.symmetric, weight.gated)
+        return PackedLinear(data, weight.out_features, weight.in_features, weight.gated)
 
     def _multiply_quantized(
         self, out: Tensor, x: Tensor, weight: QuantizedLinear, bias: Tensor | None, act: Activation
