@@ -64,8 +64,10 @@ class Machine:
             "(EngineOptions.quantization='int4'), free the memory that others hold, or take another device"
         )
 
-    def too_large_beside(self, cache: int) -> NoRoom:
-        """The cache, or the graphs captured after it, ran out of the device's memory."""
+    def too_large_beside(self, cache: int, error: Exception) -> NoRoom:
+        """The cache, or the graphs captured after it, ran out of memory."""
+        if self._memory is None:
+            return NoRoom(str(error))
         return NoRoom(
             f"a KV cache of {cache / 1e6:.0f} MB and the steps captured beside it do not fit in the memory of "
             f"{self.device}, {self._of_all()}; lower EngineOptions.gpu_memory_utilization (or kv_cache_memory) or "
@@ -126,7 +128,7 @@ class Machine:
             return measure(
                 memory, free_at_start=self._free_at_start, utilization=options.gpu_memory_utilization, step=step
             )
-        except OutOfMemory as error:
+        except (OutOfMemory, MemoryError, torch.OutOfMemoryError) as error:
             raise NoRoom(
                 f"a step of max_num_batched_tokens={tokens} tokens in max_num_seqs={options.max_num_seqs} sequences "
                 f"does not fit on {self.device} beside the weights ({self._of_all()}); lower one of the two"

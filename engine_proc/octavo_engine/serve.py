@@ -205,8 +205,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             kv_dtype=kv_dtype,
             progress=greeter,
         )
-    except torch.OutOfMemoryError as error:
-        raise StartFailed("out_of_memory", str(machine.too_large_beside(memory))) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=num_pages,

@@ -40,7 +40,7 @@ class CountedMemory:
 
 
 def made(monkeypatch: pytest.MonkeyPatch, memory: CountedMemory | None, asked: str = "cpu") -> Machine:
-    monkeypatch.setattr(machine, "load_ops", lambda device, num_threads=0: loaded_ops("cpu"))
+    monkeypatch.setattr(machine, "load_ops", lambda device, **_: loaded_ops("cpu"))
     monkeypatch.setattr(machine, "profile_step", lambda *_, **__: 0)
     found = Machine(asked, 1, memory)
     if memory is not None:
@@ -97,7 +97,7 @@ def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, batch: Any) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(machine, "load_ops", lambda device, num_threads=0: loaded_ops("reference"))
+    monkeypatch.setattr(machine, "load_ops", lambda device, **_: loaded_ops("reference"))
     found = Machine("cpu", 1, CountedMemory())
     options = EngineOptions(model="m", max_num_seqs=8, max_num_batched_tokens=99)
     with pytest.raises(NoRoom, match="max_num_batched_tokens=99 tokens in max_num_seqs=8 sequences does not fit"):
@@ -133,9 +133,11 @@ def test_the_cache_of_the_largest_step_is_not_its_activations() -> None:
 
 
 def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = str(made(monkeypatch, CountedMemory()).too_large("the model"))
-    assert "1 MB free at start of 1 MB" in text
-    assert "quantization='int4'" in text
+    found = made(monkeypatch, CountedMemory())
+    assert "1 MB free at start of 1 MB" in str(found.too_large("the model"))
+    assert "quantization='int4'" in str(found.too_large("the model"))
+    assert "cache of 5 MB and the steps captured" in str(found.too_large_beside(5_000_000, MemoryError("x")))
+    assert str(made(monkeypatch, None).too_large_beside(1, MemoryError("the system refuses"))) == "the system refuses"
 
 
 @pytest.mark.parametrize("problem", ["torch", "device", "library", None])
@@ -144,7 +146,7 @@ def test_auto_takes_a_gpu_where_there_is_one(
 ) -> None:
     loaded: list[str] = []
 
-    def load(device: str, *, num_threads: int = 0) -> Any:
+    def load(device: str, **_: Any) -> Any:
         loaded.append(device)
         if device == "cuda" and problem == "library":
             raise OpsUnavailable("the CUDA library is missing")
@@ -169,7 +171,7 @@ def test_auto_takes_a_gpu_where_there_is_one(
 def test_a_device_that_was_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def load(device: str, *, num_threads: int = 0) -> Any:
+    def load(device: str, **_: Any) -> Any:
         asked.append(device)
         raise OpsUnavailable("0 CUDA devices were found")
 

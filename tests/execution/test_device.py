@@ -151,7 +151,7 @@ def test_other_errors_stay_what_they_are() -> None:
 
 def test_the_queue_of_a_device() -> None:
     assert isinstance(open_queue(torch.device("cpu")), InlineQueue)
-    assert isinstance(open_queue(torch.device("cuda", 1)), CudaQueue)
+    assert isinstance(open_queue(torch.device("cuda", 0)), CudaQueue)
 
 
 def test_what_is_packed_arrives_and_may_change_afterwards() -> None:

@@ -28,5 +28,6 @@ class FloatScheme:
         return reader.tensor(f"{name}.weight", out_features, in_features, dtype=self.dtype)
 
     def pack(self, ops: Ops, parts: list[Tensor], *, gated: bool) -> PackedLinear:
+        parts = [part.to(ops.device) for part in parts]  # first: the host keeps no copy beside the file's pages
         stacked = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
         return ops.pack_linear(stacked, gated=gated)

@@ -33,9 +33,7 @@ class Scheduler:
     """One step: `plan = schedule()`, run it, `commit(plan, tokens)`, oldest plan first. Not thread-safe.
 
     A plan that failed needs no commit once all its sequences were finished. An ended sequence keeps slot and pages
-    until every plan that it is in has been committed, so that a plan in flight can be run again.
-
-    hash_page: for tests, see PrefixCache.
+    until every plan that it is in has been committed, so that it can be run again. hash_page: see PrefixCache.
     """
 
     def __init__(self, config: SchedulerConfig, hash_page: Callable[[int | bytes, bytes], int] | None = None) -> None:
@@ -148,10 +146,8 @@ class Scheduler:
             if seq.finish_reason is None:
                 output = seq.output
                 output.append(token)
-                if token in seq.stops or len(output) >= seq.max_output:
-                    end = seq.ended_by(token)
-                    if end is not None:
-                        self._end(seq, *end)
+                if (token in seq.stops or len(output) >= seq.max_output) and (end := seq.ended_by(token)):
+                    self._end(seq, *end)
             else:
                 dropped.append(seq)
         self._release(flight)
@@ -207,11 +203,14 @@ class Scheduler:
             waits = pending and (drawn + 1 >= seq.max_output or drawn < seq.waits_until)
             if waits or seq.finish_reason is not None:
                 continue
-            if start >= seq.room and not self._make_room(seq, plan):
-                break
-            offset, seq.sent = seq.sent, len(seq.pages)
+            offset, new = 0, []
+            if start >= seq.room:
+                if not self._make_room(seq, plan):
+                    break
+                offset, seq.sent = seq.sent, len(seq.pages)
+                new = seq.pages[offset:]
             token = PENDING if pending else seq.output[-1]
-            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, seq.pages[offset:], seq.samplers))
+            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers))
             seq.num_computed = start + 1
             decodes.append(seq)
         return decodes
