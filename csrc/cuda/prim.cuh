@@ -14,9 +14,9 @@
 #include "simt.h"
 #define OCTAVO_DEVICE inline
 // A variable in shared memory: OCTAVO_SHARED(float, tile, [16][33]);
-#define OCTAVO_SHARED(type, name, dims)                   \
-  auto& name = ::simt::shared_ref<type dims>([] {         \
-    static const char octavo_key_of_this_variable = 0;    \
+#define OCTAVO_SHARED(type, name, dims)                            \
+  auto& name = ::simt::shared_ref<type dims>([] {                  \
+    static const char octavo_key_of_this_variable = 0;             \
     return static_cast<const void*>(&octavo_key_of_this_variable); \
   }())
 // The launch's dynamic shared memory, aligned to 128 bytes.
@@ -24,7 +24,7 @@
 #else
 #define OCTAVO_DEVICE __device__ __forceinline__
 #define OCTAVO_SHARED(type, name, dims) __shared__ type name dims
-#define OCTAVO_DYNAMIC_SHARED(type, name)                              \
+#define OCTAVO_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(128) unsigned char octavo_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(octavo_dynamic_shared)
 #endif
@@ -100,15 +100,24 @@ OCTAVO_DEVICE void ldmatrix(uint32_t (&r)[X], const void* row) {
   const uint32_t p = shared_address(row);
   if constexpr (X == 4 && !Trans) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(p)
+                 : "memory");
   } else if constexpr (X == 4) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(p)
+                 : "memory");
   } else if constexpr (X == 2 && !Trans) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(p) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(p)
+                 : "memory");
   } else if constexpr (X == 2) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1]) : "r"(p) : "memory");
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(p)
+                 : "memory");
   } else if constexpr (!Trans) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(p) : "memory");
   } else {
@@ -148,7 +157,8 @@ OCTAVO_DEVICE void cp_async(void* to, const void* from, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "n"(N)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes),
+                 "n"(N)
                  : "memory");
   }
 }
@@ -380,17 +390,27 @@ OCTAVO_DEVICE bool all(bool p) { return __all_sync(kFullMask, p); }
 OCTAVO_DEVICE void warp_sync() { __syncwarp(); }
 // Of all threads of the block; with an id (1 to 15), of as many threads, a multiple of 32.
 OCTAVO_DEVICE void bar_sync() { __syncthreads(); }
-OCTAVO_DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+OCTAVO_DEVICE void bar_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 #endif
 
 // ---- Global memory ----------------------------------------------------------------------------------------------
 // A block that reads what others of the same launch wrote: the writers fence_gpu, then count themselves with an atomic;
 // the reader sees the full count, does fence_gpu, and reads (with ldcg: an L1 line may be old).
 #ifdef OCTAVO_SIMT
-inline uint32_t atom_add_u32(uint32_t* p, uint32_t v, SIMT_LINE) { return simt::atomic(p, v, simt::Atomic::kAdd, line); }
-inline uint64_t atom_add_u64(uint64_t* p, uint64_t v, SIMT_LINE) { return simt::atomic(p, v, simt::Atomic::kAdd, line); }
-inline uint64_t atom_max_u64(uint64_t* p, uint64_t v, SIMT_LINE) { return simt::atomic(p, v, simt::Atomic::kMax, line); }
-inline uint32_t atom_inc(uint32_t* p, uint32_t last, SIMT_LINE) { return simt::atomic(p, last, simt::Atomic::kInc, line); }
+inline uint32_t atom_add_u32(uint32_t* p, uint32_t v, SIMT_LINE) {
+  return simt::atomic(p, v, simt::Atomic::kAdd, line);
+}
+inline uint64_t atom_add_u64(uint64_t* p, uint64_t v, SIMT_LINE) {
+  return simt::atomic(p, v, simt::Atomic::kAdd, line);
+}
+inline uint64_t atom_max_u64(uint64_t* p, uint64_t v, SIMT_LINE) {
+  return simt::atomic(p, v, simt::Atomic::kMax, line);
+}
+inline uint32_t atom_inc(uint32_t* p, uint32_t last, SIMT_LINE) {
+  return simt::atomic(p, last, simt::Atomic::kInc, line);
+}
 inline void fence_gpu() { simt::fence(); }
 template <class T>
 inline T ldcg(const T* p) {

@@ -1,7 +1,6 @@
 // One mistake a kernel: with `good` it is not made. What each is reported as stands in test_planted.py.
-#include "planted.h"
-
 #include "launch.h"
+#include "planted.h"
 #include "prim.cuh"
 
 namespace octavo::planted {
@@ -459,9 +458,12 @@ __global__ void too_much_shared(Args a) {
 
 __global__ void nothing(Args) {}
 
-void run_grid_too_high(const Memory&, bool good) { launch(nothing, dim3(1, good ? 65535 : 65536), dim3(1), 0, nullptr, Args{}); }
+void run_grid_too_high(const Memory&, bool good) {
+  launch(nothing, dim3(1, good ? 65535 : 65536), dim3(1), 0, nullptr, Args{});
+}
 
-template <void (*Kernel)(Args), unsigned Blocks = 1, unsigned Threads = 64, size_t Shared = 0, size_t SharedBad = Shared>
+template <void (*Kernel)(Args), unsigned Blocks = 1, unsigned Threads = 64, size_t Shared = 0,
+          size_t SharedBad = Shared>
 void run(const Memory& m, bool good) {
   launch(Kernel, dim3(Blocks), dim3(Threads), good ? Shared : SharedBad, nullptr,
          Args{m.out, m.in, m.counters, m.host, good});

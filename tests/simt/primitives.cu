@@ -1,9 +1,8 @@
-#include "primitives.h"
-
 #include <cstring>
 
 #include "launch.h"
 #include "prim.cuh"
+#include "primitives.h"
 
 namespace octavo::cuda::primitives {
 namespace {
@@ -53,8 +52,8 @@ __global__ void ldmatrix_kernel(uint32_t* out, const uint16_t* from, int stride)
 
 template <int X>
 void ldmatrix_of(bool trans, uint32_t* r, const uint16_t* from, int stride) {
-  launch(trans ? ldmatrix_kernel<X, true> : ldmatrix_kernel<X, false>, dim3(1), dim3(32), size_t(8 * X * stride) * 2, nullptr,
-         r, from, stride);
+  launch(trans ? ldmatrix_kernel<X, true> : ldmatrix_kernel<X, false>, dim3(1), dim3(32), size_t(8 * X * stride) * 2,
+         nullptr, r, from, stride);
 }
 
 OCTAVO_DEVICE float f32(uint32_t x) { return __uint_as_float(x); }
@@ -79,18 +78,26 @@ OCTAVO_DEVICE uint32_t do_exp2(uint32_t a, uint32_t, uint32_t) { return u32(exp2
 OCTAVO_DEVICE uint32_t do_log2(uint32_t a, uint32_t, uint32_t) { return u32(log2_approx(f32(a))); }
 OCTAVO_DEVICE uint32_t do_rcp(uint32_t a, uint32_t, uint32_t) { return u32(rcp_approx(f32(a))); }
 OCTAVO_DEVICE uint32_t do_rsqrt(uint32_t a, uint32_t, uint32_t) { return u32(rsqrt_approx(f32(a))); }
-OCTAVO_DEVICE uint32_t do_lop3_and_or(uint32_t a, uint32_t b, uint32_t c) { return lop3<(0xF0 & 0xCC) | 0xAA>(a, b, c); }
+OCTAVO_DEVICE uint32_t do_lop3_and_or(uint32_t a, uint32_t b, uint32_t c) {
+  return lop3<(0xF0 & 0xCC) | 0xAA>(a, b, c);
+}
 OCTAVO_DEVICE uint32_t do_lop3_xor(uint32_t a, uint32_t b, uint32_t c) { return lop3<0xF0 ^ 0xCC ^ 0xAA>(a, b, c); }
 OCTAVO_DEVICE uint32_t do_prmt(uint32_t a, uint32_t b, uint32_t c) { return prmt(a, b, c); }
 OCTAVO_DEVICE uint32_t do_fma_bf162(uint32_t a, uint32_t b, uint32_t c) { return fma_bf162(a, b, c); }
 OCTAVO_DEVICE uint32_t do_fma_h2(uint32_t a, uint32_t b, uint32_t c) { return fma_h2(a, b, c); }
 OCTAVO_DEVICE uint32_t do_mulhi_u32(uint32_t a, uint32_t b, uint32_t) { return mulhi_u32(a, b); }
-OCTAVO_DEVICE uint32_t do_mulhi_u64(uint32_t a, uint32_t b, uint32_t c) { return uint32_t(mulhi_u64(wide(a, b), wide(b, c)) >> 32); }
+OCTAVO_DEVICE uint32_t do_mulhi_u64(uint32_t a, uint32_t b, uint32_t c) {
+  return uint32_t(mulhi_u64(wide(a, b), wide(b, c)) >> 32);
+}
 OCTAVO_DEVICE uint32_t do_fma_rn(uint32_t a, uint32_t b, uint32_t c) { return u32(fma_rn(f32(a), f32(b), f32(c))); }
 OCTAVO_DEVICE uint32_t do_pack_bf16(uint32_t a, uint32_t b, uint32_t) { return pack_bf16(f32(a), f32(b)); }
 OCTAVO_DEVICE uint32_t do_pack_f16(uint32_t a, uint32_t b, uint32_t) { return pack_f16(f32(a), f32(b)); }
-OCTAVO_DEVICE uint32_t do_unpack_bf16(uint32_t a, uint32_t, uint32_t c) { return u32(c ? unpack_bf16(a).y : unpack_bf16(a).x); }
-OCTAVO_DEVICE uint32_t do_unpack_f16(uint32_t a, uint32_t, uint32_t c) { return u32(c ? unpack_f16(a).y : unpack_f16(a).x); }
+OCTAVO_DEVICE uint32_t do_unpack_bf16(uint32_t a, uint32_t, uint32_t c) {
+  return u32(c ? unpack_bf16(a).y : unpack_bf16(a).x);
+}
+OCTAVO_DEVICE uint32_t do_unpack_f16(uint32_t a, uint32_t, uint32_t c) {
+  return u32(c ? unpack_f16(a).y : unpack_f16(a).x);
+}
 OCTAVO_DEVICE uint32_t do_e4m3_f16(uint32_t a, uint32_t, uint32_t) { return cvt_e4m3x2_f16x2(uint16_t(a)); }
 OCTAVO_DEVICE uint32_t do_f32_e4m3(uint32_t a, uint32_t b, uint32_t) { return cvt_f32x2_e4m3x2(f32(a), f32(b)); }
 
@@ -109,7 +116,9 @@ OCTAVO_DEVICE uint32_t do_shfl(uint32_t v, int operand) { return shfl(v, operand
 OCTAVO_DEVICE uint32_t do_shfl_xor(uint32_t v, int operand) { return shfl_xor(v, operand); }
 OCTAVO_DEVICE uint32_t do_shfl_up(uint32_t v, int operand) { return shfl_up(v, unsigned(operand)); }
 OCTAVO_DEVICE uint32_t do_shfl_down(uint32_t v, int operand) { return shfl_down(v, unsigned(operand)); }
-OCTAVO_DEVICE uint32_t do_shfl_wide(uint32_t v, int operand) { return uint32_t(shfl(uint64_t(v) << 32, operand) >> 32); }
+OCTAVO_DEVICE uint32_t do_shfl_wide(uint32_t v, int operand) {
+  return uint32_t(shfl(uint64_t(v) << 32, operand) >> 32);
+}
 OCTAVO_DEVICE uint32_t do_shfl_groups(uint32_t v, int operand) { return __shfl_sync(kFullMask, v, operand, 8); }
 OCTAVO_DEVICE uint32_t do_ballot(uint32_t v, int) { return ballot(v & 1); }
 OCTAVO_DEVICE uint32_t do_any(uint32_t v, int operand) { return any(int(v) == operand); }
@@ -141,7 +150,9 @@ __global__ void atomics_kernel(uint32_t* words, uint64_t* wides) {
 }  // namespace
 
 void run_mma(Mma type, uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
-  const auto kernel = type == Mma::kBf16 ? mma_kernel<Mma::kBf16> : type == Mma::kF16 ? mma_kernel<Mma::kF16> : mma_kernel<Mma::kS8>;
+  const auto kernel = type == Mma::kBf16  ? mma_kernel<Mma::kBf16>
+                      : type == Mma::kF16 ? mma_kernel<Mma::kF16>
+                                          : mma_kernel<Mma::kS8>;
   launch(kernel, dim3(1), dim3(32), 0, nullptr, d, a, b, c);
 }
 
@@ -154,15 +165,24 @@ Elementwise find_elementwise(const char* name) {
     const char* name;
     Elementwise run;
   } table[] = {
-      {"exp2_approx", elementwise<do_exp2>},       {"log2_approx", elementwise<do_log2>},
-      {"rcp_approx", elementwise<do_rcp>},         {"rsqrt_approx", elementwise<do_rsqrt>},
-      {"lop3_and_or", elementwise<do_lop3_and_or>}, {"lop3_xor", elementwise<do_lop3_xor>},
-      {"prmt", elementwise<do_prmt>},              {"fma_bf162", elementwise<do_fma_bf162>},
-      {"fma_h2", elementwise<do_fma_h2>},          {"mulhi_u32", elementwise<do_mulhi_u32>},
-      {"mulhi_u64", elementwise<do_mulhi_u64>},    {"fma_rn", elementwise<do_fma_rn>},
-      {"pack_bf16", elementwise<do_pack_bf16>},    {"pack_f16", elementwise<do_pack_f16>},
-      {"unpack_bf16", elementwise<do_unpack_bf16>}, {"unpack_f16", elementwise<do_unpack_f16>},
-      {"cvt_e4m3x2_f16x2", elementwise<do_e4m3_f16>}, {"cvt_f32x2_e4m3x2", elementwise<do_f32_e4m3>},
+      {"exp2_approx", elementwise<do_exp2>},
+      {"log2_approx", elementwise<do_log2>},
+      {"rcp_approx", elementwise<do_rcp>},
+      {"rsqrt_approx", elementwise<do_rsqrt>},
+      {"lop3_and_or", elementwise<do_lop3_and_or>},
+      {"lop3_xor", elementwise<do_lop3_xor>},
+      {"prmt", elementwise<do_prmt>},
+      {"fma_bf162", elementwise<do_fma_bf162>},
+      {"fma_h2", elementwise<do_fma_h2>},
+      {"mulhi_u32", elementwise<do_mulhi_u32>},
+      {"mulhi_u64", elementwise<do_mulhi_u64>},
+      {"fma_rn", elementwise<do_fma_rn>},
+      {"pack_bf16", elementwise<do_pack_bf16>},
+      {"pack_f16", elementwise<do_pack_f16>},
+      {"unpack_bf16", elementwise<do_unpack_bf16>},
+      {"unpack_f16", elementwise<do_unpack_f16>},
+      {"cvt_e4m3x2_f16x2", elementwise<do_e4m3_f16>},
+      {"cvt_f32x2_e4m3x2", elementwise<do_f32_e4m3>},
   };
   for (const auto& entry : table) {
     if (!std::strcmp(entry.name, name)) return entry.run;
@@ -175,10 +195,17 @@ Lanes find_lanes(const char* name) {
     const char* name;
     Lanes run;
   } table[] = {
-      {"shfl", lanes<do_shfl>},           {"shfl_xor", lanes<do_shfl_xor>},       {"shfl_up", lanes<do_shfl_up>},
-      {"shfl_down", lanes<do_shfl_down>}, {"shfl_wide", lanes<do_shfl_wide>},     {"shfl_groups", lanes<do_shfl_groups>},
-      {"ballot", lanes<do_ballot>},       {"any", lanes<do_any>},                 {"all", lanes<do_all>},
-      {"reduce_add", lanes<do_add>},      {"syncthreads_count", lanes<do_count>},
+      {"shfl", lanes<do_shfl>},
+      {"shfl_xor", lanes<do_shfl_xor>},
+      {"shfl_up", lanes<do_shfl_up>},
+      {"shfl_down", lanes<do_shfl_down>},
+      {"shfl_wide", lanes<do_shfl_wide>},
+      {"shfl_groups", lanes<do_shfl_groups>},
+      {"ballot", lanes<do_ballot>},
+      {"any", lanes<do_any>},
+      {"all", lanes<do_all>},
+      {"reduce_add", lanes<do_add>},
+      {"syncthreads_count", lanes<do_count>},
   };
   for (const auto& entry : table) {
     if (!std::strcmp(entry.name, name)) return entry.run;
@@ -188,9 +215,12 @@ Lanes find_lanes(const char* name) {
 
 void run_copy(int bytes, void* out, const void* in, int n, int valid) {
   const auto kernel = bytes == 4 ? copy_kernel<4> : bytes == 8 ? copy_kernel<8> : copy_kernel<16>;
-  launch(kernel, dim3(1), dim3(32), size_t(n * bytes), nullptr, static_cast<char*>(out), static_cast<const char*>(in), n, valid);
+  launch(kernel, dim3(1), dim3(32), size_t(n * bytes), nullptr, static_cast<char*>(out), static_cast<const char*>(in),
+         n, valid);
 }
 
-void run_atomics(uint32_t* words, uint64_t* wide) { launch(atomics_kernel, dim3(4), dim3(64), 0, nullptr, words, wide); }
+void run_atomics(uint32_t* words, uint64_t* wide) {
+  launch(atomics_kernel, dim3(4), dim3(64), 0, nullptr, words, wide);
+}
 
 }  // namespace octavo::cuda::primitives

@@ -12,18 +12,20 @@ using tvm::ffi::String;
 uint32_t* words(const TensorView& t, int64_t count) {
   check_int32(t, "words");
   check_contiguous(t, "words");
-  if (t.numel() != count) TVM_FFI_THROW(ValueError) << "words has shape " << shape_text(t) << ", expected " << count << " elements";
+  if (t.numel() != count)
+    TVM_FFI_THROW(ValueError) << "words has shape " << shape_text(t) << ", expected " << count << " elements";
   return device_data<uint32_t>(t);
 }
 
 void mma(int64_t type, TensorView d, TensorView a, TensorView b, Optional<TensorView> c) {
   uint32_t* out = words(d, 128);
-  cuda::primitives::run_mma(cuda::primitives::Mma(type), out, words(a, 128), words(b, 64), c.has_value() ? words(c.value(), 128) : nullptr);
+  cuda::primitives::run_mma(cuda::primitives::Mma(type), out, words(a, 128), words(b, 64),
+                            c.has_value() ? words(c.value(), 128) : nullptr);
 }
 
 void ldmatrix(int64_t matrices, bool trans, TensorView r, TensorView from, int64_t stride) {
-  cuda::primitives::run_ldmatrix(int(matrices), trans, words(r, 32 * matrices), reinterpret_cast<uint16_t*>(words(from, 32 * matrices)),
-                       int(stride));
+  cuda::primitives::run_ldmatrix(int(matrices), trans, words(r, 32 * matrices),
+                                 reinterpret_cast<uint16_t*>(words(from, 32 * matrices)), int(stride));
 }
 
 void elementwise(String name, TensorView out, TensorView a, TensorView b, TensorView c) {
@@ -40,7 +42,8 @@ void lanes(String name, TensorView out, TensorView a, int64_t operand) {
 }
 
 void copy(int64_t bytes, TensorView out, TensorView in, int64_t valid) {
-  cuda::primitives::run_copy(int(bytes), device_data<void>(out), device_data<void>(in), int(out.numel() / bytes), int(valid));
+  cuda::primitives::run_copy(int(bytes), device_data<void>(out), device_data<void>(in), int(out.numel() / bytes),
+                             int(valid));
 }
 
 void atomics(TensorView narrow, TensorView wide) {

@@ -16,7 +16,7 @@ Kind last_error = Kind::kNone;
 
 namespace {
 
-std::mutex launch_mutex;                        // one launch at a time
+std::mutex launch_mutex;                       // one launch at a time
 std::vector<std::unique_ptr<Worker>> workers;  // with their fibers' stacks; one an OS thread of a launch
 std::mutex error_mutex;
 Kind error_kind = Kind::kNone;
@@ -59,8 +59,9 @@ WarpOp* find_op(WarpOp* ops, uint32_t mask, int kind, int line) {
     WarpOp& op = ops[i];
     if (!op.active || !(op.mask & mask)) continue;
     if (op.mask == mask && op.kind == kind && op.line == line) return &op;
-    fail(Kind::kWarpMismatch, nullptr, "warp operation at line %d (mask %08x) meets a pending one of line %d (mask %08x)",
-         line, mask, op.line, op.mask);
+    fail(Kind::kWarpMismatch, nullptr,
+         "warp operation at line %d (mask %08x) meets a pending one of line %d (mask %08x)", line, mask, op.line,
+         op.mask);
   }
   for (int i = 0; i < kOpsPerWarp; ++i) {
     WarpOp& op = ops[i];
@@ -72,17 +73,19 @@ WarpOp* find_op(WarpOp* ops, uint32_t mask, int kind, int line) {
     op.arrived = 0;
     return &op;
   }
-  fail(Kind::kWarpMismatch, nullptr, "warp operation at line %d (mask %08x) is the fifth pending one of its warp", line, mask);
+  fail(Kind::kWarpMismatch, nullptr, "warp operation at line %d (mask %08x) is the fifth pending one of its warp", line,
+       mask);
 }
 
-void check_no_warp_op(const char* what, int line) {
+// `line` of a barrier, or 0 at the thread's end.
+void check_no_warp_op(int line) {
   const Worker& w = *worker;
   const int warp = w.self->index >> 5, lane = w.self->index & 31;
   for (const WarpOp& op : w.ops[warp]) {
-    if (op.active && (op.mask >> lane & 1)) {
-      fail(Kind::kWarpMismatch, nullptr, "%s at line %d, while lanes wait for this one in a warp operation at line %d", what,
-           line, op.line);
-    }
+    if (!op.active || !(op.mask >> lane & 1)) continue;
+    const std::string what = line ? "barrier at line " + std::to_string(line) : "the thread exits";
+    fail(Kind::kWarpMismatch, nullptr, "%s while lanes wait for this one in a warp operation at line %d", what.c_str(),
+         op.line);
   }
 }
 
@@ -155,7 +158,9 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
 }
 
 void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters, size_t size) {
-  const auto refuse = [](const std::string& text) { throw Error(last_error = Kind::kUnsupported, "unsupported: " + text); };
+  const auto refuse = [](const std::string& text) {
+    throw Error(last_error = Kind::kUnsupported, "unsupported: " + text);
+  };
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     refuse("a block of " + std::to_string(threads) + " threads; 1 to 1024 are allowed, up to 64 of them along z");
@@ -201,7 +206,7 @@ void thread_exits() {
     fail(Kind::kDivergentBarrier, nullptr, "the thread exits while %d threads wait at the barrier of line %d",
          w.barriers[0].arrived, w.barriers[0].line);
   }
-  check_no_warp_op("the thread exits", 0);
+  check_no_warp_op(0);
   f.done = true;
   w.alive[f.index >> 5] &= ~(1u << (f.index & 31));
   if (--w.live == 0) leave_block();
@@ -213,7 +218,8 @@ bool meet(uint32_t mask, int kind, int line, const void* in, void* out, void (*b
   Worker& w = *worker;
   const int warp = w.self->index >> 5, lane = w.self->index & 31;
   if (!(mask >> lane & 1)) {
-    fail(Kind::kWarpMismatch, nullptr, "lane %d is not in the mask %08x of the warp operation at line %d", lane, mask, line);
+    fail(Kind::kWarpMismatch, nullptr, "lane %d is not in the mask %08x of the warp operation at line %d", lane, mask,
+         line);
   }
   if (mask & ~w.alive[warp]) {
     const int threads_left = w.threads - warp * 32;
@@ -249,10 +255,10 @@ int barrier(int id, int count, Vote vote, int predicate, int line) {
     b.line = line;
     b.result = vote == Vote::kAnd;
   } else if (!count && b.line != line) {
-    fail(Kind::kDivergentBarrier, nullptr, "barrier at line %d while %d threads wait at the one of line %d", line, b.arrived,
-         b.line);
+    fail(Kind::kDivergentBarrier, nullptr, "barrier at line %d while %d threads wait at the one of line %d", line,
+         b.arrived, b.line);
   }
-  check_no_warp_op("barrier", line);
+  check_no_warp_op(line);
   if (vote == Vote::kCount) b.result += predicate != 0;
   if (vote == Vote::kAnd) b.result = b.result && predicate;
   if (vote == Vote::kOr) b.result = b.result || predicate;

@@ -47,8 +47,8 @@ struct Fiber {
   bool done;
   void* stack_pointer;
   char* stack;
-  int group;  // of cp.async: the one that the next copy joins
-  bool waited;        // did pdl_wait
+  int group;    // of cp.async: the one that the next copy joins
+  bool waited;  // did pdl_wait
   bool early_write;
   const void* early;  // where it touched, before that, what it must not
   std::vector<PendingCopy> pending;
@@ -118,9 +118,9 @@ extern Settings settings;
 extern Kind last_error;
 
 // fiber.cpp
-void start_fibers(Worker& w);           // returns when the last fiber of the block is done, or one failed
-[[noreturn]] void leave_block();        // from a fiber: abandons all fibers of the block
-void stall();                           // the current fiber waits until woken
+void start_fibers(Worker& w);     // returns when the last fiber of the block is done, or one failed
+[[noreturn]] void leave_block();  // from a fiber: abandons all fibers of the block
+void stall();                     // the current fiber waits until woken
 void wake(int thread);
 void prepare_fibers(Worker& w);
 

@@ -43,7 +43,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, 
     void (*kernel)(P...);
     std::tuple<P...> values;
   } parameters{kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
-  run(grid, block, dynamic_shared,
+  run(
+      grid, block, dynamic_shared,
       [](void* p) { std::apply(static_cast<Parameters*>(p)->kernel, static_cast<Parameters*>(p)->values); },
       &parameters, sizeof parameters);
 }

@@ -189,7 +189,8 @@ T apply(T old, T value, Atomic what) {
 template <class T, class F>
 T atomic_update(T* p, int line, const void* pc, F update) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T)) {
-    fail(Kind::kMisaligned, nullptr, "atomic on %p at line %d needs %zu-byte alignment", static_cast<void*>(p), line, sizeof(T));
+    fail(Kind::kMisaligned, nullptr, "atomic on %p at line %d needs %zu-byte alignment", static_cast<void*>(p), line,
+         sizeof(T));
   }
   check_access(p, sizeof(T), Access::kAtomic, pc);
   check_publish(p);
@@ -241,7 +242,8 @@ void ldmatrix(uint32_t* r, int matrices, bool trans, const void* row, int line) 
     if (reinterpret_cast<uintptr_t>(row) & 15) {
       fail(Kind::kMisaligned, nullptr, "ldmatrix at line %d: row %p needs 16-byte alignment", line, row);
     }
-    if (!is_shared(row)) fail(Kind::kOutOfBounds, nullptr, "ldmatrix at line %d from %p, which is not shared memory", line, row);
+    if (!is_shared(row))
+      fail(Kind::kOutOfBounds, nullptr, "ldmatrix at line %d from %p, which is not shared memory", line, row);
     check_access(row, 16, Access::kRead, __builtin_return_address(0));
     memcpy(in.row, row, 16);
   }
@@ -258,7 +260,8 @@ float atomic_add(float* p, float value, int line) {
   return atomic_update(p, line, __builtin_return_address(0), [=](float old) { return old + value; });
 }
 uint32_t compare_and_swap(uint32_t* p, uint32_t expected, uint32_t value, int line) {
-  return atomic_update(p, line, __builtin_return_address(0), [=](uint32_t old) { return old == expected ? value : old; });
+  return atomic_update(p, line, __builtin_return_address(0),
+                       [=](uint32_t old) { return old == expected ? value : old; });
 }
 
 void fence() { check_fence(); }
@@ -269,7 +272,8 @@ void pdl_wait() {
 }
 
 void pdl_launch(int line) {
-  if (!worker->self->waited) fail(Kind::kBeforeWait, nullptr, "pdl_launch at line %d before this thread's pdl_wait", line);
+  if (!worker->self->waited)
+    fail(Kind::kBeforeWait, nullptr, "pdl_launch at line %d before this thread's pdl_wait", line);
 }
 
 }  // namespace simt
