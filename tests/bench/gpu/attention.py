@@ -111,7 +111,8 @@ class _Work:
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
 
-    def flashinfer(self, module: Any) -> list[Call]:
+    def flashinfer(self, peers: Peers) -> list[Call]:
+        module: Any = peers.get("FlashInfer", "flashinfer")
         s, device = self.shape, self.ops.device
         wrapper = module.BatchDecodeWithPagedKVCacheWrapper(
             torch.empty(256 << 20, dtype=torch.uint8, device=device), "HND", use_tensor_cores=s.heads != s.kv_heads
@@ -140,33 +141,38 @@ def attention(
 ) -> Iterator[dict[str, Any]]:
     """A dict a shape and implementation: seconds, GB/s, share of the copy bandwidth's floor."""
     for shape in shapes:
-        named = {"bench": "decode attention", "heads": shape.name, "sequences": shape.sequences, "tokens": shape.length}
         if shape.nbytes > MOST_BYTES:
-            yield {**named, "left_out": f"{shape.nbytes / 2**30:.0f} GiB of keys and values"}
-            continue
-        work = _Work(ops, shape, rotations(shape.nbytes))
-        makers: dict[str, Callable[[], list[Call]]] = {"octavo": work.octavo, "torch SDPA": work.sdpa}
-        flashinfer = peers.get("FlashInfer", "flashinfer")
-        if flashinfer is not None:
-            makers["FlashInfer"] = partial(work.flashinfer, flashinfer)
-        for name, make in makers.items():
-            if name in peers.missing:
-                continue
-            try:
-                measured = clock(make())
-            except Exception as error:
-                if name == "octavo":
-                    raise
-                peers.fails(name, error)  # a foreign kernel that can't: the run goes on without it
-                continue
-            yield {
-                **named,
-                "by": name,
-                "microseconds": measured.seconds * 1e6,
-                "graph": measured.graph,
-                "gbytes_per_second": shape.nbytes / measured.seconds / 1e9,
-                "share": machine.floor(shape.nbytes, shape.flops) / measured.seconds,
-            }
+            yield {**_named(shape), "left_out": f"{shape.nbytes / 2**30:.0f} GiB of keys and values"}
+    todo = [shape for shape in shapes if shape.nbytes <= MOST_BYTES]
+    # FlashInfer compiles at its first call, a minute or so: it comes when all others have been measured.
+    for names in (("octavo", "torch SDPA"), ("FlashInfer",)):
+        for shape in todo:
+            if all(name in peers.missing for name in names):
+                break
+            work = _Work(ops, shape, rotations(shape.nbytes))
+            makers = {"octavo": work.octavo, "torch SDPA": work.sdpa, "FlashInfer": partial(work.flashinfer, peers)}
+            for name in names:
+                if name in peers.missing:
+                    continue
+                try:
+                    measured = clock(makers[name]())
+                except Exception as error:
+                    if name == "octavo":
+                        raise
+                    peers.fails(name, error)  # a foreign kernel that can't: the run goes on without it
+                    continue
+                yield {
+                    **_named(shape),
+                    "by": name,
+                    "microseconds": measured.seconds * 1e6,
+                    "graph": measured.graph,
+                    "gbytes_per_second": shape.nbytes / measured.seconds / 1e9,
+                    "share": machine.floor(shape.nbytes, shape.flops) / measured.seconds,
+                }
+
+
+def _named(shape: Shape) -> dict[str, Any]:
+    return {"bench": "decode attention", "heads": shape.name, "sequences": shape.sequences, "tokens": shape.length}
 
 
 def run(ops: Ops, clock: Stopwatch, machine: Machine, peers: Peers) -> Iterator[dict[str, Any]]:

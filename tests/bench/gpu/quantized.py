@@ -20,7 +20,7 @@ from octavo_engine.ops import Activations, Ops, QuantizedWeight
 from tests.bench.gpu.peers import Peers
 from tests.bench.gpu.probes import Machine
 from tests.bench.gpu.report import main
-from tests.bench.gpu.timing import Stopwatch, rotations
+from tests.bench.gpu.timing import Measured, Stopwatch, rotations
 
 __all__ = ["Product", "grid", "quantized"]
 
@@ -56,42 +56,42 @@ def grid() -> Iterator[Product]:
 
 
 class _Weights:
-    """One layer's weight, packed by everyone, as often as no cache holds. Made once for all numbers of rows."""
+    """One layer's weight, packed by everyone, as often as no cache holds."""
 
     def __init__(self, ops: Ops, n: int, k: int, peers: Peers) -> None:
-        self.ops, self.peers = ops, peers
-        device = ops.device
-        copies = rotations(int(n * k * BITS / 8))
-        codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device)
-        scales = (torch.rand(n, -(-k // GROUP), device=device) * 0.01 + 0.005).half()
-        weight = QuantizedWeight(codes, scales, None, 4, GROUP)
-        self._ours = [ops.pack_quantized(weight, Activations.FLOAT) for _ in range(copies)]
-        floats = torch.randn(n, k, device=device).bfloat16()
-        self._floats = [floats.clone() for _ in range(rotations(floats.nbytes))]
-        self._torch = self._made("torch int4", partial(self._pack_torch, codes, scales, copies))
-        self._humming = self._made("Humming", partial(self._make_humming, floats, copies))
+        self._ops, self._peers, self._n, self._k = ops, peers, n, k
+        self._copies = rotations(int(n * k * BITS / 8))
+        self._codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=ops.device)
+        self._scales = (torch.rand(n, -(-k // GROUP), device=ops.device) * 0.01 + 0.005).half()
 
-    def calls(self, x: Tensor) -> dict[str, list[Call]]:
-        found: dict[str, list[Call]] = {
-            "octavo": [partial(self.ops.linear, x, weight) for weight in self._ours],
-            "bfloat16": [partial(F.linear, x, weight) for weight in self._floats],
-        }
-        if self._torch:
-            found["torch int4"] = [
-                partial(torch._weight_int4pack_mm, x, packed, GROUP, zeros) for packed, zeros in self._torch
-            ]
-        if self._humming:
-            found["Humming"] = [partial(layer, x) for layer in self._humming]
-        return found
+    def packed(self, name: str) -> Callable[[Tensor], list[Call]]:
+        """What makes the calls of an implementation for some x; it holds the packed weights."""
+        return {
+            "octavo": self._octavo,
+            "bfloat16": self._bfloat16,
+            "torch int4": self._torch,
+            "Humming": self._humming,
+        }[name]()
 
-    def _made(self, name: str, make: Callable[[], list[Any]]) -> list[Any]:
-        if name in self.peers.missing:
-            return []
-        try:
-            return make()
-        except Exception as error:  # a foreign kernel that can't: the run goes on without it
-            self.peers.fails(name, error)
-            return []
+    def _octavo(self) -> Callable[[Tensor], list[Call]]:
+        weight = QuantizedWeight(self._codes, self._scales, None, 4, GROUP)
+        packed = [self._ops.pack_quantized(weight, Activations.FLOAT) for _ in range(self._copies)]
+        return lambda x: [partial(self._ops.linear, x, each) for each in packed]
+
+    def _bfloat16(self) -> Callable[[Tensor], list[Call]]:
+        floats = [self._floats() for _ in range(rotations(2 * self._n * self._k))]
+        return lambda x: [partial(F.linear, x, each) for each in floats]
+
+    def _torch(self) -> Callable[[Tensor], list[Call]]:
+        packed = self._pack_torch(self._codes, self._scales, self._copies)
+        return lambda x: [partial(torch._weight_int4pack_mm, x, each, GROUP, zeros) for each, zeros in packed]
+
+    def _humming(self) -> Callable[[Tensor], list[Call]]:
+        layers = self._make_humming(self._floats(), self._copies)
+        return lambda x: [partial(layer, x) for layer in layers]
+
+    def _floats(self) -> Tensor:
+        return torch.randn(self._n, self._k, device=self._ops.device).bfloat16()
 
     @staticmethod
     def _pack_torch(codes: Tensor, scales: Tensor, copies: int) -> list[tuple[Tensor, Tensor]]:
@@ -103,9 +103,7 @@ class _Weights:
         return [(torch._convert_weight_to_int4pack(pairs, 8), both.clone()) for _ in range(copies)]
 
     def _make_humming(self, floats: Tensor, copies: int) -> list[Any]:
-        module = self.peers.get("Humming", "humming.layer")
-        if module is None:
-            return []
+        module: Any = self._peers.get("Humming", "humming.layer")
         n, k = floats.shape
         layers = []
         for _ in range(copies):
@@ -125,40 +123,46 @@ class _Weights:
 def quantized(
     ops: Ops, clock: Stopwatch, machine: Machine, products: Sequence[Product], peers: Peers
 ) -> Iterator[dict[str, Any]]:
-    """A dict a product and implementation: seconds, share of its own floor, and of bfloat16's time."""
-    for n, k in dict.fromkeys((p.n, p.k) for p in products):
-        weights = _Weights(ops, n, k, peers)
-        for product in (p for p in products if (p.n, p.k) == (n, k)):
-            x = torch.randn(product.rows, k, device=ops.device).bfloat16()
-            found: dict[str, float] = {}
-            for name, calls in weights.calls(x).items():
+    """A dict a product and implementation: seconds, and the share of its own floor; then how many times as fast as
+    bfloat16 ours is."""
+    seconds: dict[tuple[str, Product], float] = {}
+    # Humming compiles at its first call, a minute or so: it comes when all others have been measured.
+    for names in (("octavo", "bfloat16", "torch int4"), ("Humming",)):
+        for n, k in dict.fromkeys((p.n, p.k) for p in products):
+            weights = _Weights(ops, n, k, peers)
+            for name in names:
                 if name in peers.missing:
                     continue
                 try:
-                    measured = clock(calls)
+                    make = weights.packed(name)
+                    for product in (p for p in products if (p.n, p.k) == (n, k)):
+                        x = torch.randn(product.rows, k, device=ops.device).bfloat16()
+                        measured = clock(make(x))
+                        seconds[name, product] = measured.seconds
+                        yield _figure(name, product, measured, machine)
                 except Exception as error:
                     if name in ("octavo", "bfloat16"):
                         raise
                     peers.fails(name, error)  # a foreign kernel that can't: the run goes on without it
-                    continue
-                found[name] = measured.seconds
-                nbytes = product.nbytes(16 if name == "bfloat16" else BITS)
-                yield {
-                    "bench": "W4A16",
-                    "layer": product.layer,
-                    "rows": product.rows,
-                    "by": name,
-                    "microseconds": measured.seconds * 1e6,
-                    "graph": measured.graph,
-                    "gbytes_per_second": nbytes / measured.seconds / 1e9,
-                    "share": machine.floor(nbytes, product.flops) / measured.seconds,
-                }
-            yield {
-                "bench": "W4A16 against bfloat16",
-                "layer": product.layer,
-                "rows": product.rows,
-                "times": found["bfloat16"] / found["octavo"],
-            }
+        if "octavo" in names:
+            for product in products:
+                times = seconds["bfloat16", product] / seconds["octavo", product]
+                named = {"bench": "W4A16 against bfloat16", "layer": product.layer, "rows": product.rows}
+                yield {**named, "times": times}
+
+
+def _figure(name: str, product: Product, measured: Measured, machine: Machine) -> dict[str, Any]:
+    nbytes = product.nbytes(16 if name == "bfloat16" else BITS)
+    return {
+        "bench": "W4A16",
+        "layer": product.layer,
+        "rows": product.rows,
+        "by": name,
+        "microseconds": measured.seconds * 1e6,
+        "graph": measured.graph,
+        "gbytes_per_second": nbytes / measured.seconds / 1e9,
+        "share": machine.floor(nbytes, product.flops) / measured.seconds,
+    }
 
 
 def run(ops: Ops, clock: Stopwatch, machine: Machine, peers: Peers) -> Iterator[dict[str, Any]]:
