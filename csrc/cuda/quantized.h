@@ -1,5 +1,5 @@
-// Matrix products on 4 and 8 bit weights: their layout on the device, and what the kernels take. The arithmetic is that of
-// ops.QuantizedWeight and ops.Activations.
+// Matrix products on 4 and 8 bit weights: their layout on the device, and what the kernels take. The arithmetic is
+// that of ops.QuantizedWeight and ops.Activations.
 //
 // Packed weight [tiles][bytes of a tile]. A tile is 16 outputs; rows beyond n stand for zero. Of a gated weight tile 2j
 // holds 16 gate rows and tile 2j + 1 the 16 up rows of the same outputs. K is cut in units of 64, filled up with zeros.
@@ -12,9 +12,9 @@
 //   offsets  likewise, of an asymmetric weight only
 //   filled up to 128 bytes.
 //
-// So lane l's four words are the A operands of four mma.m16n8k16 (or two m16n8k32 of int8), in fragment order but for a
-// permutation of k within each 32 that gives a lane 8 consecutive k of its token: its B operands are plain 16 byte loads
-// of a row of x. A group of 32 is half a unit.
+// So lane l's four words are the A operands of four mma.m16n8k16 (or two m16n8k32 of int8), in fragment order but for
+// a permutation of k within each 32 that gives a lane 8 consecutive k of its token: its B operands are plain 16 byte
+// loads of a row of x. A group of 32 is half a unit.
 #pragma once
 
 #include <cuda_runtime.h>

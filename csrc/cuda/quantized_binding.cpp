@@ -37,7 +37,7 @@ void check_packed(const TensorView& packed, const QuantizedLayout& layout) {
 
 // ---- products --------------------------------------------------------------------------------------------------
 
-// What is beside the tensors: {units a slice of K, bytes of scratch, counters} of a product with m rows. slice 0: by rule.
+// What a product with m rows takes: {units a slice of K, bytes of scratch, counters}. slice 0: by rule.
 tvm::ffi::Array<int64_t> quantized_plan(int64_t m, int64_t n, int64_t k, int64_t bits, int64_t group_size,
                                         bool symmetric, int64_t activations, bool gated, int64_t slice) {
   const QuantizedLayout layout = layout_of(n, k, bits, group_size, symmetric, gated);
@@ -79,7 +79,8 @@ Product prepare(const TensorView& out, const TensorView& x, const TensorView& we
   }
   a.x = device_data<const void>(x);
   const int64_t piece = a.x_type == DType::kFloat32 ? 4 : 8;
-  a.x_vectors = a.layout.k % piece == 0 && (a.m < 2 || a.x_stride % piece == 0) && reinterpret_cast<uintptr_t>(a.x) % 16 == 0;
+  a.x_vectors = a.layout.k % piece == 0 && (a.m < 2 || a.x_stride % piece == 0) &&
+                reinterpret_cast<uintptr_t>(a.x) % 16 == 0;
   a.weight = device_data<const uint8_t>(weight);
   for (int64_t size = group_size; size > 32; size /= 2) ++a.group_shift;
   a.threshold = float(threshold);

@@ -23,7 +23,7 @@ namespace octavo::cuda {
 template <int kBits, int kGroup, int kTokenTiles>
 struct QuantizedFloatShape : QuantizedShape<kBits, kTokenTiles> {
   static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;       // units of x in shared memory at a time
-  static constexpr int kPitch = kChunk * 128 + 64;               // bytes; 64 beyond, so that a quarter warp hits all banks
+  static constexpr int kPitch = kChunk * 128 + 64;               // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kSumGroup = kGroup ? kGroup : 128;        // k of one of x's sums
   static constexpr int kGroups = kChunk * 64 / kSumGroup;
   static constexpr int kXBytes = QuantizedShape<kBits, kTokenTiles>::kTokens * kPitch;
@@ -120,14 +120,16 @@ OCTAVO_DEVICE void copy_activations(const QuantizedArgs& a, const QuantizedPlace
       cp_async<16>(to, from, there);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < 8; ++i) reinterpret_cast<uint16_t*>(to)[i] = there && k + i < a.layout.k ? from[i] : uint16_t(0);
+      for (int i = 0; i < 8; ++i) {
+        reinterpret_cast<uint16_t*>(to)[i] = there && k + i < a.layout.k ? from[i] : uint16_t(0);
+      }
     }
   });
   cp_commit();
 }
 
-// Of an asymmetric weight: the sums of x over each group, out of what this thread has copied: eight elements a lane in a
-// fixed tree.
+// Of an asymmetric weight: the sums of x over each group, out of what this thread has copied: eight elements a lane
+// in a fixed tree.
 template <class X, class Shape>
 OCTAVO_DEVICE void sum_activations(const QuantizedArgs& a, const QuantizedPlace& p, int units, unsigned char* x,
                                    float* sums) {

@@ -1,9 +1,9 @@
 // 4 and 8 bit weights with float32 activations, for float32 models: no tensor core multiplies float32 exactly, and
 // nothing here is tuned.
 //
-// A warp makes 16 outputs (a tile) of kTokens tokens. Each lane multiplies its own codes, so a sum is 4 chains, one a lane
-// of a row, over k in order, each (scale, part and offset as in quantized_float.cuh) by groups; the lanes are added at
-// the end in a fixed tree. A token's result is the same in every batch.
+// A warp makes 16 outputs (a tile) of kTokens tokens. Each lane multiplies its own codes, so a sum is 4 chains, one a
+// lane of a row, over k in order, each (scale, part and offset as in quantized_float.cuh) by groups; the lanes are
+// added at the end in a fixed tree. A token's result is the same in every batch.
 #include "launch.h"
 #include "quantized_launch.h"
 #include "quantized_tile.cuh"

@@ -20,7 +20,9 @@ void launch_quantized_float(const QuantizedArgs& args, cudaStream_t stream) {
 template <class X>
 void launch_quantized_float(const QuantizedArgs& a, cudaStream_t stream) {
   const int64_t group = a.layout.group_size;
-  if (a.layout.bits == 8) return group ? launch_quantized_float<X, 8, 32>(a, stream) : launch_quantized_float<X, 8, 0>(a, stream);
+  if (a.layout.bits == 8) {
+    return group ? launch_quantized_float<X, 8, 32>(a, stream) : launch_quantized_float<X, 8, 0>(a, stream);
+  }
   if (group == 0) return launch_quantized_float<X, 4, 0>(a, stream);
   if (group == 128) return launch_quantized_float<X, 4, 128>(a, stream);
   launch_quantized_float<X, 4, 32>(a, stream);

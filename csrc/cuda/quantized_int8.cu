@@ -9,8 +9,8 @@
 //   sum = fma(weight scale, x scale * (sum of codes), sum)              one group a row: sum = fma(x scale, ..., sum),
 //   sum = fma(offset + zero scale, x scale * (sum of x's codes), sum)   scaled once at the end
 // 4 bit codes are multiplied in the upper half of a byte, 16 (code - 8), and a sixteenth goes to the scale of x.
-// LLM.int8() adds int32 over the slice. An outlier is a float32 product of its own, in the order of k, read from x itself;
-// tokens that have none at that k add an exact zero.
+// LLM.int8() adds int32 over the slice. An outlier is a float32 product of its own, in the order of k, read from x
+// itself; tokens that have none at that k add an exact zero.
 #include "elements.cuh"
 #include "launch.h"
 #include "quantized_launch.h"
@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_blocks_kernel(const
   pdl_launch();
 }
 
-// A block a row: the largest magnitude under the threshold first, then codes and, a bit an element, what stays in float.
+// A block a row: first the largest magnitude under the threshold, then codes and, a bit an element, what stays in
+// float.
 __global__ void __launch_bounds__(kQuantizeThreads) quantize_rows_kernel(const __grid_constant__ QuantizedArgs a) {
   OCTAVO_SHARED(float, largest, [kQuantizeThreads / 32]);
   pdl_wait();
@@ -176,7 +177,8 @@ OCTAVO_DEVICE void copy_codes(const QuantizedArgs& a, const QuantizedPlace& p, i
     const int8_t* from = a.codes + ((there ? p.token + token : 0) * a.layout.units() + unit) * 64;
 #pragma unroll
     for (int i = 0; i < Shape::kChunk * 4; i += 32) {
-      if (i + p.lane < units * 4) cp_async<16>(x + token * Shape::kPitch + (i + p.lane) * 16, from + (i + p.lane) * 16, there);
+      const int piece = i + p.lane;
+      if (piece < units * 4) cp_async<16>(x + token * Shape::kPitch + piece * 16, from + piece * 16, there);
     }
   }
   cp_commit();
@@ -215,8 +217,8 @@ OCTAVO_DEVICE void sum_rows(const QuantizedArgs& a, const QuantizedPlace& p, flo
   }
 }
 
-// What stays in float of the 32 k from `k` on, masks[token], added to sum in the order of k. Few columns of x have any, so
-// their codes are read once more, from L2, rather than held while the tensor cores need the registers.
+// What stays in float of the 32 k from `k` on, masks[token], added to sum in the order of k. Few columns of x have
+// any, so their codes are read once more, from L2, rather than held while the tensor cores need the registers.
 template <class Shape, int kTokenTiles>
 OCTAVO_DEVICE void add_outliers(const QuantizedArgs& a, const QuantizedPlace& p, int64_t k, const uint32_t* masks,
                                 FragC (&sum)[2][kTokenTiles]) {
@@ -341,7 +343,9 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
             const int at = block * Shape::kTokens + 8 * n + 2 * p.t;
             const float2 x_scale = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(factors) + at);
             float2 x_sum{};
-            if (kScales == Scales::kGroups && !a.layout.symmetric) x_sum = *reinterpret_cast<const float2*>(x_sums + at);
+            if (kScales == Scales::kGroups && !a.layout.symmetric) {
+              x_sum = *reinterpret_cast<const float2*>(x_sums + at);
+            }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               FragI d;

@@ -1,6 +1,8 @@
 // How a product on a packed weight is cut into launches.
 #pragma once
 
+#include <type_traits>
+
 #include "launch.h"
 #include "quantized.h"
 

@@ -1,9 +1,10 @@
 // What the tensor core kernels on packed weights share (layout in quantized.h): the ring of codes, the sum over slices
 // of K, and what happens to a finished sum.
 //
-// A block of kWarps warps makes 32 kWarps outputs (two tiles a warp) of 8 kTokenTiles tokens, over one slice of K. Warps
-// divide the outputs and never K: an output's sum is one chain a slice, the same in every instance of a kernel, and
-// tokens are columns of the mma, which do not meet. Hence law 6: a token's result is the same to the bit in any batch.
+// A block of kWarps warps makes 32 kWarps outputs (two tiles a warp) of 8 kTokenTiles tokens, over one slice of K.
+// Warps divide the outputs and never K: an output's sum is one chain a slice, the same in every instance of a kernel,
+// and tokens are columns of the mma, which do not meet. Hence law 6: a token's result is the same to the bit in any
+// batch.
 #pragma once
 
 #include "activation.cuh"
@@ -25,7 +26,7 @@ struct QuantizedShape {
   static constexpr int kBlocks = kTokenTiles == 1 ? 4 : kTokenTiles <= 4 ? 2 : 1;
 };
 
-// Where a block and a thread of it work. Token tiles are the fastest part of the grid, so that they share weights in L2.
+// Where a block and its threads work. Token tiles are the fastest part of the grid, so that they share weights in L2.
 struct QuantizedPlace {
   int warp, lane, g, t;
   int tile;        // the warp's first
@@ -65,9 +66,9 @@ OCTAVO_DEVICE int read_code(const QuantizedLayout& layout, const uint8_t* tile, 
   return code;
 }
 
-// The codes of a warp's two tiles on their way through shared memory. A thread copies and reads back its own 16 bytes of
-// every piece, so the ring needs no barrier; it holds kSlots units, whatever registers cost. Beyond the last tile it
-// holds that one once more, and its sums are never stored.
+// The codes of a warp's two tiles on their way through shared memory. A thread copies and reads back its own 16 bytes
+// of every piece, so the ring needs no barrier; it holds kSlots units, whatever registers cost. Beyond the last tile
+// it holds that one once more, and its sums are never stored.
 template <class Shape>
 struct CodeRing {
   static constexpr int kPieces = 2 * Shape::kPlanes;
@@ -195,8 +196,8 @@ OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile
   store_output(a, token, column, activate(v, a.act));
 }
 
-// sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order (by
-// the block that comes last, from L2) and writes the outputs. `own` is the ring, whose codes are used up.
+// sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order
+// (by the block that comes last, from L2) and writes the outputs. `own` is the ring, whose codes are used up.
 template <class Shape, int kTokenTiles>
 OCTAVO_DEVICE void finish_block(const QuantizedArgs& a, const QuantizedPlace& p, const FragC (&sum)[2][kTokenTiles],
                                 unsigned char* own) {
