@@ -10,6 +10,7 @@ demo: build model
 	@$(BIN)/octavo chat "$$($(BIN)/python -m tests.support.demo_model)" --prompt "$${PROMPT:-Explain in two sentences how a hummingbird can hover.}"
 
 test: build model lint
+	@cmake --build build/native --target emulated -- --quiet
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(VENV)/.ready
