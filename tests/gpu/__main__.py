@@ -28,7 +28,7 @@ __all__ = ["environment", "main", "stages"]
 
 MOST_SECONDS = 480.0
 TARGETS = ("octavo_cuda", "octavo_cpu", "primitives_cuda")
-FOLDERS = ("tests/ops", "tests/simt", "tests/models")  # where tests are marked gpu
+FOLDERS = ("tests/ops", "tests/simt", "tests/models", "tests/e2e")  # where tests are marked gpu
 # A few small cases of every kernel family: each access of every thread is looked at, a hundred times slower.
 SMALL = (
     "copy_pages or padding_rows or lists_follow or zeros_and_no_rows or test_embedding or outliers_in_float or "

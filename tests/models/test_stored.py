@@ -26,6 +26,11 @@ from tests.support.gguf_files import dequantized, write_gguf
 class Recorder:
     """The packing half of Ops: gives back what it was asked to pack."""
 
+    device = torch.device("cpu")
+
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if weights == torch.bfloat16 else torch.float32
+
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> Any:
         return PackedLinear(weight, weight.shape[0], weight.shape[1], gated)
 
