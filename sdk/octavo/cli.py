@@ -24,6 +24,8 @@ from octavo.client import AsyncClient, Prompt
 from octavo.errors import InvalidOption, OctavoError
 from octavo.evaluate import add_arguments, evaluate
 from octavo.options import EngineOptions, SamplingParams
+from octavo.serving import add_arguments as add_server_arguments
+from octavo.serving import options_of as server_options
 from octavo.wire import Message, Progress
 
 __all__ = ["main"]
@@ -82,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     server = commands.add_parser("serve", help="answer OpenAI's API over HTTP")
     server.set_defaults(run=_serve)
     server.add_argument("model", help=_MODEL)
-    _add_server_options(server)
+    add_server_arguments(server)
     _add_engine_options(server)
     measures = commands.add_parser("eval", help="measure a model's quality").add_subparsers(
         required=True, metavar="perplexity"
@@ -108,14 +110,6 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
             engine.add_argument(
                 _flag(field.name), type=convert, default=field.default, metavar="X", help=f"default {shown}"
             )
-
-
-def _add_server_options(parser: argparse.ArgumentParser) -> None:
-    try:
-        from octavo.openai.serve import add_arguments
-    except ImportError:  # said by _serve
-        return
-    add_arguments(parser)
 
 
 def _flag(name: str) -> str:
@@ -151,10 +145,10 @@ async def _eval(options: argparse.Namespace) -> None:
 
 async def _serve(options: argparse.Namespace) -> None:
     try:
-        from octavo.openai.serve import options_of, serve
+        from octavo.openai.serve import serve
     except ImportError as error:
         raise OctavoError(f'octavo serve needs {error.name}: pip install "octavo[server]"') from error
-    engine, server = _engine_options(options), options_of(options)
+    engine, server = _engine_options(options), server_options(options)
     bar = _LoadBar()
     async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
         bar.close()

@@ -149,3 +149,13 @@ def test_loading_is_told_in_bytes_and_capturing_in_graphs(capsys: pytest.Capture
     for progress in (Progress("load", 1, 5_000_000), Progress("capture", 0, 12), Progress("capture", 12, 12)):
         bar.update(progress)
     assert capsys.readouterr().err.splitlines()[1:] == ["load: 5 MB", "capture: 12 graphs"]
+
+
+def test_serve_without_its_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "starlette" or "octavo.openai" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert cli.main(["serve", "model", "--port", "0"]) == 1
+    assert 'pip install "octavo[server]"' in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -78,7 +79,7 @@ class Server:
         from octavo import __version__
 
         self.client, self.keep_alive = client, keep_alive
-        self.fingerprint = f"octavo-{__version__}"
+        self._fingerprint = f"octavo-{__version__}"
         self.pieces, self.metrics = Pieces(client), Metrics()
         self._names, self._max_body_bytes, self._health_timeout = names, max_body_bytes, health_timeout
 
@@ -129,6 +130,12 @@ class Server:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # ---- what they need --------------------------------------------------------------------------------------------
+
+    def head(self, prefix: str, kind: str, model: str) -> dict[str, Any]:
+        """What every answer and chunk of one generation begins with."""
+        now = int(time.time())
+        head = {"id": f"{prefix}-{uuid4().hex}", "object": kind, "created": now, "model": model}
+        return {**head, "system_fingerprint": self._fingerprint}
 
     @staticmethod
     def json(content: Any) -> Response:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from octavo.openai.events import EventStream, Write, until_gone
 from octavo.openai.usage import usage_of
@@ -21,13 +19,8 @@ __all__ = ["chat"]
 
 async def chat(server: Server, http: Request, request: ChatRequest) -> Response:
     messages, params = request.prompt(), request.params()
-    head = {
-        "id": f"chatcmpl-{uuid4().hex}",
-        "object": "chat.completion.chunk" if request.stream else "chat.completion",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": server.fingerprint,
-    }
+    kind = "chat.completion.chunk" if request.stream else "chat.completion"
+    head = server.head("chatcmpl", kind, request.model)
     if request.stream:
 
         async def produce(write: Write) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import anyio
 
@@ -28,13 +26,7 @@ __all__ = ["completions"]
 
 async def completions(server: Server, http: Request, request: CompletionRequest) -> Response:
     prompts, params = request.prompts(), request.params()
-    head = {
-        "id": f"cmpl-{uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": server.fingerprint,
-    }
+    head = server.head("cmpl", "text_completion", request.model)
     if request.stream:
         if request.echo and request.logprobs is not None:
             raise WrongField("logprobs", "logprobs with echo are known only at the end: ask for them without stream")

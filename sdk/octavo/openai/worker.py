@@ -15,7 +15,8 @@ import anyio
 import msgspec
 
 from octavo.client import AsyncClient
-from octavo.openai.serve import ServeOptions, run
+from octavo.openai.serve import run
+from octavo.serving import ServeOptions
 
 __all__: list[str] = []
 

@@ -1,0 +1,50 @@
+"""What `octavo serve` can be told, and how the command line says it. Needs no web library, as octavo.openai does."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from octavo.errors import InvalidOption
+
+__all__ = ["ServeOptions", "add_arguments", "options_of"]
+
+
+class ServeOptions(msgspec.Struct, kw_only=True):
+    """host, port: where it listens; port 0 takes a free one. api_key: see create_app. served_model_name: likewise.
+
+    workers: web processes; one engine serves them all. drain_timeout: seconds that requests have to end after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: tuple[str, ...] = ()
+    served_model_name: tuple[str, ...] = ()
+    workers: int = 1
+    drain_timeout: float = 30.0
+    max_body_bytes: int = 32 << 20
+    keep_alive: float = 15.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", metavar="X", help="default 127.0.0.1, this machine alone")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
+    group.add_argument("--api-key", action="append", default=[], metavar="KEY", help="asked for; may be given again")
+    group.add_argument("--served-model-name", action="append", default=[], metavar="NAME", help="may be given again")
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="web processes that share the engine")
+    group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="to end requests after SIGTERM")
+    group.add_argument("--max-body-bytes", type=int, default=32 << 20, metavar="N", help="of one request")
+    group.add_argument("--keep-alive", type=float, default=15.0, metavar="S", help="seconds of silence in a stream")
+
+
+def options_of(arguments: argparse.Namespace) -> ServeOptions:
+    """Raises InvalidOption."""
+    values = {name: getattr(arguments, name) for name in ServeOptions.__struct_fields__}
+    options = msgspec.convert(values, ServeOptions)
+    if not 0 <= options.port < 65536:
+        raise InvalidOption("--port", options.port, "a whole number in 0..65535")
+    if not 1 <= options.workers <= 256:
+        raise InvalidOption("--workers", options.workers, "a whole number in 1..256")
+    return options
