@@ -264,6 +264,7 @@ def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages
         shape.vocab_size,
         num_pages,
         tuple(sorted(text.eos_token_ids)),
+        text.chat_template.sources[-1] if text.has_chat_template else None,
     )
 
 

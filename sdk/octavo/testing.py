@@ -105,7 +105,7 @@ class ScriptedEngine:
                 case wire.StatsRequest(token):
                     self._emit(wire.Stats(token, {"num_requests_running": float(len(self._running))}))
                 case wire.Tokenize(request_id, text, _, messages):
-                    text = " ".join([text, *(message.content for message in messages or ())])
+                    text = " ".join([text, *(message.content or "" for message in messages or ())])
                     self._emit(wire.Tokens(request_id, tuple(range(len(text.split())))))
                 case wire.Detokenize(request_id, token_ids, _, each):
                     words = [f"<{token}>" for token in token_ids]
@@ -137,8 +137,8 @@ class ScriptedEngine:
     def _reply(self, message: wire.Generate) -> Reply | str | None:
         if callable(self._script):
             return self._script(message)
-        key = message.messages[-1].content if message.messages else message.text or ""
-        return self._script.get(key, self._default)
+        key = message.messages[-1].content if message.messages else message.text
+        return self._script.get(key or "", self._default)
 
     def _begin(self, message: wire.Generate) -> None:
         self.requests.append(message)
