@@ -75,8 +75,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
 
-    template: a JSON object, what else the template reads (tools, documents, enable_thinking, ...). JSON, and not decoded
-    with the frame, so that whatever a caller nests in it can only fail this request.
+    template: a JSON object, what else the template reads (tools, documents, enable_thinking, ...). It is JSON, and not
+    decoded with the frame, so that whatever a caller nests in it can only fail this request.
     """
 
     request_id: int

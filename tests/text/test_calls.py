@@ -10,8 +10,9 @@ from octavo_engine.text.chat import ChatTemplate
 
 ASKED = {"role": "user", "content": "x"}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-TO_JSON = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
-GLUED = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '!' + c['function']['arguments'] }}{% endfor %}{% endfor %}"
+CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ X }}{% endfor %}{% endfor %}"
+TO_JSON = CALLS.replace("X", "c.function.arguments | tojson")
+GLUED = CALLS.replace("X", "'!' + c['function']['arguments']")
 NEITHER = "{% for m in messages %}{{ m.role }} {% endfor %}"
 
 
