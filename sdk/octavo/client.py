@@ -228,7 +228,8 @@ class AsyncClient:
         """The token ids of a text of any length, or of chat messages, by the model's tokenizer (and template).
 
         special: with the tokens that the tokenizer puts around a prompt, so that the result is what `generate(text)`
-        would run; a chat's template writes its own. template: as in generate. Raises InvalidRequest where the checkpoint has no tokenizer or template.
+        would run; a chat's template writes its own. template: as in generate. Raises InvalidRequest where the
+        checkpoint has no tokenizer or template.
         """
         if isinstance(text, str):
             return await self._session.router.tokenize(text, special, None, None)

@@ -37,9 +37,12 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def served(script: Any = SCRIPT, **options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
+async def served(
+    script: Any = SCRIPT, *, chat_template: str | None = None, **options: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
     """An HTTP client of the app, and the engine behind it."""
-    engine = ScriptedEngine(script, default="anything", options=EngineOptions(model="models/toy"))
+    model = EngineOptions(model="models/toy")
+    engine = ScriptedEngine(script, default="anything", options=model, chat_template=chat_template)
     async with engine.client() as client:
         transport = httpx.ASGITransport(create_app(client, **options), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -18,10 +18,12 @@ from starlette.routing import Route
 from octavo.errors import OctavoError
 from octavo.openai.chat import chat
 from octavo.openai.completions import completions
+from octavo.openai.dialogue import Dialogues
 from octavo.openai.errors import HTTPError, answer_of, report
-from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, WrongField
+from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.openai.metrics import Metrics
 from octavo.openai.pieces import Pieces
+from octavo.openai.wrong import WrongField
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +43,8 @@ def create_app(
     max_body_bytes: int = 32 << 20,
     keep_alive: float = 15.0,
     health_timeout: float = 10.0,
+    tool_parser: str = "auto",
+    reasoning_parser: str = "auto",
 ) -> Starlette:
     """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
 
@@ -48,9 +52,13 @@ def create_app(
     its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health; none: no check.
     max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after which a stream gets a
     comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics.
+    tool_parser: how the model writes tool calls, a name in octavo.openai.tools.FORMATS; "auto" sees it from the chat
+    template. reasoning_parser: how it marks its thoughts, a name in octavo.openai.reasoning.REASONING, likewise; "none"
+    leaves them in the text.
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
-    server = Server(client, names, max_body_bytes, keep_alive, health_timeout)
+    dialogues = Dialogues(client, tool_parser, reasoning_parser)
+    server = Server(client, names, dialogues, max_body_bytes, keep_alive, health_timeout)
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
@@ -74,11 +82,17 @@ class Server:
     """What the routes share."""
 
     def __init__(
-        self, client: AsyncClient, names: list[str], max_body_bytes: int, keep_alive: float, health_timeout: float
+        self,
+        client: AsyncClient,
+        names: list[str],
+        dialogues: Dialogues,
+        max_body_bytes: int,
+        keep_alive: float,
+        health_timeout: float,
     ) -> None:
         from octavo import __version__
 
-        self.client, self.keep_alive = client, keep_alive
+        self.client, self.keep_alive, self.dialogues = client, keep_alive, dialogues
         self._fingerprint = f"octavo-{__version__}"
         self.pieces, self.metrics = Pieces(client), Metrics()
         self._names, self._max_body_bytes, self._health_timeout = names, max_body_bytes, health_timeout
@@ -112,7 +126,8 @@ class Server:
         if (request.prompt is None) == (request.messages is None):
             raise WrongField("prompt", "exactly one of prompt and messages is needed")
         if request.messages is not None:
-            ids = await self.client.tokenize([message.plain(i) for i, message in enumerate(request.messages)])
+            messages = [message.plain(f"messages[{i}]") for i, message in enumerate(request.messages)]
+            ids = await self.client.tokenize(messages, template=request.template())
         else:
             ids = await self.client.tokenize(request.prompt or "", special=request.add_special_tokens)
         return self.json({"tokens": ids, "count": len(ids), "max_model_len": self.client.options.max_model_len})
