@@ -6,9 +6,12 @@ from typing import Any
 
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import BaseModel, TypeAdapter
 
-__all__ = ["assembled", "chat", "chunks", "completion"]
+__all__ = ["assembled", "chat", "chunks", "completion", "response", "response_event"]
+
+_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def chat(body: Any) -> ChatCompletion:
@@ -21,6 +24,15 @@ def completion(body: Any) -> Completion:
 
 def chunks(bodies: list[Any]) -> list[ChatCompletionChunk]:
     return [_strict(ChatCompletionChunk, body) for body in bodies]
+
+
+def response(body: Any) -> Response:
+    found: Response = _strict(Response, body)
+    return found
+
+
+def response_event(body: Any) -> Any:
+    return _EVENT.validate_python(body, strict=True)
 
 
 def _strict(kind: Any, body: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -60,6 +60,19 @@ class Answer:
             parts += self._parser.feed(text)
             parts += self._parser.finish() if last else []
         return [part for part in parts if self._keep(part)]
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message, as chats hold it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.thoughts:
+            message["reasoning_content"] = self.thoughts
+        if self.calls:
+            message["content"] = self.content or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.calls
+            ]
+        return message
 
     def _keep(self, part: Part) -> bool:
         match part:

@@ -23,6 +23,9 @@ from octavo.openai.errors import HTTPError, answer_of, report
 from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.openai.metrics import Metrics
 from octavo.openai.pieces import Pieces
+from octavo.openai.response_fields import ResponsesRequest
+from octavo.openai.response_store import ResponseStore
+from octavo.openai.responses import delete_response, get_response, input_items, responses
 from octavo.openai.wrong import WrongField
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ def create_app(
     health_timeout: float = 10.0,
     tool_parser: str = "auto",
     reasoning_parser: str = "auto",
+    response_store_bytes: int = 64 << 20,
 ) -> Starlette:
     """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
 
@@ -54,14 +58,19 @@ def create_app(
     comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics.
     tool_parser: how the model writes tool calls, a name in octavo.openai.tools.FORMATS; "auto" sees it from the chat
     template. reasoning_parser: how it marks its thoughts, a name in octavo.openai.reasoning.REASONING, likewise; "none"
-    leaves them in the text.
+    leaves them in the text. response_store_bytes: memory for the last responses of /v1/responses, which later ones may
+    continue; 0 keeps none (as where several processes answer, which would not know of each other's).
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     dialogues = Dialogues(client, tool_parser, reasoning_parser)
-    server = Server(client, names, dialogues, max_body_bytes, keep_alive, health_timeout)
+    store = ResponseStore(response_store_bytes)
+    server = Server(client, names, dialogues, store, max_body_bytes, keep_alive, health_timeout)
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/responses", server.responses, methods=["POST"]),
+        Route("/v1/responses/{id}", server.response, methods=["GET", "DELETE"]),
+        Route("/v1/responses/{id}/input_items", server.input_items, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/tokenize", server.tokenize, methods=["POST"]),
@@ -86,13 +95,14 @@ class Server:
         client: AsyncClient,
         names: list[str],
         dialogues: Dialogues,
+        store: ResponseStore,
         max_body_bytes: int,
         keep_alive: float,
         health_timeout: float,
     ) -> None:
         from octavo import __version__
 
-        self.client, self.keep_alive, self.dialogues = client, keep_alive, dialogues
+        self.client, self.keep_alive, self.dialogues, self.store = client, keep_alive, dialogues, store
         self._fingerprint = f"octavo-{__version__}"
         self.pieces, self.metrics = Pieces(client), Metrics()
         self._names, self._max_body_bytes, self._health_timeout = names, max_body_bytes, health_timeout
@@ -112,6 +122,17 @@ class Server:
         request = await self._read(http, CompletionRequest)
         self._check_model(request.model)
         return await completions(self, http, request)
+
+    async def responses(self, http: Request) -> Response:
+        request = await self._read(http, ResponsesRequest)
+        self._check_model(request.model)
+        return await responses(self, http, request)
+
+    async def response(self, http: Request) -> Response:
+        return await (delete_response if http.method == "DELETE" else get_response)(self, http)
+
+    async def input_items(self, http: Request) -> Response:
+        return await input_items(self, http)
 
     async def models(self, http: Request) -> Response:
         return self.json({"object": "list", "data": [self._card(name) for name in self.names]})

@@ -49,30 +49,13 @@ async def chat(server: Server, http: Request, request: ChatRequest) -> Response:
         choices.append(
             {
                 "index": choice.index,
-                "message": _message(answer),
+                "message": {**answer.message(), "refusal": None, "annotations": []},
                 "logprobs": await server.pieces.chat(choice.logprobs),
                 "finish_reason": finish(choice.finish_reason, called=bool(answer.calls)),
                 "stop_reason": choice.stop_reason,
             }
         )
     return server.json({**head, "choices": choices, "usage": usage_of(done.usage)})
-
-
-def _message(answer: Answer) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": answer.content if answer.content or not answer.calls else None,
-        "refusal": None,
-        "annotations": [],
-    }
-    if answer.thoughts:
-        message["reasoning_content"] = answer.thoughts
-    if answer.calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in answer.calls
-        ]
-    return message
 
 
 async def _stream(server: Server, request: ChatRequest, dialogue: Dialogue, head: dict[str, Any], write: Write) -> None:

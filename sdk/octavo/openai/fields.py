@@ -15,7 +15,16 @@ from octavo.openai.tool_fields import Tool, Toolbox, toolbox
 from octavo.openai.wrong import WrongField
 from octavo.options import SamplingParams
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Sampling", "TokenizeRequest"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "ContentPart",
+    "DetokenizeRequest",
+    "Sampling",
+    "TokenizeRequest",
+    "refuse",
+    "text_of",
+]
 
 
 class StreamOptions(msgspec.Struct):
@@ -120,7 +129,8 @@ class ChatMessage(msgspec.Struct):
         """As chat templates read it; where: its place in the request."""
         if self.function_call is not None:
             raise WrongField(f"{where}.function_call", f"{where}: function_call has become tool_calls; give those")
-        message: dict[str, Any] = {"role": self.role, "content": self._text(where)}
+        content = text_of(self.content, where)
+        message: dict[str, Any] = {"role": self.role, "content": self.refusal if content is None else content}
         if self.tool_calls:
             message["tool_calls"] = msgspec.to_builtins(self.tool_calls)
         elif message["content"] is None:
@@ -130,17 +140,19 @@ class ChatMessage(msgspec.Struct):
                 message[name] = value
         return message
 
-    def _text(self, where: str) -> str | None:
-        if self.content is None or isinstance(self.content, str):
-            return self.refusal if self.content is None else self.content
-        texts = []
-        for part in self.content:
-            text = part.refusal if part.type == "refusal" else part.text
-            if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
-                what = f"a part of type {part.type!r:.80}; this model reads text only"
-                raise WrongField(f"{where}.content", f"{where}: {what}")
-            texts.append(text)
-        return "\n".join(texts)
+
+def text_of(content: str | list[ContentPart] | None, where: str) -> str | None:
+    """Its text parts, a line each. Raises WrongField for others."""
+    if content is None or isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in ("text", "input_text", "output_text", "reasoning_text", "refusal") or text is None:
+            what = f"a part of type {part.type!r:.80}; this model reads text only"
+            raise WrongField(f"{where}.content", f"{where}: {what}")
+        texts.append(text)
+    return "\n".join(texts)
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -180,7 +192,7 @@ class ChatRequest(Sampling, kw_only=True):
         return toolbox(functions, self.tool_choice, self.parallel_tool_calls)
 
     def params(self) -> SamplingParams:
-        _refuse(self, "functions", "function_call", "audio", "prediction", "web_search_options", "moderation")
+        refuse(self, "functions", "function_call", "audio", "prediction", "web_search_options", "moderation")
         if self.response_format is not None and self.response_format.get("type") != "text":
             kind = self.response_format.get("type")
             raise WrongField("response_format", f"response_format of type {kind!r} is not served yet; allowed: 'text'")
@@ -214,7 +226,7 @@ class CompletionRequest(Sampling, kw_only=True):
         return [prompt] if kinds == {int} else prompt
 
     def params(self) -> SamplingParams:
-        _refuse(self, "suffix")
+        refuse(self, "suffix")
         n = self.n or 1
         if self.best_of is not None and self.best_of != n:
             raise WrongField("best_of", f"best_of={self.best_of}: not served yet, other than best_of = n = {n}")
@@ -245,7 +257,8 @@ class DetokenizeRequest(msgspec.Struct):
     model: str | None = None
 
 
-def _refuse(request: msgspec.Struct, *names: str) -> None:
+def refuse(request: msgspec.Struct, *names: str) -> None:
+    """Raises WrongField for any of these that is given."""
     for name in names:
         if getattr(request, name):
             raise WrongField(name, f"{name} is not served")

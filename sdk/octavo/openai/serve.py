@@ -40,6 +40,9 @@ async def run(client: AsyncClient, options: ServeOptions, listening: socket.sock
         api_keys=options.api_key,
         max_body_bytes=options.max_body_bytes,
         keep_alive=options.keep_alive,
+        tool_parser=options.tool_parser,
+        reasoning_parser=options.reasoning_parser,
+        response_store_bytes=options.response_store_bytes if options.workers == 1 else 0,
     )
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", timeout_graceful_shutdown=max(1, round(options.drain_timeout))

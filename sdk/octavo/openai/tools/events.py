@@ -17,14 +17,14 @@ class Text(NamedTuple):
 class Call(NamedTuple):
     """A call begins; calls count from 0."""
 
-    index: int
+    number: int
     name: str
 
 
 class Arguments(NamedTuple):
     """More of a call's arguments, which are JSON when they have all come (unless the model's were not)."""
 
-    index: int
+    number: int
     text: str
 
 
@@ -38,8 +38,8 @@ def merged(events: Iterable[Event]) -> list[Event]:
         last = out[-1] if out else None
         if isinstance(event, Text) and isinstance(last, Text):
             out[-1] = Text(last.text + event.text)
-        elif isinstance(event, Arguments) and isinstance(last, Arguments) and last.index == event.index:
-            out[-1] = Arguments(event.index, last.text + event.text)
+        elif isinstance(event, Arguments) and isinstance(last, Arguments) and last.number == event.number:
+            out[-1] = Arguments(event.number, last.text + event.text)
         elif isinstance(event, Call) or event.text:
             out.append(event)
     return out
