@@ -16,8 +16,20 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {"core", "config", "machine", "mailbox", "execution", "models", "ops", "scheduling", "text", "weights"},
-    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps"},
+    "serve": {
+        "core",
+        "config",
+        "machine",
+        "mailbox",
+        "execution",
+        "models",
+        "ops",
+        "scheduling",
+        "structured",
+        "text",
+        "weights",
+    },
+    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps", "structured"},
     "chats": {"text"},
     "steps": {"scheduling", "execution"},
     "machine": {"config", "execution", "models", "ops"},
@@ -27,7 +39,8 @@ ROOMS = {
     "config": set(),
     "text": {"weights"},
     "scheduling": set(),
-    "execution": {"models", "layers", "ops", "weights", "scheduling"},
+    "structured": {"text"},
+    "execution": {"models", "layers", "ops", "weights", "scheduling", "structured"},
     "models": {"layers", "ops", "weights", "quant"},
     "layers": {"ops", "quant"},
     "quant": {"ops"},
@@ -40,6 +53,7 @@ ONLY_IN = {
     "tvm_ffi": {"octavo_engine/ops"},
     "transformers": {"octavo_engine/text", "octavo_engine/models/fallback"},
     "huggingface_hub": {"octavo_engine/weights"},
+    "llguidance": {"octavo_engine/structured"},
 }
 ENVIRONMENT = {"octavo/process.py", "octavo_engine/config.py"}
 

@@ -165,6 +165,7 @@ class Intake:
                 ("chat messages", message.messages),
                 ("stop", params.stop),
                 ("bad_words", params.bad_words),
+                ("structured", params.structured),
             ):
                 if value:
                     raise InvalidPrompt(f"{name} needs a tokenizer, and the checkpoint has none; use token ids")

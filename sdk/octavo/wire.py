@@ -212,8 +212,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The request ended in an error. code: invalid_request, prompt_too_long, overloaded, timeout, failed,
-    out_of_memory, draining.
+    """The request ended in an error. code: invalid_request, invalid_grammar, prompt_too_long, overloaded,
+    timeout, failed, out_of_memory, draining.
     which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
     are given once the request had been admitted."""
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from octavo import wire
-from octavo.options import EngineOptions, SamplingParams
+from octavo.options import Choice, EngineOptions, Grammar, JsonObject, JsonSchema, Regex, SamplingParams
 
 TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Hello(1), "91920101"),
@@ -26,6 +26,26 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (
         wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")], template='{"a":1}'),
         "91970209de0000c0c09193a475736572a26869c0a77b2261223a317d",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=JsonSchema({"type": "object"}, strict=False)), text="x"),
+        "9197020ade0001aa7374727563747572656483a474797065ab6a736f6e5f736368656d61a6736368656d61b17b2274797065223a226f626a656374227da6737472696374c2a178c0c0c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=JsonObject()), text="x"),
+        "9197020ade0001aa7374727563747572656481a474797065ab6a736f6e5f6f626a656374a178c0c0c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=Regex("a+")), text="x"),
+        "9197020ade0001aa7374727563747572656482a474797065a57265676578a77061747465726ea2612ba178c0c0c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=Choice(["a", "b"])), text="x"),
+        "9197020ade0001aa7374727563747572656482a474797065a663686f696365a763686f6963657392a161a162a178c0c0c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=Grammar("root ::= 'a'")), text="x"),
+        "9197020ade0001aa7374727563747572656482a474797065a76772616d6d6172a474657874ac726f6f74203a3a3d20276127a178c0c0c0",
     ),
     (wire.Abort([7, 300]), "9192039207cd012c"),
     (wire.StatsRequest(12), "9192040c"),

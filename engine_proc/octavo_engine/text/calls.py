@@ -14,7 +14,7 @@ from octavo_engine.text.errors import TextError
 
 __all__ = ["has_calls", "wants_text", "with_arguments"]
 
-_PROBE = [
+_PROBE: list[Mapping[str, Any]] = [
     {"role": "user", "content": "a"},
     {
         "role": "assistant",

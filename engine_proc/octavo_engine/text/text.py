@@ -21,6 +21,8 @@ class Backend(Protocol):
 
     def stream_factory(self, skip_special_tokens: bool) -> StreamFactory: ...
 
+    def token_bytes(self) -> tuple[list[bytes] | None, frozenset[int]]: ...
+
     def is_special(self, token_id: int) -> bool: ...
 
 
@@ -106,6 +108,19 @@ class Text:
             if len(spaced) == len(bare) and spaced[0] != bare[0]:
                 found.append(spaced)
         return found
+
+    def token_bytes(self) -> tuple[list[bytes], frozenset[int]]:
+        """What each token id adds to a text that has begun, as UTF-8 or a part of it, special tokens by their names;
+        and which are special. Raises TextError where there is no tokenizer, or one whose pieces depend on each other.
+        """
+        if self._backend is None:
+            raise TextError(_NO_TOKENIZER)
+        pieces, special = self._backend.token_bytes()
+        if pieces is None:
+            raise TextError(
+                "the tokenizer's tokens have no text of their own: what one adds depends on those around it"
+            )
+        return pieces, special
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence by itself. Unknown ids have none."""

@@ -22,6 +22,7 @@ __all__ = [
     "DetokenizeRequest",
     "Sampling",
     "TokenizeRequest",
+    "WrongField",
     "refuse",
     "text_of",
 ]

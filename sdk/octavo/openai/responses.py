@@ -39,7 +39,7 @@ async def responses(server: Server, http: Request, request: ResponsesRequest) ->
     )
     making = _Making(server, request, dialogue, messages)
     if request.stream:
-        return EventStream(making.run, server.keep_alive, named=True)
+        return EventStream(making.run, server.keep_alive, titled=True)
     await until_gone(http, lambda: making.run(None))
     return server.json(making.response)
 
