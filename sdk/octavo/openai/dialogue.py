@@ -11,10 +11,12 @@ import msgspec
 
 from octavo.errors import InvalidOption
 from octavo.openai.answer import Answer
+from octavo.openai.forcing import forced
 from octavo.openai.prompting import told_in_text
 from octavo.openai.reasoning import REASONING, ReasoningParser, reasoning_of
 from octavo.openai.tool_fields import Toolbox
 from octavo.openai.tools import FORMATS, format_of
+from octavo.openai.wrong import WrongField
 from octavo.options import SamplingParams, replace
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Dialogue(msgspec.Struct):
     template: dict[str, Any]
     tools: Toolbox
     form: str
+    read_as: str  # the format of this answer, where it is not the family's own
     marks: str | None
     inside: bool
 
@@ -40,8 +43,8 @@ class Dialogue(msgspec.Struct):
         thinking = ReasoningParser(REASONING[self.marks], self.inside) if self.marks is not None else None
         if not self.tools.functions:
             return Answer(thinking)
-        form = FORMATS[self.form]
-        return Answer(thinking, form.parser(self.tools.schemas), form.new_id, self.tools.only_one)
+        parser, new_id = FORMATS[self.read_as].parser(self.tools.schemas), FORMATS[self.form].new_id
+        return Answer(thinking, parser, new_id, self.tools.only_one)
 
 
 class Dialogues:
@@ -86,7 +89,13 @@ class Dialogues:
             given["tools"] = tools.told()
         if tools.functions or marks == "mistral":
             params = replace(params, skip_special_tokens=False)  # the marks may be special tokens
-        return Dialogue(told, params, given, tools, form, marks, inside)
+        read_as = form
+        if tools.forced:
+            if params.structured is not None:
+                raise WrongField("response_format", "response_format: a forced tool call can have no other format")
+            grammar, read_as = forced(tools, form, REASONING[marks] if marks is not None and inside else None)
+            params = replace(params, structured=grammar)
+        return Dialogue(told, params, given, tools, form, read_as, marks, inside)
 
     @property
     def _form(self) -> str:

@@ -28,7 +28,7 @@ class Tool(msgspec.Struct):
 
 
 class Toolbox(msgspec.Struct):
-    """What the model may call. forced: it has to call one of them."""
+    """What the model may call. forced: it has to call one of them. only_one: once."""
 
     functions: list[Function]
     forced: bool = False
@@ -66,6 +66,7 @@ def toolbox(functions: Sequence[Function], choice: str | Mapping[str, Any] | Non
         names.add(function.name)
     kept = list(functions)
     mode: Any = choice
+    alone = isinstance(choice, Mapping) and choice.get("type") == "function"
     if isinstance(choice, Mapping):
         mode, chosen = _chosen(choice)
         unknown = next((name for name in chosen if name not in names), None)
@@ -77,7 +78,7 @@ def toolbox(functions: Sequence[Function], choice: str | Mapping[str, Any] | Non
         raise WrongField("tool_choice", f"tool_choice={mode!r:.80}: {allowed}")
     if mode == "required" and not kept:
         raise WrongField("tool_choice", "tool_choice is only allowed when tools are given")
-    return Toolbox([] if mode == "none" else kept, mode == "required", parallel is False)
+    return Toolbox([] if mode == "none" else kept, mode == "required", alone or parallel is False)
 
 
 def _chosen(choice: Mapping[str, Any]) -> tuple[Any, list[str]]:
