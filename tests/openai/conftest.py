@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from octavo import EngineOptions
 from octavo.openai import create_app
 from octavo.testing import Reply, ScriptedEngine
+from tests.openai.serving import serving
 from tests.support.checkpoints import real_model
 
 SCRIPT: dict[str, Reply | str] = {
@@ -61,3 +62,10 @@ def events(response: httpx.Response) -> list[Any]:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     return str(real_model())
+
+
+@pytest.fixture(scope="session")
+def server(smollm2: str) -> Iterator[str]:
+    """The address of one `octavo serve` with SmolLM2, for all that ask a real one."""
+    with serving(smollm2) as (address, _):
+        yield address
