@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import InvalidRequest
+from octavo.openai.formats import Formats
 from octavo.options import SamplingParams
 from octavo.wire import Message
 
@@ -30,7 +31,7 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None  # padding against traffic analysis; a local server sends none
 
 
-class _Sampling(msgspec.Struct, kw_only=True):
+class _Sampling(Formats, kw_only=True):
     """What both kinds of generation take. None is OpenAI's default, which is SamplingParams' too."""
 
     model: str
@@ -73,6 +74,7 @@ class _Sampling(msgspec.Struct, kw_only=True):
                 raise WrongField("logit_bias", f"logit_bias: keys are token ids, got {self.logit_bias}") from None
         if given.get("stop") == "":  # what some clients send for none
             del given["stop"]
+        given["structured"] = self.structured()
         return SamplingParams(**given, **{name: value for name, value in more.items() if value is not None})
 
     @property
@@ -116,7 +118,6 @@ class ChatRequest(_Sampling, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
@@ -133,9 +134,6 @@ class ChatRequest(_Sampling, kw_only=True):
         _refuse(self, "functions", "audio", "prediction")
         if self.tools and self.tool_choice != "none":
             raise WrongField("tools", "tools are not served yet; leave them out or say tool_choice: 'none'")
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            kind = self.response_format.get("type")
-            raise WrongField("response_format", f"response_format of type {kind!r} is not served yet; allowed: 'text'")
         if self.modalities not in (None, ["text"]):
             raise WrongField("modalities", f"modalities={self.modalities}: this model writes text only")
         if self.top_logprobs is not None and not self.logprobs:
