@@ -286,7 +286,7 @@ class Core:
                 self._admit(live, request)
 
     def _admit_compiled(self) -> None:
-        for request, result in self.grammars.ready() if self.grammars.num_pending else ():
+        for request, result in self.grammars.ready():
             if isinstance(result, Exception):
                 self._fail(request.key, "invalid_grammar", str(result))
             else:

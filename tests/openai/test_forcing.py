@@ -7,11 +7,12 @@ import json
 import llguidance
 import pytest
 
-from octavo.openai.forcing import forced
+from octavo.openai.forcing import calls_only
 from octavo.openai.reasoning import REASONING
 from octavo.openai.tool_fields import Function, toolbox
 from octavo.openai.tools import FORMATS, Call
-from octavo.options import Grammar
+from octavo.openai.wrong import WrongField
+from octavo.options import Grammar, JsonObject, JsonSchema, Regex, Structured
 
 CITY = {
     "type": "object",
@@ -44,9 +45,9 @@ def taken(grammar: Grammar, text: str) -> bool:
 )
 def test_calls_are_let_through_and_read(form: str, text: str, count: int) -> None:
     tools = toolbox([WEATHER, NOW], "required", None)
-    grammar, read_as = forced(tools, form, None)
+    grammar, read_as = calls_only(tools, form, None)
     assert taken(grammar, text)
-    alone, _ = forced(toolbox([WEATHER, NOW], "required", False), form, None)
+    alone, _ = calls_only(toolbox([WEATHER, NOW], "required", False), form, None)
     assert taken(alone, text) == (count == 1)
     parser = FORMATS[read_as].parser(tools.schemas)
     assert sum(isinstance(event, Call) for event in parser.feed(text) + parser.finish()) == count
@@ -65,13 +66,13 @@ def test_calls_are_let_through_and_read(form: str, text: str, count: int) -> Non
     ],
 )
 def test_nothing_else_is(text: str) -> None:
-    grammar, _ = forced(toolbox([WEATHER, NOW], "required", None), "hermes", None)
+    grammar, _ = calls_only(toolbox([WEATHER, NOW], "required", None), "hermes", None)
     assert not taken(grammar, text)
 
 
 def test_a_named_function_is_called_once() -> None:
     tools = toolbox([WEATHER, NOW], {"type": "function", "function": {"name": "weather"}}, None)
-    grammar, _ = forced(tools, "hermes", None)
+    grammar, _ = calls_only(tools, "hermes", None)
     assert taken(grammar, HERMES)
     assert not taken(grammar, HERMES_NOW)
     assert not taken(grammar, f"{HERMES}\n{HERMES}")
@@ -79,14 +80,30 @@ def test_a_named_function_is_called_once() -> None:
 
 @pytest.mark.parametrize("marks", sorted(REASONING))
 def test_thoughts_that_the_prompt_has_begun_may_end_first(marks: str) -> None:
-    grammar, _ = forced(toolbox([WEATHER], "required", None), "hermes", REASONING[marks])
+    grammar, _ = calls_only(toolbox([WEATHER], "required", None), "hermes", REASONING[marks])
     end = REASONING[marks].end
     assert taken(grammar, f"Hm, [so] <b>\n{end}\n\n{HERMES}")
     assert taken(grammar, end + HERMES)
     assert not taken(grammar, f"Hm{end}So.")
 
 
+@pytest.mark.parametrize(
+    ("otherwise", "text"),
+    [(JsonSchema({"type": "object", "required": ["x"]}), '{"x": 1}'), (JsonObject(), "{}")],
+)
+def test_json_may_stand_instead(otherwise: Structured, text: str) -> None:
+    grammar, _ = calls_only(toolbox([WEATHER], "auto", None), "hermes", None, otherwise)
+    assert taken(grammar, text)
+    assert taken(grammar, HERMES)
+    assert not taken(grammar, "So.")
+
+
+def test_nothing_else_may_stand_beside_tools() -> None:
+    with pytest.raises(WrongField, match="response_format"):
+        calls_only(toolbox([WEATHER], "auto", None), "hermes", None, Regex("a+"))
+
+
 def test_names_are_text() -> None:
     odd = json.loads('"a.b-c_D"')
-    grammar, _ = forced(toolbox([Function(odd)], "required", None), "hermes", None)
+    grammar, _ = calls_only(toolbox([Function(odd)], "required", None), "hermes", None)
     assert taken(grammar, HERMES_NOW.replace("now", odd))

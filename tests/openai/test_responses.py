@@ -91,6 +91,15 @@ async def test_logprobs_where_asked() -> None:
         assert engine.requests[0].params.logprobs == 2
 
 
+async def test_formats() -> None:
+    async with served({}) as (http, engine):
+        schema = {"type": "object", "properties": {}}
+        for form in ({"type": "json_schema", "name": "x", "schema": schema, "strict": True}, {"type": "json_object"}):
+            answer = await http.post("/v1/responses", json={"model": "toy", "input": "x", "text": {"format": form}})
+            assert strict.response(answer.json()).text.format.type == form["type"]  # type: ignore[union-attr]
+        assert [request.params.structured for request in engine.requests] == [JsonSchema(schema), JsonObject()]
+
+
 async def test_items_become_messages() -> None:
     items = [
         {"role": "developer", "content": "Be short."},
@@ -183,6 +192,8 @@ async def test_failures() -> None:
         ({"background": True}, "background"),
         ({"conversation": "c"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"n": 2}, "n"),
         ({"max_output_tokens": 0}, "max_tokens"),

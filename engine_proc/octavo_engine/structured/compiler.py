@@ -67,22 +67,25 @@ class Compiler:
         try:
             grammar = self._grammar(spec, timeout)
             limits = library.LLParserLimits(**LIMITS)
-            matcher = Matcher(library.LLMatcher(self._tokenizer, grammar, limits=limits, log_level=0))
+            found = library.LLMatcher(self._tokenizer, grammar, limits=limits, log_level=0)
+            matcher = Matcher(found)
         except ValueError as error:
-            raise InvalidGrammar(_words(str(error), spec)) from error
+            raise InvalidGrammar(f"structured: {error_text(str(error))}") from error
         # The first mask costs the most: its states are shared with every copy.
         bits = None if matcher.error else matcher.bits()
         if matcher.error is not None:
-            raise InvalidGrammar(_words(matcher.error, spec))
+            raise InvalidGrammar(f"structured: {error_text(matcher.error)}")
         if not any(bits or b""):
             raise InvalidGrammar("structured: no output fits")
+        if isinstance(spec, JsonSchema) and spec.strict:
+            _check_complete(found.get_grammar_warnings())
         return matcher
 
     def _grammar(self, spec: Structured, timeout: float) -> str:
         library = self._library.LLMatcher
         match spec:
-            case JsonSchema(schema=str(schema), strict=strict):
-                overrides: Any = {"lenient": not strict, "whitespace_pattern": _WHITESPACE}
+            case JsonSchema(schema=str(schema)):
+                overrides: Any = {"lenient": True, "whitespace_pattern": _WHITESPACE}
                 return library.grammar_from_json_schema(schema, overrides=overrides)
             case JsonObject():
                 overrides = {"whitespace_pattern": _WHITESPACE}
@@ -135,16 +138,12 @@ def _rewritten(text: str, timeout: float) -> str:
     except subprocess.TimeoutExpired:
         raise ValueError(f"took more than EngineOptions.grammar_timeout={timeout:g} s to read") from None
     if done.returncode:
-        raise ValueError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+        raise ValueError(done.stderr.decode(errors="replace").strip().rpartition("Error: ")[2])
     return done.stdout.decode()
 
 
-def _words(error: str, spec: Structured) -> str:
-    text = f"structured: {error_text(error)}"
-    if (
-        isinstance(spec, JsonSchema)
-        and spec.strict
-        and text.startswith(("structured: Unimpl", "structured: Unknown f"))
-    ):
-        text += "; strict=False leaves out what can't be enforced"
-    return text
+def _check_complete(warnings: list[str]) -> None:
+    """Raises InvalidGrammar for a keyword that is left out. An unknown format is none: it is a note to the reader."""
+    left_out = [warning for warning in warnings if not warning.startswith("Unknown format")]
+    if left_out:
+        raise InvalidGrammar(f"structured: {'; '.join(left_out)}; strict=False leaves out what can't be enforced")

@@ -129,22 +129,24 @@ class Grammars:
         with contextlib.suppress(OSError, AttributeError):  # of this thread alone, where the system knows that
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (spec := self._jobs.get()) is not None:
-            result: Matcher | Exception | None
-            if not self._waiting.get(spec):
-                result = None
-            elif isinstance(ready, Exception):
-                result = ready
-            else:
-                try:
-                    result = ready.compile(spec, self._timeout)
-                    self.num_compiled += 1
-                except InvalidGrammar as error:
-                    result = error
-                except Exception as error:  # whatever it is ends these requests, not the thread
-                    log.exception("a grammar could not be compiled")
-                    result = InvalidGrammar(f"structured: {type(error).__name__}: {error}")
-            self._done.append((spec, result))
+            self._done.append((spec, self._compile(spec, ready)))
             self._wake()
+
+    def _compile(self, spec: Structured, ready: Compiler | Exception) -> Matcher | Exception | None:
+        """None where nobody waits for it any more."""
+        if not self._waiting.get(spec):
+            return None
+        if isinstance(ready, Exception):
+            return ready
+        try:
+            matcher = ready.compile(spec, self._timeout)
+        except InvalidGrammar as error:
+            return error
+        except Exception as error:  # whatever it is ends these requests, not the thread
+            log.exception("a grammar could not be compiled")
+            return InvalidGrammar(f"structured: {type(error).__name__}: {error}")
+        self.num_compiled += 1
+        return matcher
 
     def _begin(self) -> Compiler | Exception:
         with self._compiler_lock:

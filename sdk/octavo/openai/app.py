@@ -15,12 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from octavo.errors import OctavoError
+from octavo.errors import InvalidGrammar, OctavoError
 from octavo.openai.chat import chat
 from octavo.openai.completions import completions
 from octavo.openai.dialogue import Dialogues
 from octavo.openai.errors import HTTPError, answer_of, report
+from octavo.openai.events import EventStream
 from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.openai.formats import Formats
 from octavo.openai.metrics import Metrics
 from octavo.openai.pieces import Pieces
 from octavo.openai.response_fields import ResponsesRequest
@@ -116,17 +118,17 @@ class Server:
     async def chat(self, http: Request) -> Response:
         request = await self._read(http, ChatRequest)
         self._check_model(request.model)
-        return await chat(self, http, request)
+        return await _named(request, chat(self, http, request))
 
     async def completions(self, http: Request) -> Response:
         request = await self._read(http, CompletionRequest)
         self._check_model(request.model)
-        return await completions(self, http, request)
+        return await _named(request, completions(self, http, request))
 
     async def responses(self, http: Request) -> Response:
         request = await self._read(http, ResponsesRequest)
         self._check_model(request.model)
-        return await responses(self, http, request)
+        return await _named(request, responses(self, http, request))
 
     async def response(self, http: Request) -> Response:
         return await (delete_response if http.method == "DELETE" else get_response)(self, http)
@@ -199,6 +201,17 @@ class Server:
     def _card(self, name: str) -> dict[str, Any]:
         length = self.client.options.max_model_len
         return {"id": name, "object": "model", "created": 0, "owned_by": "octavo", "max_model_len": length}
+
+
+async def _named(request: Formats, work: Awaitable[Response]) -> Response:
+    """The answer, whose errors name the fields of the request."""
+    try:
+        response = await work
+    except InvalidGrammar as error:
+        raise request.named(error) from error
+    if isinstance(response, EventStream):
+        response.named = request.named
+    return response
 
 
 async def _answer(http: Request, error: Exception) -> Response:

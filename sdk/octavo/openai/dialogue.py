@@ -11,12 +11,11 @@ import msgspec
 
 from octavo.errors import InvalidOption
 from octavo.openai.answer import Answer
-from octavo.openai.forcing import forced
+from octavo.openai.forcing import calls_only
 from octavo.openai.prompting import told_in_text
 from octavo.openai.reasoning import REASONING, ReasoningParser, reasoning_of
 from octavo.openai.tool_fields import Toolbox
 from octavo.openai.tools import FORMATS, format_of
-from octavo.openai.wrong import WrongField
 from octavo.options import SamplingParams, replace
 
 if TYPE_CHECKING:
@@ -90,10 +89,9 @@ class Dialogues:
         if tools.functions or marks == "mistral":
             params = replace(params, skip_special_tokens=False)  # the marks may be special tokens
         read_as = form
-        if tools.forced:
-            if params.structured is not None:
-                raise WrongField("response_format", "response_format: a forced tool call can have no other format")
-            grammar, read_as = forced(tools, form, REASONING[marks] if marks is not None and inside else None)
+        if tools.functions and (tools.forced or params.structured is not None):
+            thoughts = REASONING[marks] if marks is not None and inside else None
+            grammar, read_as = calls_only(tools, form, thoughts, None if tools.forced else params.structured)
             params = replace(params, structured=grammar)
         return Dialogue(told, params, given, tools, form, read_as, marks, inside)
 

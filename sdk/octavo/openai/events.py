@@ -60,6 +60,7 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._produce, self._keep_alive, self._titled = produce, keep_alive, titled
+        self.named: Callable[[Exception], Exception] = lambda error: error  # what is told of an error
         self._lock = anyio.Lock()
         self._begun = self._wrote = self._gone = False
 
@@ -72,8 +73,8 @@ class EventStream(Response):
             try:
                 await self._produce(self._write)
             except Exception as error:
-                failure = error
-                report(scope["path"], error)
+                failure = self.named(error)
+                report(scope["path"], failure)
             tasks.cancel_scope.cancel()
         if self._gone:
             return

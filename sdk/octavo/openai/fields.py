@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from octavo.openai.formats import Formats
 from octavo.openai.tool_fields import Tool, Toolbox, toolbox
 from octavo.openai.wrong import WrongField
 from octavo.options import SamplingParams
@@ -33,7 +34,7 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None  # padding against traffic analysis; a local server sends none
 
 
-class Hints(msgspec.Struct, kw_only=True):
+class Hints(Formats, kw_only=True):
     """Taken and left alone."""
 
     user: str | None = None
@@ -90,6 +91,7 @@ class Sampling(Hints, kw_only=True, forbid_unknown_fields=True):
                 raise WrongField("logit_bias", f"logit_bias: keys are token ids, got {self.logit_bias}") from None
         if given.get("stop") == "":  # what some clients send for none
             del given["stop"]
+        given["structured"] = self.structured()
         return SamplingParams(**given, **{name: value for name, value in more.items() if value is not None})
 
     @property
@@ -164,7 +166,6 @@ class ChatRequest(Sampling, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -194,9 +195,6 @@ class ChatRequest(Sampling, kw_only=True):
 
     def params(self) -> SamplingParams:
         refuse(self, "functions", "function_call", "audio", "prediction", "web_search_options", "moderation")
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            kind = self.response_format.get("type")
-            raise WrongField("response_format", f"response_format of type {kind!r} is not served yet; allowed: 'text'")
         if self.modalities not in (None, ["text"]):
             raise WrongField("modalities", f"modalities={self.modalities}: this model writes text only")
         if self.top_logprobs is not None and not self.logprobs:

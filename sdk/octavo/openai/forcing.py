@@ -1,4 +1,4 @@
-"""A grammar that lets a model write nothing but calls: tool_choice "required", or a function's name."""
+"""A grammar that lets a model write calls alone (tool_choice "required", or a function's name), or calls or JSON."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import msgspec
 
 from octavo.openai.reasoning import Marks
 from octavo.openai.tool_fields import Function, Toolbox
-from octavo.options import Grammar
+from octavo.openai.wrong import WrongField
+from octavo.options import Grammar, JsonObject, JsonSchema, Structured
 
-__all__ = ["forced"]
+__all__ = ["calls_only"]
 
 # One way to write each object; what the grammar's library can't enforce is left to the model, as OpenAI does.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
@@ -20,13 +21,27 @@ _WRITTEN = {"hermes": ("<tool_call>\n", "\n</tool_call>", "\n", "", "")}
 _PLAIN = ("", "", ", ", "[", "]")
 
 
-def forced(tools: Toolbox, form: str, thoughts: Marks | None) -> tuple[Grammar, str]:
-    """The grammar, in llguidance's Lark, and the name of the format that reads it. thoughts: are allowed before."""
+def calls_only(
+    tools: Toolbox, form: str, thoughts: Marks | None = None, otherwise: Structured | None = None
+) -> tuple[Grammar, str]:
+    """The grammar, in llguidance's Lark, and the name of the format that reads it.
+
+    thoughts: are allowed before. otherwise: what the answer may be instead. Raises WrongField where that is no JSON.
+    """
     before, after, between, begin, end = map(_quoted, _WRITTEN.get(form, _PLAIN))
     calls = f"{before} call {after}"
     if not tools.only_one:
         calls += f" ({between} {calls})*"
-    lines = [f"start: {'thoughts gap ' if thoughts is not None else ''}{begin} {calls} {end}"]
+    lines = [f"start: {'thoughts gap ' if thoughts is not None else ''}answer", f"answer: {begin} {calls} {end}"]
+    match otherwise:
+        case None:
+            pass
+        case JsonSchema(schema=str(schema)):
+            lines += ["    | value", f"value: %json {schema}"]
+        case JsonObject():
+            lines += ["    | value", 'value: %json {"type": "object"}']
+        case _:
+            raise WrongField("tools", "tools: beside them an answer can be JSON (response_format), and nothing else")
     if thoughts is not None:
         mark = "".join(f"\\{c}" if c in "[]/" else c for c in thoughts.end)
         lines += [f"thoughts[lazy]: /(.|\\n)*{mark}/", "gap: /\\s*/"]

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.openai.fields import ContentPart, Sampling, refuse, text_of
+from octavo.openai.formats import Asked, ResponseFormat, of_format
 from octavo.openai.tool_fields import Function, Toolbox, toolbox
 from octavo.openai.wrong import WrongField
 from octavo.options import SamplingParams
@@ -111,13 +112,16 @@ class ResponsesRequest(Sampling, kw_only=True):
             raise WrongField("truncation", f"truncation={self.truncation!r:.80}: one of 'disabled', 'auto'")
         if self.truncation == "auto":
             raise WrongField("truncation", "truncation='auto' is not served: a context that does not fit is refused")
-        form = (self.text.format if self.text is not None else None) or {"type": "text"}
-        if form.get("type") != "text":
-            raise WrongField(
-                "text.format", f"text.format of type {form.get('type')!r:.80} is not served; allowed: 'text'"
-            )
         logprobs = (self.top_logprobs or 0) if self.wants_logprobs else None
         return self._params(max_tokens=self.max_output_tokens, logprobs=logprobs)
+
+    def asked(self) -> Asked:
+        asked = super().asked()
+        form = (self.text.format if self.text is not None else None) or {"type": "text"}
+        if form.get("type") != "text":
+            wanted = {"type": form.get("type"), "json_schema": form if "schema" in form or "name" in form else None}
+            asked.insert(0, ("text.format", of_format, msgspec.convert(wanted, ResponseFormat)))
+        return asked
 
     def echoed(self) -> dict[str, Any]:
         """What a response repeats of its request."""
