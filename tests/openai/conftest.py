@@ -50,10 +50,16 @@ async def served(
             yield http, engine
 
 
-def events(response: httpx.Response) -> list[Any]:
-    """The JSON of a stream's events, which must end in [DONE]."""
+def events(response: httpx.Response, titled: bool = False) -> list[Any]:
+    """The JSON of a stream's events, which must end in [DONE], or each have its type as a title."""
     assert response.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in response.text.split("\n\n") if line and not line.startswith(":")]
+    if titled:
+        titles, found = zip(*(line.split("\ndata: ", 1) for line in lines), strict=True)
+        bodies = [json.loads(data) for data in found]
+        assert [f"event: {body['type']}" for body in bodies] == list(titles)
+        assert [body["sequence_number"] for body in bodies] == list(range(len(bodies)))
+        return bodies
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]

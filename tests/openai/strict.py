@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-__all__ = ["assembled", "chat", "chunks", "completion", "response", "response_event"]
+__all__ = ["assembled", "chat", "chunk", "chunks", "completion", "completion_chunk", "response", "response_event"]
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
@@ -22,8 +22,19 @@ def completion(body: Any) -> Completion:
     return _strict(Completion, body)
 
 
+def completion_chunk(body: Any) -> Completion:
+    """Until the end OpenAI's service says null for finish_reason, which its type does not know."""
+    ended = [{**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in body["choices"]]
+    return completion({**body, "choices": ended})
+
+
+def chunk(body: Any) -> ChatCompletionChunk:
+    found: ChatCompletionChunk = _strict(ChatCompletionChunk, body)
+    return found
+
+
 def chunks(bodies: list[Any]) -> list[ChatCompletionChunk]:
-    return [_strict(ChatCompletionChunk, body) for body in bodies]
+    return [chunk(body) for body in bodies]
 
 
 def response(body: Any) -> Response:

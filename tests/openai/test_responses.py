@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from octavo.options import JsonObject, JsonSchema
 from tests.openai import strict
-from tests.openai.conftest import served
+from tests.openai.conftest import events, served
 from tests.openai.test_tools import CALL, PARIS, TEMPLATE, WEATHER, answering
 
 pytestmark = pytest.mark.anyio
@@ -21,13 +22,7 @@ THOUGHT = f"<think>Hm.</think>Let me see.{CALL}"
 async def stream(http: Any, request: dict[str, Any]) -> list[Any]:
     answer = await http.post("/v1/responses", json={**request, "stream": True})
     assert answer.status_code == 200, answer.text
-    found = []
-    for number, block in enumerate(filter(None, answer.text.split("\n\n"))):
-        name, data = block.split("\n")
-        event = strict.response_event(json.loads(data.removeprefix("data: ")))
-        assert (name, event.sequence_number) == (f"event: {event.type}", number)
-        found.append(event)
-    return found
+    return [strict.response_event(event) for event in events(answer, titled=True)]
 
 
 def output(response: Any) -> list[Any]:

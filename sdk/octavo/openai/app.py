@@ -24,6 +24,7 @@ from octavo.openai.events import EventStream
 from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.openai.formats import Formats
 from octavo.openai.metrics import Metrics
+from octavo.openai.openapi import document
 from octavo.openai.pieces import Pieces
 from octavo.openai.response_fields import ResponsesRequest
 from octavo.openai.response_store import ResponseStore
@@ -66,7 +67,7 @@ def create_app(
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     dialogues = Dialogues(client, tool_parser, reasoning_parser)
     store = ResponseStore(response_store_bytes)
-    server = Server(client, names, dialogues, store, max_body_bytes, keep_alive, health_timeout)
+    server = Server(client, names, dialogues, store, max_body_bytes, keep_alive, health_timeout, bool(api_keys))
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
@@ -77,6 +78,7 @@ def create_app(
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/tokenize", server.tokenize, methods=["POST"]),
         Route("/detokenize", server.detokenize, methods=["POST"]),
+        Route("/openapi.json", server.openapi, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.metrics_text, methods=["GET"]),
     ]
@@ -101,13 +103,15 @@ class Server:
         max_body_bytes: int,
         keep_alive: float,
         health_timeout: float,
+        keys: bool,
     ) -> None:
         from octavo import __version__
 
         self.client, self.keep_alive, self.dialogues, self.store = client, keep_alive, dialogues, store
-        self._fingerprint = f"octavo-{__version__}"
+        self._version, self._fingerprint = __version__, f"octavo-{__version__}"
         self.pieces, self.metrics = Pieces(client), Metrics()
         self._names, self._max_body_bytes, self._health_timeout = names, max_body_bytes, health_timeout
+        self._keys = keys
 
     @property
     def names(self) -> list[str]:
@@ -158,6 +162,9 @@ class Server:
     async def detokenize(self, http: Request) -> Response:
         request = await self._read(http, DetokenizeRequest)
         return self.json({"prompt": await self.client.detokenize(request.tokens, skip_special_tokens=False)})
+
+    async def openapi(self, http: Request) -> Response:
+        return self.json(document(self._version, keys=self._keys))
 
     async def health(self, http: Request) -> Response:
         await self.client.health(self._health_timeout)
