@@ -29,6 +29,7 @@ class ServeOptions(msgspec.Struct, kw_only=True):
     tool_parser: str = "auto"
     reasoning_parser: str = "auto"
     response_store_bytes: int = 64 << 20
+    access_log: bool = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep-alive", type=float, default=15.0, metavar="S", help="seconds of silence in a stream")
     group.add_argument("--tool-parser", default="auto", metavar="X", help="how the model calls tools; see create_app")
     group.add_argument("--reasoning-parser", default="auto", metavar="X", help="how it marks its thoughts; likewise")
+    access = "a line a request on stderr, without its text"
+    group.add_argument("--access-log", action=argparse.BooleanOptionalAction, default=True, help=access)
     store = "of the last responses, to be continued; kept with one worker only"
     group.add_argument("--response-store-bytes", type=int, default=64 << 20, metavar="N", help=store)
 

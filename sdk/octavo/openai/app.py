@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -23,17 +22,17 @@ from octavo.openai.errors import HTTPError, answer_of, report
 from octavo.openai.events import EventStream
 from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.openai.formats import Formats
+from octavo.openai.gate import Gate
 from octavo.openai.metrics import Metrics
 from octavo.openai.openapi import document
 from octavo.openai.pieces import Pieces
 from octavo.openai.response_fields import ResponsesRequest
 from octavo.openai.response_store import ResponseStore
 from octavo.openai.responses import delete_response, get_response, input_items, responses
+from octavo.openai.telemetry import asked
 from octavo.openai.wrong import WrongField
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
     from octavo.client import AsyncClient
 
 __all__ = ["Server", "create_app"]
@@ -122,16 +121,19 @@ class Server:
     async def chat(self, http: Request) -> Response:
         request = await self._read(http, ChatRequest)
         self._check_model(request.model)
+        asked("chat", request.model)
         return await _named(request, chat(self, http, request))
 
     async def completions(self, http: Request) -> Response:
         request = await self._read(http, CompletionRequest)
         self._check_model(request.model)
+        asked("text_completion", request.model)
         return await _named(request, completions(self, http, request))
 
     async def responses(self, http: Request) -> Response:
         request = await self._read(http, ResponsesRequest)
         self._check_model(request.model)
+        asked("chat", request.model)
         return await _named(request, responses(self, http, request))
 
     async def response(self, http: Request) -> Response:
@@ -235,36 +237,3 @@ async def _routing(http: Request, error: HTTPException) -> Response:
 
 async def _gone(http: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
-
-
-class Gate:
-    """A key where keys are asked for, and a request id on every answer (the caller's own where it sent one)."""
-
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
-        self._app, self._keys = app, [key.encode() for key in api_keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id") or uuid4().hex.encode()
-
-        async def labelled(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
-            await send(message)
-
-        app: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._keys and path != "/health" and not self._allowed(headers.get(b"authorization", b"")):
-            wrong = HTTPError(401, "Incorrect API key provided", "invalid_request_error", "invalid_api_key")
-            status, body, _ = answer_of(wrong)
-            app = JSONResponse(body, status, {"www-authenticate": "Bearer"})
-        await app(scope, receive, labelled)
-
-    def _allowed(self, authorization: bytes) -> bool:
-        kind, _, given = authorization.partition(b" ")
-        # All of them, always: the time taken tells nothing of which one came close.
-        matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
-        return kind.lower() == b"bearer" and any(matches)
