@@ -170,7 +170,7 @@ class DeviceRunner(Runner):
         prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
-        return StepResult(tokens, logprobs, prompt_logprobs)
+        return StepResult(tokens, logprobs, prompt_logprobs, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
         """Wait for a step whose results nobody wants, errors included; only DeviceLost is raised."""
