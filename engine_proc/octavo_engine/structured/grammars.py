@@ -21,9 +21,11 @@ __all__ = ["Grammars"]
 
 log = logging.getLogger("octavo.engine")
 
-# A stuck one does not hold up the others. They yield to the kernels' threads: a step waits for the slowest of those.
+# A long compile does not hold up a short one.
 _WORKERS = 2
-_NICE = 10
+# They yield to the kernels' threads, as a step waits for the slowest of those: 15 more is 3 % of a core that both want.
+# Not the most there is: in the few milliseconds in which they hold the interpreter's lock, the loop waits for them.
+_NICE = 15
 
 
 class Grammars:
@@ -126,8 +128,9 @@ class Grammars:
 
     def _work(self) -> None:
         ready = self._begin()
-        with contextlib.suppress(OSError, AttributeError):  # of this thread alone, where the system knows that
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        with contextlib.suppress(OSError):  # of this thread alone, where the system knows that
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICE))
         while (spec := self._jobs.get()) is not None:
             self._done.append((spec, self._compile(spec, ready)))
             self._wake()
