@@ -1,7 +1,7 @@
 """From what SamplingParams.structured asks for to a compiled grammar, by llguidance.
 
-llguidance was chosen over xgrammar by measurement (tests/bench/grammars.py): a typical schema compiles in about a
-millisecond, what it takes it enforces, and it names what it does not. The cost of a grammar is bounded by what the
+llguidance was chosen over xgrammar by measurement (tests/bench/grammars.py): a typical schema compiles in a few
+milliseconds, what it takes it enforces, and it names what it does not. The cost of a grammar is bounded by what the
 library counts, not by a clock: LIMITS are its own, but for the states of a lexer (1 to 2 kB each).
 """
 

@@ -26,6 +26,8 @@ _WORKERS = 2
 # They yield to the kernels' threads, as a step waits for the slowest of those: 15 more is 3 % of a core that both want.
 # Not the most there is: in the few milliseconds in which they hold the interpreter's lock, the loop waits for them.
 _NICE = 15
+# Of max_grammar_bytes, the text of all that is kept: a compiled schema takes about forty times its text.
+_KEPT = 4
 
 
 class Grammars:
@@ -40,6 +42,7 @@ class Grammars:
         self._cache_size = options.grammar_cache_size
         self._compiled: WeakValueDictionary[Structured, Matcher] = WeakValueDictionary()
         self._kept: OrderedDict[Structured, Matcher] = OrderedDict()  # the last used is the last
+        self._kept_bytes = 0
         self._waiting: dict[Structured, dict[Hashable, Any]] = {}
         self._asked: dict[Hashable, Structured] = {}
         self._jobs: queue.SimpleQueue[Structured | None] = queue.SimpleQueue()
@@ -111,10 +114,13 @@ class Grammars:
             self._jobs.put(None)
 
     def _keep(self, spec: Structured, compiled: Matcher) -> None:
+        if spec not in self._kept:
+            self._kept_bytes += size_of(spec)
         self._kept[spec] = compiled
         self._kept.move_to_end(spec)
-        while len(self._kept) > self._cache_size:
-            self._kept.popitem(last=False)
+        while len(self._kept) > self._cache_size or self._kept_bytes > _KEPT * self._max_bytes:
+            oldest, _ = self._kept.popitem(last=False)
+            self._kept_bytes -= size_of(oldest)
 
     # ---- other threads -----------------------------------------------------------------------------------------
 
