@@ -48,6 +48,7 @@ LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.25, "high_freq_factor": 4.0, "orig
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 1.7, 3.0, 5.0]}
 FACTORS_MINI = {"short_factor": [1.0 + i / 8 for i in range(6)], "long_factor": [1.0 + i for i in range(6)]}
 LONG = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+CROSSING = (1, 7, 25, 33, 130)  # that of 25 tokens grows over 32
 
 
 def rope(kind: str, theta: float = 10000.0, **values: Any) -> dict[str, Any]:
@@ -267,12 +268,12 @@ LLAMA_LIKE: dict[str, Family] = {
             rope("dynamic", factor=1.0),
             num_key_value_heads=6,
             attention_bias=True,
-            max_position_embeddings=64,
+            max_position_embeddings=32,
         ),
         internlm,
-        lengths=(130,),
-        max_model_len=130,
-        grows=False,
+        lengths=(7, 25, 130),
+        max_model_len=256,
+        octaves=32,
     ),
     "internlm2": Family(of(LlamaConfig, SIZES, attention_bias=False), internlm2),
     "internlm2-bias": Family(of(LlamaConfig, SIZES, attention_bias=True), internlm2),
@@ -291,10 +292,9 @@ LLAMA_LIKE: dict[str, Family] = {
     ),
     "llama-dynamic": Family(of(LlamaConfig, SIZES, rope("dynamic", factor=3.0)), old_rope_keys),
     "llama-dynamic-beyond": Family(
-        of(LlamaConfig, SIZES, rope("dynamic", factor=3.0), max_position_embeddings=64),
-        lengths=(130,),
-        max_model_len=130,
-        grows=False,
+        of(LlamaConfig, SIZES, rope("dynamic", factor=8.0), max_position_embeddings=32),
+        lengths=(7, 25, 130),
+        octaves=32,
     ),
     "mistral": Family(of(MistralConfig, SIZES, sliding_window=24)),
     "mistral-full": Family(of(MistralConfig, SIZES, sliding_window=None), old_rope_keys),
@@ -312,19 +312,13 @@ LLAMA_LIKE: dict[str, Family] = {
     "phi-qk-norm": Family(of(PhiConfig, PHI, num_key_value_heads=2, qk_layernorm=True, layer_norm_eps=1e-2)),
     "phi3": Family(of(Phi3Config, PHI3)),
     "phi3-window": Family(of(Phi3Config, PHI3, sliding_window=24)),
-    "phi3-long": Family(of(Phi3Config, PHI3, LONGROPE), lengths=(33, 130), max_model_len=256),
-    "phi3-short": Family(of(Phi3Config, PHI3, LONGROPE), phi3_names("su"), lengths=(1, 7), max_model_len=32),
-    "phi3-called-yarn": Family(
-        of(Phi3Config, PHI3, LONGROPE), phi3_names("yarn"), lengths=(33, 130), max_model_len=256
-    ),
-    "phi4-mini": Family(
-        of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32), lengths=(33, 130), max_model_len=256
-    ),
+    "phi3-long": Family(of(Phi3Config, PHI3, LONGROPE), lengths=CROSSING),
+    "phi3-short": Family(of(Phi3Config, PHI3, LONGROPE), lengths=(1, 31)),
+    "phi3-called-su": Family(of(Phi3Config, PHI3, LONGROPE), phi3_names("su"), lengths=(7, 130)),
+    "phi3-called-yarn": Family(of(Phi3Config, PHI3, LONGROPE), phi3_names("yarn"), lengths=(7, 130)),
+    "phi4-mini": Family(of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32), lengths=CROSSING),
     "phi4-mini-old-keys": Family(
-        of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32),
-        phi3_names("longrope"),
-        lengths=(33, 130),
-        max_model_len=256,
+        of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32), phi3_names("longrope"), lengths=(7, 130)
     ),
     "qwen2": Family(of(Qwen2Config, SIZES), without("layer_types")),
     "qwen2-window": Family(

@@ -197,24 +197,25 @@ def one_weight_for_all_heads(patch: Patch) -> None:
 
 def without_magnitude(kind: str) -> Callable[[Patch], None]:
     scaling, known = rope._SCALINGS[kind]
-    return lambda patch: patch.setitem(rope._SCALINGS, kind, (lambda made: (scaling(made)[0], 1.0), known))
+    return lambda patch: patch.setitem(rope._SCALINGS, kind, (lambda *of: (scaling(*of)[0], 1.0), known))
 
 
-def scaling_as(kind: str, other: Callable[[rope.Rope], tuple[torch.Tensor, float]]) -> Callable[[Patch], None]:
+def scaling_as(kind: str, other: rope.Scaling) -> Callable[[Patch], None]:
     return lambda patch: patch.setitem(rope._SCALINGS, kind, (other, rope._SCALINGS[kind][1]))
 
 
-def llama3_without_a_blend(made: rope.Rope) -> tuple[torch.Tensor, float]:
+def llama3_without_a_blend(made: rope.Rope, length: int) -> tuple[torch.Tensor, float]:
     inverse = 1.0 / made.powers()
     long = made.original * inverse / 6.2831853 < made.params.number("high_freq_factor")
     return torch.where(long, inverse / made.factor, inverse), 1.0
 
 
-def short_factors(made: rope.Rope) -> tuple[torch.Tensor, float]:
-    made.length, length = made.original, made.length
-    result = rope._longrope(made)
-    made.length = length
-    return result
+def short_factors(made: rope.Rope, length: int) -> tuple[torch.Tensor, float]:
+    return rope._longrope(made, made.original)
+
+
+def long_factors(made: rope.Rope, length: int) -> tuple[torch.Tensor, float]:
+    return rope._longrope(made, made.original + 1)
 
 
 def rows_as_stored(kv_heads: int, group: int, head_dim: int) -> torch.Tensor:
@@ -240,6 +241,9 @@ MUTATIONS: dict[tuple[str, str], Mutation] = {
     ),
     ("llama-yarn", "plain interpolation"): scaling_as("yarn", rope._linear),
     ("llama-dynamic-beyond", "base of the trained length"): scaling_as("dynamic", rope._default),
+    ("llama-dynamic-beyond", "base of the length itself"): scaling_as(
+        "dynamic", lambda made, length: rope._dynamic(made, 130)
+    ),
     ("internlm-dynamic-beyond", "base of the trained length"): config(rotary={"base": 10000, "type": "origin"}),
     ("internlm", "no bias on o"): read_as(InternLM, out_bias=False),
     ("internlm2", "rows as stored"): replaced(internlm2, "qkv_rows", rows_as_stored),
@@ -295,6 +299,7 @@ MUTATIONS: dict[tuple[str, str], Mutation] = {
     ("phi3-window", "no window"): config(sliding_window=None),
     ("phi3-long", "scores not sharpened"): without_magnitude("longrope"),
     ("phi3-long", "short factors"): scaling_as("longrope", short_factors),
+    ("phi3-short", "long factors"): scaling_as("longrope", long_factors),
     ("phi3-called-yarn", "not scaled"): scaling_as("longrope", rope._default),
     ("phi4-mini-old-keys", "the whole head turns"): config(partial_rotary_factor=1.0),
     ("phi4-mini", "untied"): UNTIED,

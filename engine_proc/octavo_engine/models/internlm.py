@@ -1,6 +1,6 @@
 """InternLM (Shanghai AI Laboratory 2023): LLaMA with `bias` on q, k, v and o, and a `rotary` table in the config.
 
-Its dynamic NTK stretches theta beyond the trained length, by a factor of 1; see layers/rope.py for what is frozen.
+Its dynamic NTK stretches theta beyond the trained length, by a factor of 1; see layers/rope.py for how far.
 """
 
 from __future__ import annotations

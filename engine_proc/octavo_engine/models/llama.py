@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 from octavo_engine.layers.attention import Attention, Heads, QKVEdit
 from octavo_engine.layers.blocks import Block, FeedForward, Norm, SequentialBlock
-from octavo_engine.layers.config import ConfigReader
+from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
-from octavo_engine.layers.rope import Rope
+from octavo_engine.layers.rope import Regimes, Rope
 from octavo_engine.models.base import Decoder, ModelConfig
 
 __all__ = ["Llama"]
@@ -59,8 +59,9 @@ class Llama(Decoder):
             max_position=min(rope.max_position for rope in self.ropes if rope is not None),
             dtype=loader.dtype,
             sliding_window=max(self.windows),
+            regimes=self.common_regimes(),
         )
-        self.tables = {rope: rope.table().to(loader.ops.device) for rope in set(self.ropes) if rope is not None}
+        self.rotations = {rope: self.rotation(rope, loader.ops.device) for rope in set(self.ropes) if rope is not None}
         loader.ignore(r".*\.rotary_emb\.inv_freq")  # a buffer that older files carry
 
         self.embed, self.head = loader.embedding_and_head(
@@ -89,6 +90,13 @@ class Llama(Decoder):
         config.only("partial_rotary_factor", [1.0])
         return self.heads.dim
 
+    def common_regimes(self) -> Regimes:
+        """Of all layers: they share a batch's positions."""
+        found = {rope.regimes for rope in self.ropes if rope is not None}
+        if len(found) > 1:
+            raise UnsupportedModel("rope_parameters", found, "the same dependence on the length in all layers")
+        return found.pop()
+
     def block(self, loader: Loader, i: int) -> Block:
         return SequentialBlock(
             self.new_norm(loader, "input_layernorm"),
@@ -109,7 +117,7 @@ class Llama(Decoder):
             num_heads=self.heads.num,
             scale=self.scale,
             edits=self.edits(loader),
-            cos_sin=None if rope is None else self.tables[rope],
+            cos_sin=None if rope is None else self.rotations[rope],
             interleaved=self.interleaved,
             sliding_window=self.windows[i],
             softcap=self.scores_cap,
