@@ -73,7 +73,7 @@ class Llama(Decoder):
             bias=self.head_bias,
             scale=self.embedding_scale,
         )
-        self.layers = [self.block(loader.at(f"model.layers.{i}."), i) for i in range(layers)]
+        self.layers = [self.block(loader.at(self.layer_name(i)), i) for i in range(layers)]
         self.norm = self.new_norm(loader, self.norm_name, scale=self.logit_scale)
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
@@ -96,6 +96,9 @@ class Llama(Decoder):
         if len(found) > 1:
             raise UnsupportedModel("rope_parameters", found, "the same dependence on the length in all layers")
         return found.pop()
+
+    def layer_name(self, i: int) -> str:
+        return f"model.layers.{i}."
 
     def block(self, loader: Loader, i: int) -> Block:
         return SequentialBlock(
