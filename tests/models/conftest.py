@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from octavo_engine.ops import Ops, load_ops
+from tests.models.family_oracles import write
+from tests.models.mutations import deviation
 from tests.models.tiny import oracle
 
 
@@ -35,3 +37,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family of the table, written once."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = write(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def published(folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The same, for mutations: without one it answers as transformers does."""
+    answers_well: set[str] = set()
+
+    def of(name: str) -> Path:
+        if name not in answers_well:
+            assert deviation(name, folder(name)) < 1e-4
+            answers_well.add(name)
+        return folder(name)
+
+    return of

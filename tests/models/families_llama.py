@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -157,16 +156,24 @@ def unused_window(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, A
     return config | {"sliding_window": 24}, tensors
 
 
+def beside_images(architecture: str, model_type: str) -> Publish:
+    """The text model nested beside an image model."""
+
+    def publish(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+        nested = {f"language_model.{name}": value for name, value in tensors.items()}
+        nested["vision_tower.vision_model.head.weight"] = torch.ones(3)
+        return {"architectures": [architecture], "model_type": model_type, "text_config": config}, nested
+
+    return publish
+
+
 def gemma3_with_images(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """The text model nested beside an image model, as published from 4b on; local and global theta at the top."""
     params = config.pop("rope_parameters")
     config["rope_theta"] = params["full_attention"].pop("rope_theta")
     config["rope_local_base_freq"] = params["sliding_attention"]["rope_theta"]
     config["rope_scaling"] = params["full_attention"]
-    nested = {f"language_model.{name}": value for name, value in tensors.items()}
-    nested["vision_tower.vision_model.head.weight"] = torch.ones(3)
-    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config}
-    return outer, nested
+    return beside_images("Gemma3ForConditionalGeneration", "gemma3")(config, tensors)
 
 
 def gemma3_pattern(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
@@ -219,9 +226,6 @@ STABLELM = SIZES | {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_
 LLAMA_LIKE: dict[str, Family] = {
     "aquila": Family(of(LlamaConfig, SIZES, rms_norm_eps=1e-5), named("AquilaModel", "aquila")),
     "aquila2-16k": Family(of(LlamaConfig, SIZES, rope("linear", factor=4.0)), named("AquilaForCausalLM", "aquila")),
-    "cohere": Family(of(CohereConfig, SIZES, logit_scale=0.7)),
-    "cohere-plus": Family(of(CohereConfig, SIZES, use_qk_norm=True, attention_bias=True, layer_norm_eps=1e-2)),
-    "cohere-default-scale": Family(of(CohereConfig, SIZES), without("logit_scale", "tie_word_embeddings")),
     "gemma": Family(of(GemmaConfig, GEMMA)),
     "gemma-gelu": Family(of(GemmaConfig, GEMMA), named("GemmaForCausalLM", "gemma", hidden_act="gelu")),
     "gemma2": Family(of(Gemma2Config, GEMMA2)),

@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from tests.models.families import NEW_TOKENS, VOCAB, Family
 from tests.models.families_llama import LLAMA_LIKE
 from tests.models.families_older import OLDER
+from tests.models.families_recent import RECENT
 
 __all__ = ["FAMILIES", "Answer", "answers", "expected_logits", "oracle", "prompts", "reference_logits", "write"]
 
@@ -31,7 +32,7 @@ def _older(name: str) -> Family:
     )
 
 
-FAMILIES: dict[str, Family] = {**LLAMA_LIKE, **{name: _older(name) for name in OLDER}}
+FAMILIES: dict[str, Family] = {**LLAMA_LIKE, **RECENT, **{name: _older(name) for name in OLDER}}
 
 
 @dataclass(frozen=True)

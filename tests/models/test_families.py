@@ -17,23 +17,11 @@ from octavo_engine.ops import Ops, load_ops
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import QuantizedCache, open_source
 from tests.models.families import NEW_TOKENS
-from tests.models.family_oracles import FAMILIES, answers, oracle, prompts, reference_logits, write
+from tests.models.family_oracles import FAMILIES, answers, oracle, prompts, reference_logits
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
 
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = write(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return of
 
 
 def loaded(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 
-__all__ = ["Regimes", "Rope", "RotationTable", "rotary_dim"]
+__all__ = ["Regimes", "Rope", "RotationTable", "params_of_kind", "rotary_dim"]
 
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _BLOCK = 256  # rows computed at a time
@@ -143,6 +143,15 @@ class RotationTable:
                 rows = self.values[first + self._ready : first + stop]
                 rows.copy_(torch.cat((angles.cos(), angles.sin()), dim=1).mul_(magnitude))
             self._ready = stop
+
+
+def params_of_kind(config: ConfigReader, kind: str) -> Mapping[str, Any]:
+    """The rotation's parameters in layers of a kind, "full_attention" or "sliding_attention": nested by kind, or flat,
+    which is of full attention alone."""
+    params: Mapping[str, Any] = config.get("rope_parameters", "rope_scaling", default={})
+    if any(isinstance(value, Mapping) for value in params.values()):
+        return params.get(kind) or {}
+    return params if kind == "full_attention" else {}
 
 
 Scaling = Callable[[Rope, int], tuple[Tensor, float]]

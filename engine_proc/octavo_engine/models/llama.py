@@ -21,6 +21,7 @@ from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
+from octavo_engine.layers.norm import query_key_norms
 from octavo_engine.layers.rope import Regimes, Rope
 from octavo_engine.models.base import Decoder, ModelConfig
 
@@ -134,6 +135,12 @@ class Llama(Decoder):
         """What happens to q, k and v before they are rotated."""
         return ()
 
+    def head_norms(self, loader: Loader, offset: float = 0.0) -> Sequence[QKVEdit]:
+        """RMSNorm of each head by offset + q_norm or k_norm, one weight for all heads of either."""
+        q, k = (offset + loader.vector(f"{name}.weight", self.heads.dim) for name in ("q_norm", "k_norm"))
+        weights = q.repeat(self.heads.num), k.repeat(self.heads.num_kv)
+        return query_key_norms(self.ops, weights, None, self.eps, head_dim=self.heads.dim)
+
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         return self.gated_mlp(loader.at("mlp."), self.width)
 
@@ -148,6 +155,14 @@ class Llama(Decoder):
             ),
             loader.linear(down, self.hidden, width, Parallel.ROW, bias=bias),
         )
+
+    def merged_mlp(self, loader: Loader) -> MLP:
+        """The same with gate and up in one gate_up_proj, the gate first; no biases."""
+        both = self.width, self.width
+        up = loader.linear(
+            "gate_up_proj", sum(both), self.hidden, Parallel.COLUMN, bias=False, act=self.act, gated=True, parts=both
+        )
+        return MLP(up, loader.linear("down_proj", self.hidden, self.width, Parallel.ROW, bias=False))
 
     def plain_mlp(self, loader: Loader, up: str, down: str) -> MLP:
         """W_down act(W_up x)."""
