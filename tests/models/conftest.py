@@ -11,7 +11,6 @@ import torch
 from octavo_engine.ops import Ops, load_ops
 from tests.models.family_oracles import write
 from tests.models.mutations import deviation
-from tests.models.tiny import oracle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,20 +26,6 @@ def ops(request: pytest.FixtureRequest) -> Ops:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a case, written once by save_pretrained."""
-    folders: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            oracle(name).save_pretrained(folders[name])
-        return folders[name]
-
-    return folder
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a family of the table, written once."""
     made: dict[str, Path] = {}
 
@@ -53,14 +38,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def published(folder: Callable[[str], Path]) -> Callable[[str], Path]:
+def published(checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
     """The same, for mutations: without one it answers as transformers does."""
     answers_well: set[str] = set()
 
     def of(name: str) -> Path:
         if name not in answers_well:
-            assert deviation(name, folder(name)) < 1e-4
+            assert deviation(name, checkpoint(name)) < 1e-4
             answers_well.add(name)
-        return folder(name)
+        return checkpoint(name)
 
     return of

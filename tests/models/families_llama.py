@@ -286,6 +286,9 @@ LLAMA_LIKE: dict[str, Family] = {
         of(LlamaConfig, SIZES, num_key_value_heads=6), without("rope_theta", "num_key_value_heads", "head_dim")
     ),
     "llama-mqa-tied": Family(of(LlamaConfig, SIZES, num_key_value_heads=1, tie_word_embeddings=True)),
+    "llama-mha-tied": Family(of(LlamaConfig, SIZES, num_key_value_heads=6, tie_word_embeddings=True)),
+    "llama-head-64": Family(of(LlamaConfig, SIZES, head_dim=64, num_attention_heads=4)),
+    "llama-gelu": Family(of(LlamaConfig, SIZES, hidden_act="gelu")),
     "llama-head-dim": Family(of(LlamaConfig, SIZES, head_dim=20)),
     "llama-biases": Family(of(LlamaConfig, SIZES, attention_bias=True, mlp_bias=True)),
     "llama-theta": Family(of(LlamaConfig, SIZES, rope("default", 500.0)), old_rope_keys),

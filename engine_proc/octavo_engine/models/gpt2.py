@@ -35,7 +35,7 @@ class GPT2(Decoder):
         transposed = config.flag("transposed_weights", default=True)  # GGUF files hold them turned
         tied = config.flag("tie_word_embeddings", default=True)
         body = loader.at("transformer." if "transformer.wte.weight" in loader else "")
-        body.ignore(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal-mask buffers
+        body.ignore(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # causal-mask buffers
 
         def layer(at: Loader, i: int) -> SequentialBlock:
             def conv1d(name: str, rows: int, columns: int, parallel: Parallel, **more: Any) -> Linear:
