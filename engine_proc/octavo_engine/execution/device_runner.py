@@ -93,7 +93,7 @@ class _Builder(BatchBuilder):
 
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: Tensor) -> tuple[Tensor, ...]:
-        return ()
+        return (drawn_by,)
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
         return torch.empty((0, num_pages), dtype=torch.int32)
@@ -119,6 +119,7 @@ class DeviceRunner(Runner):
         self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
         self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
         self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
+        self._no_rows = self._count[:0], self._count[:1], self._count[:0]
         self._rows: _Rows | None = None
 
     @staticmethod
@@ -197,7 +198,7 @@ class DeviceRunner(Runner):
         if step.slots:
             last_rows = built.batch.positions.numpy()
             if not built.every_row:
-                arrays["draw_rows"] = built.draw_rows.numpy()
+                arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
                 last_rows = last_rows[arrays["draw_rows"]]
             arrays |= self._sampler.arrays(step.slots, last_rows + 1)
             step.asked, work.tops = self._sampler.asked(step.slots)
@@ -277,11 +278,18 @@ class DeviceRunner(Runner):
         query_start = sent.get("query_start")
         if query_start is None:
             query_start = self._count[: len(sent["positions"]) + 1]
-        hidden = self._forward(
-            self._token_ids(work), sent["positions"], sent["slots"], query_start, sent["seq_lens"], rows.page_table
-        )
-        if work.draw is not None:
+        seq_lens, page_table = sent["seq_lens"], rows.page_table
+        batch = self._token_ids(work), sent["positions"], sent["slots"], query_start, seq_lens, page_table
+        if "query_start" not in sent or work.prompts:
+            hidden = self._forward(*batch)
             drawing = hidden.index_select(0, sent["draw_rows"]) if "draw_rows" in sent else hidden
+        elif work.draw is None:
+            drawing = hidden = self._forward_kept(*batch, *self._no_rows, page_table[:0])
+        else:
+            by, one_each = sent["drawn_by"], self._count[: len(step.slots) + 1]
+            kept = sent["draw_rows"], one_each, seq_lens.index_select(0, by), page_table.index_select(0, by)
+            drawing = hidden = self._forward_kept(*batch, *kept)
+        if work.draw is not None:
             logits = self._logits(drawing)
             drawn = self._sampler.sample(logits, work.draw)
             self._last.index_copy_(0, work.draw.slots, drawn.clamp(min=0))  # -1, where nothing was drawn, is no id

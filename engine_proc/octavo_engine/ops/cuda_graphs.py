@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -68,12 +69,15 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[CudaGraph] = weakref.WeakSet()  # that use the pool
         # One for all: cuBLAS keeps a workspace for each stream that it has seen.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
+        if not self._alive:  # torch takes a pool away with the last graph that used it
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             work()  # what initialises itself at first use (cuBLAS, lazily loaded kernels) can't while it is captured
@@ -85,7 +89,9 @@ class CudaGraphs:
             finally:
                 graph.capture_end()
         current.wait_stream(self._stream)
-        return CudaGraph(graph), out
+        made = CudaGraph(graph)
+        self._alive.add(made)
+        return made, out
 
     def free_memory(self) -> int:
         torch.cuda.synchronize(self._device)
