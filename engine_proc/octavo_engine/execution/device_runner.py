@@ -68,6 +68,7 @@ class _Rows:
 
     built: BuiltBatch
     slots: Tensor
+    num_pages: int
     page_table: Tensor | None = None
 
 
@@ -80,7 +81,6 @@ class _Work:
     masks: dict[int, Tensor]
     sent: Sent = field(default_factory=dict)
     rows: _Rows | None = None
-    num_pages: int = 0
     every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
     draw: Draw | None = None
     tops: list[int] = field(default_factory=list)
@@ -193,7 +193,7 @@ class DeviceRunner(Runner):
         if not plan.seqs:
             return work
         built = self._builder.build(plan.seqs)
-        step.slots, work.num_pages = built.draw_slots, built.batch.page_table.shape[1]
+        step.slots = built.draw_slots
         arrays = self._batch_arrays(plan.seqs, built, work)
         if step.slots:
             last_rows = built.batch.positions.numpy()
@@ -209,8 +209,11 @@ class DeviceRunner(Runner):
         work.sent = self._packer.send(arrays)
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
+        rows, num_pages = self._rows, built.batch.page_table.shape[1]
         if "seq_slots" in work.sent:
-            self._rows = _Rows(built, work.sent["seq_slots"])
+            self._rows = _Rows(built, work.sent["seq_slots"], num_pages)
+        elif rows is not None and ("table_places" in arrays or rows.num_pages != num_pages):
+            self._rows = _Rows(built, rows.slots, num_pages)
         work.rows = self._rows
         return work
 
@@ -223,14 +226,13 @@ class DeviceRunner(Runner):
         }
         places: list[int] = []
         pages: list[int] = []
-        for seq in seqs:
-            if seq.pages:
-                first = seq.slot * self._width + seq.page_offset
-                places += range(first, first + len(seq.pages))
-                pages += seq.pages
+        for seq in built.paged:
+            first = seq.slot * self._width + seq.page_offset
+            places += range(first, first + len(seq.pages))
+            pages += seq.pages
         if pages:
             arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
-        if pages or self._rows is None or self._rows.built is not built:
+        if self._rows is None or self._rows.built is not built:
             arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
         if not built.every_row:
             arrays["query_start"] = batch.query_start.numpy()
@@ -274,7 +276,7 @@ class DeviceRunner(Runner):
         rows = work.rows
         assert rows is not None
         if rows.page_table is None:
-            rows.page_table = self._tables[:, : work.num_pages].index_select(0, rows.slots)
+            rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
         query_start = sent.get("query_start")
         if query_start is None:
             query_start = self._count[: len(sent["positions"]) + 1]
