@@ -3,7 +3,7 @@ by itself the next step can be scheduled meanwhile; on the CPU submit does the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ from octavo_engine.ops import Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
+    from octavo.options import Structured
     from octavo_engine.models.base import CausalLM
+    from octavo_engine.structured import GrammarFailed, Matcher
 
 __all__ = ["Runner", "Step", "StepResult", "independent_copies"]
 
@@ -33,11 +35,13 @@ class StepResult:
 
     tokens: flattened in the order of plan.seqs[i].samplers; logprobs alongside, None where not asked for.
     prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk.
+    broken: by slot, who can't go on behind the token drawn, and why.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    broken: dict[int, GrammarFailed] = field(default_factory=dict)
 
 
 @dataclass
@@ -108,8 +112,7 @@ class Runner:
             widths={"pages": -(-max_model_len // page_size)},
             progress=progress,
         )
-        if not self.asynchronous:
-            self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._builder_class(
@@ -130,6 +133,10 @@ class Runner:
 
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
         return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+
+    def use_grammars(self, matcher_of: Callable[[Structured], Matcher]) -> None:
+        """matcher_of: Grammars.matcher; asked at the start of each sequence with SamplingParams.structured."""
+        self._sampler.matcher_of = matcher_of
 
     def submit(self, plan: Plan) -> Step:
         """Start a step, or run the last one again, whole or a part of its sequences at a time.
@@ -154,6 +161,7 @@ class Runner:
             result = StepResult(tokens, logprobs, found)
         if tokens:
             self._sampler.commit(built.draw_slots, tokens)
+            result.broken = self._sampler.broken
         return Step(plan.step, result)
 
     def collect(self, step: Step) -> StepResult:

@@ -28,7 +28,8 @@ class Request:
 
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
-    cache_salt: prefix-cache pages are shared only between requests with the same salt.
+    cache_salt: prefix-cache pages are shared only between requests with the same salt. grammar: what params.structured
+    was compiled to; the runner finds it for as long as it is held here.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -40,6 +41,7 @@ class Request:
     arrival: float
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
+    grammar: object = None
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -158,9 +160,10 @@ class Sequence:
         return array("i", self.tokens(start, stop)).tobytes()
 
     def ended_by(self, token: int) -> tuple[FinishReason, int | None] | None:
-        """finish_reason and stop_reason if `token`, just appended, is the last."""
+        """finish_reason and stop_reason if `token`, just appended, is the last. A structured output ends before
+        min_tokens where nothing else can follow; an end that could be put off is not drawn then."""
         params, drawn = self.request.params, len(self.output)
-        if token in self.stops and drawn >= params.min_tokens:
+        if token in self.stops and (drawn >= params.min_tokens or params.structured is not None):
             is_eos = token in self.request.eos_token_ids and not params.ignore_eos
             return "stop", None if is_eos else token
         return ("length", None) if drawn >= self.max_output else None
@@ -186,10 +189,12 @@ class Sequence:
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
     """The length of output from which on a token can be drawn before the one before it is known to the host.
 
-    Until then the logits are changed by what was drawn: by penalties and by words not to be completed, always; by ends
-    not to be drawn, while the output is shorter than min_tokens.
+    Until then the logits are changed by what was drawn: by penalties, by words not to be completed and by a grammar,
+    always; by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
+    if params.structured is not None:
+        return math.inf
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if penalties or any(len(word) > 1 for word in request.bad_words):
         return math.inf
