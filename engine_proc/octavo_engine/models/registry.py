@@ -205,10 +205,10 @@ def load_model(
     dtype: float32, bfloat16 or float16, of the weights that stay in floats. quantization: as EngineOptions has it: of
     linear layers, and by its flags of the head and the token embedding; norms, biases and position embeddings stay in
     floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
-    the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
-    scalings that depend on a length. cache: where what is quantised here is kept, and looked for first. made: takes
-    what layers hold, by name. A folder whose architecture has no file here goes to transformers (models/fallback);
-    trust_remote_code: it may run the checkpoint's own code.
+    the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation tables. cache: where
+    what is quantised here is kept, and looked for first. made: takes what layers hold, by name. A folder whose
+    architecture has no file here goes to transformers (models/fallback); trust_remote_code: it may run the checkpoint's
+    own code.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
