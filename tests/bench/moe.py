@@ -67,7 +67,7 @@ def main() -> None:
                 moe = MoE(loader, hidden, width, Routing(experts, top_k, True), Activation.SILU)
                 for rows in map(int, arguments.rows.split(",")):
                     seconds, touched = timed(moe, rows, hidden)
-                    size = sum(each.data.nbytes for each in (moe.up, moe.down)) * touched / experts  # type: ignore[union-attr]
+                    size = sum(each.data.nbytes for each in (moe.up, moe.down)) * touched / experts
                     speed, limit = size / seconds / 1e9, probe().bandwidth / 1e9
                     print(
                         f"{name:20} {short:5} {rows:3} rows, {touched:2} experts: {speed:5.1f} GB/s of {limit:5.1f}",
@@ -84,7 +84,8 @@ def timed(moe: MoE, rows: int, hidden: int) -> tuple[float, int]:
         start = time.perf_counter()
         moe.router.ops.moe_add_(residual, x, scores, moe.up, moe.down, act=moe.act, **moe.routing._asdict())
         best = min(best, time.perf_counter() - start)
-    return best, len(scores.topk(moe.routing.top_k).indices.unique())
+    chosen = set(scores.topk(moe.routing.top_k).indices.flatten().tolist())
+    return best, len(chosen)
 
 
 if __name__ == "__main__":
