@@ -15,6 +15,8 @@ from octavo_engine.scheduling.sequence import Sequence
 
 __all__ = ["PageTables"]
 
+_LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
+
 
 class PageTables:
     """Owns the pool and the prefix cache. Allocating methods raise IndexError when the pool is exhausted."""
@@ -39,6 +41,14 @@ class PageTables:
         """Positions that `seq` could reach with all pages that are available."""
         return (len(seq.pages) + self.pool.num_available) * self.page_size
 
+    def chunk(self, seq: Sequence, budget: int) -> int:
+        """How many tokens of `seq` can be computed in this step."""
+        start, request = seq.num_computed, seq.request
+        stop = min(seq.num_tokens, start + budget, self.capacity(seq))
+        if request.wants_prompt_scored and start < request.prompt_scored:
+            stop = min(stop, request.prompt_scored)  # recomputed: those were delivered already
+        return max(0, stop - start)
+
     def find(self, seq: Sequence) -> list[CachedPage]:
         """Entries of its first pages; never all of its tokens, since the last one's logits are needed.
 
@@ -62,6 +72,18 @@ class PageTables:
         """Available pages that computing `seq` takes: new ones, and found ones that nobody holds now."""
         refs = self.pool.refs
         return self.num_pages(seq.num_tokens) - sum(refs[entry.page] > 0 for entry in found)
+
+    def find_within(self, seq: Sequence, available: int, step: int) -> list[CachedPage] | None:
+        """The same if computing `seq` takes no more than `available` pages; after a failure it is looked up seldom."""
+        cost, look_at = seq.cost
+        if cost > available and step < look_at:
+            return None
+        found = self.find(seq)
+        cost = self.cost(seq, found)
+        if cost <= available:
+            return found
+        seq.cost = (cost, step + _LOOK_AGAIN)
+        return None
 
     def begin(self, seq: Sequence, found: list[CachedPage]) -> None:
         """Start the table with what `find` found."""
