@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import anyio
@@ -19,43 +14,11 @@ import openai
 import pydantic
 import pytest
 
+from tests.openai.serving import KEY, serving
+
 pytestmark = pytest.mark.slow
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-KEY = "sesame"
-
-
-@contextmanager
-def serving(model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of a server, and its process."""
-    command = [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve", model]
-    command += ["--port", "0", "--served-model-name", "smol", "--api-key", KEY, *arguments]
-    lines: list[str] = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stderr is not None
-        said = process.stderr
-        try:
-            for line in said:
-                lines.append(line)
-                if " on http://" in line:
-                    break
-            else:
-                pytest.fail("".join(lines))
-            rest = threading.Thread(target=lambda: lines.extend(said), daemon=True)
-            rest.start()
-            yield line.split(" on ")[1].strip(), process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        rest.join()
-    assert "Traceback" not in "".join(lines), "".join(lines)
-
-
-@pytest.fixture(scope="module")
-def server(smollm2: str) -> Iterator[str]:
-    with serving(smollm2) as (address, _):
-        yield address
 
 
 def client(address: str) -> openai.OpenAI:

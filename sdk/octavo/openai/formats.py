@@ -10,7 +10,7 @@ import msgspec
 from octavo.errors import InvalidGrammar, InvalidOption
 from octavo.options import Choice, Grammar, JsonObject, JsonSchema, Regex, Structured
 
-__all__ = ["Formats"]
+__all__ = ["Asked", "Formats", "ResponseFormat", "of_format"]
 
 
 class NamedSchema(msgspec.Struct):
@@ -47,6 +47,10 @@ _KINDS: dict[str, Callable[[Any], Structured]] = {
 }
 
 
+Asked = list[tuple[str, Callable[[Any], Structured], Any]]
+"""Field, what makes the option of it, and its value."""
+
+
 class Formats(msgspec.Struct, kw_only=True):
     """The fields of a request."""
 
@@ -55,11 +59,12 @@ class Formats(msgspec.Struct, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None  # here there is one
     structured_outputs: Outputs | None = None
 
     def structured(self) -> Structured | None:
         """Raises InvalidOption, whose `field` is the field of the request."""
-        asked = self._asked()
+        asked = self.asked()
         if len(asked) > 1:
             raise InvalidOption(asked[1][0], "given", f"not beside {asked[0][0]}: one of them says what the answer is")
         if not asked:
@@ -72,16 +77,16 @@ class Formats(msgspec.Struct, kw_only=True):
 
     def named(self, error: Exception) -> Exception:
         """The error with the request's field, where it is about what the answer must be."""
-        if isinstance(error, InvalidGrammar) and (asked := self._asked()):
-            words = str(error).removeprefix("structured: ")
-            return InvalidOption(asked[0][0], "...", words)
+        if isinstance(error, InvalidGrammar):
+            asked, words = self.asked(), str(error).removeprefix("structured: ")
+            return InvalidOption(asked[0][0] if asked else "tools", "...", words)
         return error
 
-    def _asked(self) -> list[tuple[str, Callable[[Any], Structured], Any]]:
-        """Field, what makes the option of it, and its value."""
-        asked: list[tuple[str, Callable[[Any], Structured], Any]] = []
+    def asked(self) -> Asked:
+        """The fields that say what the answer is."""
+        asked: Asked = []
         if self.response_format is not None and self.response_format.type != "text":
-            asked.append(("response_format", _of_format, self.response_format))
+            asked.append(("response_format", of_format, self.response_format))
         for name in ("json", "regex", "choice", "grammar"):
             if (value := getattr(self, f"guided_{name}")) is not None:
                 asked.append((f"guided_{name}", _KINDS[name], value))
@@ -95,7 +100,7 @@ class Formats(msgspec.Struct, kw_only=True):
         return asked
 
 
-def _of_format(wanted: ResponseFormat) -> Structured:
+def of_format(wanted: ResponseFormat) -> Structured:
     match wanted:
         case ResponseFormat("json_object"):
             return JsonObject()
