@@ -223,6 +223,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_queued_requests=options.max_queued_requests,
             max_queued_tokens=options.max_queued_tokens,
             max_in_flight=2 if runner.asynchronous else 1,
+            regimes=shape.regimes.limits,
+            regimes_by_prompt=shape.regimes.by_prompt,
         )
     )
     ready = _ready(options, source, text, shape, num_pages)

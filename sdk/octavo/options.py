@@ -288,7 +288,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it
-    may take. grammar_cache_size: compiled grammars kept for the next request, besides those in use.
+    may take. grammar_cache_size: compiled grammars kept for the next request, besides those in use, of no more text
+    than 4 * max_grammar_bytes.
     heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
     `EngineUnresponsive`. The engine is asked for one every quarter of it, between two steps: keep it above the longest.
     """

@@ -129,6 +129,16 @@ def test_the_last_used_are_kept_and_all_that_are_held(rig: Rig) -> None:
     assert rig.fake.compiled == [A, B, C, B]
 
 
+def test_what_is_kept_is_bounded_by_its_text_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, max_grammar_bytes=10)
+    words = [Choice([letter * 10]) for letter in "abcdef"]
+    for key, spec in enumerate(words):
+        rig.grammars.find(key, spec, key)
+        rig.compile()
+    gc.collect()
+    assert [rig.grammars.find(9, spec, 9) is not None for spec in reversed(words)] == [True] * 4 + [False] * 2
+
+
 def test_too_long_a_text_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Rig(monkeypatch, max_grammar_bytes=3)
     with pytest.raises(InvalidGrammar, match=r"4 bytes of Choice; EngineOptions\.max_grammar_bytes=3"):

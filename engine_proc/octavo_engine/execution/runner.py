@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.wire import TokenLogprob
-from octavo_engine.execution.batch import BatchBuilder
+from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
@@ -79,6 +79,7 @@ class Runner:
     """
 
     asynchronous = False
+    _builder_class: type[BatchBuilder] = BatchBuilder
 
     def __init__(
         self,
@@ -111,11 +112,17 @@ class Runner:
             widths={"pages": -(-max_model_len // page_size)},
             progress=progress,
         )
-        if not self.asynchronous:
-            self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
-        self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
+        self._builder = self._builder_class(
+            kv,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            regime_rows=config.regimes.rows,
+        )
+        self._reach, self._page_size = model.reach, page_size
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._copied = -1  # the step whose copies are done
 
@@ -123,11 +130,6 @@ class Runner:
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
         """How many rows of logits are made at a time."""
         return max(16, _LOGIT_BLOCK_BYTES // (4 * vocab_size) // 16 * 16)
-
-    def _make_builder(
-        self, kv: list[tuple[torch.Tensor, torch.Tensor]], page_size: int, max_num_seqs: int, max_model_len: int
-    ) -> BatchBuilder:
-        return BatchBuilder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
 
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
         return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
@@ -145,7 +147,7 @@ class Runner:
             self._take_over(plan)
             if not plan.seqs:
                 return Step(plan.step, StepResult([], []))
-            built = self._builder.build(plan.seqs)
+            built = self._build(plan.seqs)
             found: dict[int, list[TokenLogprob]] = {}
             if built.every_row:
                 hidden = self._forward(*built.batch.tensors)
@@ -168,6 +170,11 @@ class Runner:
 
     def discard(self, step: Step) -> None:
         """Wait for a step whose results nobody wants."""
+
+    def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
+        built = self._builder.build(seqs)
+        self._reach(built.batch.page_table.shape[1] * self._page_size)
+        return built
 
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:

@@ -173,14 +173,22 @@ class Sampler:
             self._adjustments[slot].allow_ends()
 
     def _constrain(self, start: SeqStart, structured: Structured) -> None:
-        """The mask's row is right from here on, at every draw: who pushes a token fills it for the next."""
+        """The mask's row is right from here on, at every draw: who pushes a token fills it for the next.
+
+        It allows nothing where a grammar fails that had not before: the draw then tells whose fault it is.
+        """
         assert self.matcher_of is not None
         slot, matcher = start.slot, self.matcher_of(structured)
         row = self._mask_of(slot)
         allowed = None
         if start.params.allowed_token_ids is not None:  # what ends the output is allowed besides
             allowed = self._bits((*start.params.allowed_token_ids, *start.eos_ids))
-        constraint = self._constraints[slot] = Constraint(matcher, row, allowed, frozenset(start.eos_ids), start.output)
+        try:
+            constraint = Constraint(matcher, row, allowed, frozenset(start.eos_ids), start.output)
+        except GrammarFailed:
+            row[:] = 0
+            return
+        self._constraints[slot] = constraint
         self._mind_the_end(slot, constraint)
 
     def _gather(self, slots: list[int]) -> _Rows:

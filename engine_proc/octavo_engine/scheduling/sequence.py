@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from array import array
+from bisect import bisect_left
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -63,7 +65,7 @@ class Sequence:
     plans handed out have run; as many as num_tokens when the next one is still to be drawn. pages: the page table.
     slot: -1 while waiting. finish_reason: "stop", "length" or "abort" once finished; stop_reason: the stop string or
     token id that ended it, None for end-of-sequence. num_cached: prompt tokens that were found in the cache when it
-    first ran.
+    first ran. regime: which of the model's tables of positions it uses, see layers.rope.
     """
 
     __slots__ = (
@@ -72,6 +74,7 @@ class Sequence:
         "followers",
         "index",
         "leader",
+        "limit",
         "max_output",
         "node",
         "num_cached",
@@ -80,6 +83,7 @@ class Sequence:
         "overtaken",
         "pages",
         "rank",
+        "regime",
         "request",
         "room",
         "samplers",
@@ -102,6 +106,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.num_cached = 0
+        self.regime = 0
         self.stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stops |= request.eos_token_ids
@@ -118,11 +123,25 @@ class Sequence:
         self.node: Parent | None = None  # entry of its last full page; None: its pages are not stored
         self.sent = 0  # entries of `pages` that the runner has
         self.room = 0  # a token at a position below this can be written as things are
+        self.limit = sys.maxsize  # so many tokens it may have in its regime
 
     @property
     def num_tokens(self) -> int:
         """Prompt and output."""
         return len(self.request.prompt) + len(self.output)
+
+    @property
+    def cache_root(self) -> bytes:
+        """The prefix cache's parent of its first page: pages are shared within a cache_salt and a regime."""
+        return b"%d:%b" % (self.regime, self.request.cache_salt)
+
+    def choose_regime(self, limits: tuple[int, ...], by_prompt: bool) -> None:
+        """By its length as it is now. It holds no pages."""
+        self.regime = bisect_left(limits, len(self.request.prompt) if by_prompt else self.num_tokens)
+        if self.regime < len(limits) and not by_prompt:
+            self.limit = limits[self.regime]
+        else:
+            self.limit = sys.maxsize
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids at positions start .. stop - 1 of prompt and output."""

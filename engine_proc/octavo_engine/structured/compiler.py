@@ -1,7 +1,7 @@
 """From what SamplingParams.structured asks for to a compiled grammar, by llguidance.
 
-llguidance was chosen over xgrammar by measurement (tests/bench/grammars.py): a typical schema compiles in about a
-millisecond, what it takes it enforces, and it names what it does not. The cost of a grammar is bounded by what the
+llguidance was chosen over xgrammar by measurement (tests/bench/grammars.py): a typical schema compiles in a few
+milliseconds, what it takes it enforces, and it names what it does not. The cost of a grammar is bounded by what the
 library counts, not by a clock: LIMITS are its own, but for the states of a lexer (1 to 2 kB each).
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
 
 from octavo.options import Choice, Grammar, JsonObject, JsonSchema, Regex, Structured
 from octavo_engine.structured.matcher import Matcher, error_text
@@ -21,6 +20,7 @@ __all__ = ["Compiler", "InvalidGrammar", "size_of"]
 LIMITS = {"max_lexer_states": 50_000, "verbose_errors": False}
 # Between the parts of a JSON value. Without a bound a small model may go on with it for ever.
 _WHITESPACE = r"[ ]|\n[ \t]{0,40}"
+_JSON_OPTIONS = json.dumps({"lenient": True, "whitespace_pattern": _WHITESPACE})
 # llama.cpp's EBNF is rewritten by Python code, at about 5 ms a kB: longer texts go to a process of their own, as that
 # holds the interpreter's lock.
 _INLINE_EBNF = 2048
@@ -85,11 +85,9 @@ class Compiler:
         library = self._library.LLMatcher
         match spec:
             case JsonSchema(schema=str(schema)):
-                overrides: Any = {"lenient": True, "whitespace_pattern": _WHITESPACE}
-                return library.grammar_from_json_schema(schema, overrides=overrides)
+                return library.grammar_from_json_schema(_with_options(schema))
             case JsonObject():
-                overrides = {"whitespace_pattern": _WHITESPACE}
-                return library.grammar_from_json_schema('{"type": "object"}', overrides=overrides)
+                return library.grammar_from_json_schema(_with_options('{"type": "object"}'))
             case Regex(pattern=pattern):
                 return library.grammar_from_lark(f"start: /{self._library.regex_to_lark(pattern, 'd')}/")
             case Choice(choices=choices):
@@ -129,6 +127,13 @@ class _Tokenizer:
             else:  # a byte that no token has
                 return ids
         return ids
+
+
+def _with_options(schema: str) -> str:
+    """The JSON object with the library's options in it. Written into the text: to read it all takes 20 us a kB, and
+    here that would be with the interpreter's lock held."""
+    head = schema.rstrip().removesuffix("}").rstrip()
+    return f'{head}{"" if head.endswith("{") else ","}"x-guidance":{_JSON_OPTIONS}}}'
 
 
 def _rewritten(text: str, timeout: float) -> str:

@@ -21,9 +21,13 @@ __all__ = ["Grammars"]
 
 log = logging.getLogger("octavo.engine")
 
-# A stuck one does not hold up the others. They yield to the kernels' threads: a step waits for the slowest of those.
+# A long compile does not hold up a short one.
 _WORKERS = 2
-_NICE = 10
+# They yield to the kernels' threads, as a step waits for the slowest of those: 15 more is 3 % of a core that both want.
+# Not the most there is: in the few milliseconds in which they hold the interpreter's lock, the loop waits for them.
+_NICE = 15
+# Of max_grammar_bytes, the text of all that is kept: a compiled schema takes about forty times its text.
+_KEPT = 4
 
 
 class Grammars:
@@ -38,6 +42,7 @@ class Grammars:
         self._cache_size = options.grammar_cache_size
         self._compiled: WeakValueDictionary[Structured, Matcher] = WeakValueDictionary()
         self._kept: OrderedDict[Structured, Matcher] = OrderedDict()  # the last used is the last
+        self._kept_bytes = 0
         self._waiting: dict[Structured, dict[Hashable, Any]] = {}
         self._asked: dict[Hashable, Structured] = {}
         self._jobs: queue.SimpleQueue[Structured | None] = queue.SimpleQueue()
@@ -109,10 +114,13 @@ class Grammars:
             self._jobs.put(None)
 
     def _keep(self, spec: Structured, compiled: Matcher) -> None:
+        if spec not in self._kept:
+            self._kept_bytes += size_of(spec)
         self._kept[spec] = compiled
         self._kept.move_to_end(spec)
-        while len(self._kept) > self._cache_size:
-            self._kept.popitem(last=False)
+        while len(self._kept) > self._cache_size or self._kept_bytes > _KEPT * self._max_bytes:
+            oldest, _ = self._kept.popitem(last=False)
+            self._kept_bytes -= size_of(oldest)
 
     # ---- other threads -----------------------------------------------------------------------------------------
 
@@ -126,8 +134,9 @@ class Grammars:
 
     def _work(self) -> None:
         ready = self._begin()
-        with contextlib.suppress(OSError, AttributeError):  # of this thread alone, where the system knows that
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        with contextlib.suppress(OSError):  # of this thread alone, where the system knows that
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICE))
         while (spec := self._jobs.get()) is not None:
             self._done.append((spec, self._compile(spec, ready)))
             self._wake()
