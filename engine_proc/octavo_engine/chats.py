@@ -22,8 +22,13 @@ def chat_length(message: wire.Generate | wire.Tokenize) -> int:
 
 def encode_chat(text: Text, message: wire.Generate | wire.Tokenize) -> list[int]:
     """Token ids of the message's chat. Raises TextError."""
-    turns = [{"role": m.role, "content": m.content, **_object(m.more)} for m in message.messages or ()]
-    return text.encode_chat(turns, _object(message.template))
+    return text.encode_chat([_turn(turn) for turn in message.messages or ()], _object(message.template))
+
+
+def _turn(turn: wire.Message) -> dict[str, Any]:
+    """Role and content first, as a template that prints a message whole would show them."""
+    own = {"role": turn.role, "content": turn.content}
+    return own if turn.more is None else {**own, **_object(turn.more), **own}
 
 
 def _object(encoded: str | None) -> dict[str, Any]:
