@@ -4,7 +4,7 @@
     app = create_app(client)                       # or: host.mount("/llm", create_app(client))
 
 `octavo serve MODEL` runs it. Routes: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize,
-/health, /metrics. What a request may hold: octavo.openai.fields.
+/health, /metrics, and at / a page to chat in a browser. What a request may hold: octavo.openai.fields.
 """
 
 from octavo.openai.app import create_app

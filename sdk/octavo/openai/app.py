@@ -21,6 +21,7 @@ from octavo.openai.completions import completions
 from octavo.openai.errors import HTTPError, answer_of, report
 from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, WrongField
 from octavo.openai.metrics import Metrics
+from octavo.openai.page import Page
 from octavo.openai.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ def create_app(
     max_body_bytes: int = 32 << 20,
     keep_alive: float = 15.0,
     health_timeout: float = 10.0,
+    page: bool = True,
 ) -> Starlette:
     """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
 
     served_model_name: what requests call the model, the first being what /v1/models says; default: the last part of
-    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health; none: no check.
+    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health (and the page's files); none: no
+    check.
     max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after which a stream gets a
-    comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics.
+    comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics. page: also a page
+    to chat with the model in a browser, at /; it asks for a key where one is needed.
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     server = Server(client, names, max_body_bytes, keep_alive, health_timeout)
@@ -61,12 +65,17 @@ def create_app(
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.metrics_text, methods=["GET"]),
     ]
+    open_paths = {"/health"}
+    if page:
+        browser = Page(server)
+        routes += browser.routes
+        open_paths |= browser.open_paths
     kinds = (HTTPError, OctavoError, msgspec.ValidationError, msgspec.DecodeError, Exception)
     handlers: dict[Any, Any] = dict.fromkeys(kinds, _answer)
     handlers[HTTPException] = _routing
     handlers[ClientDisconnect] = _gone
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.add_middleware(Gate, api_keys=tuple(api_keys))
+    app.add_middleware(Gate, api_keys=tuple(api_keys), open_paths=frozenset(open_paths))
     return app
 
 
@@ -126,7 +135,7 @@ class Server:
         return self.json({"status": "ok"})
 
     async def metrics_text(self, http: Request) -> Response:
-        text = self.metrics.text(await self.client.stats(self._health_timeout))
+        text = self.metrics.text(await self.engine_figures())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # ---- what they need --------------------------------------------------------------------------------------------
@@ -136,6 +145,10 @@ class Server:
         now = int(time.time())
         head = {"id": f"{prefix}-{uuid4().hex}", "object": kind, "created": now, "model": model}
         return {**head, "system_fingerprint": self._fingerprint}
+
+    async def engine_figures(self) -> dict[str, float]:
+        """The engine's counters and gauges. Raises EngineUnresponsive after health_timeout seconds."""
+        return await self.client.stats(self._health_timeout)
 
     @staticmethod
     def json(content: Any) -> Response:
@@ -184,8 +197,8 @@ async def _gone(http: Request, error: Exception) -> Response:
 class Gate:
     """A key where keys are asked for, and a request id on every answer (the caller's own where it sent one)."""
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
-        self._app, self._keys = app, [key.encode() for key in api_keys]
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...], open_paths: frozenset[str]) -> None:
+        self._app, self._keys, self._open = app, [key.encode() for key in api_keys], open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -201,7 +214,7 @@ class Gate:
 
         app: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._keys and path != "/health" and not self._allowed(headers.get(b"authorization", b"")):
+        if self._keys and path not in self._open and not self._allowed(headers.get(b"authorization", b"")):
             wrong = HTTPError(401, "Incorrect API key provided", "invalid_request_error", "invalid_api_key")
             status, body, _ = answer_of(wrong)
             app = JSONResponse(body, status, {"www-authenticate": "Bearer"})

@@ -40,6 +40,7 @@ async def run(client: AsyncClient, options: ServeOptions, listening: socket.sock
         api_keys=options.api_key,
         max_body_bytes=options.max_body_bytes,
         keep_alive=options.keep_alive,
+        page=options.page,
     )
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", timeout_graceful_shutdown=max(1, round(options.drain_timeout))
