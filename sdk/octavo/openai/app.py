@@ -47,11 +47,10 @@ def create_app(
     """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
 
     served_model_name: what requests call the model, the first being what /v1/models says; default: the last part of
-    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health (and the page's files); none: no
-    check.
-    max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after which a stream gets a
-    comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics. page: also a page
-    to chat with the model in a browser, at /; it asks for a key where one is needed.
+    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health and the page's
+    files; none: no check. max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after
+    which a stream gets a comment line. health_timeout: seconds the engine's step loop has to answer /health and
+    /metrics. page: also a page to chat with the model in a browser, at /; it asks for a key where one is needed.
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     server = Server(client, names, max_body_bytes, keep_alive, health_timeout)
