@@ -3,6 +3,7 @@
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
 octavo quantize MODEL OUT --scheme int4        a quantised checkpoint on disk
+octavo bench serve --url URL --rate 4          a load on a server, and the latencies it shows
 octavo eval perplexity MODEL --text FILE       how well a model, quantised or not, predicts a text
 """
 
@@ -23,6 +24,8 @@ from octavo.chat import answer_once, chat
 from octavo.client import AsyncClient
 from octavo.errors import InvalidOption, OctavoError
 from octavo.evaluate import add_arguments, evaluate
+from octavo.load import add_arguments as add_load_arguments
+from octavo.load import options_of as load_options
 from octavo.options import EngineOptions, SamplingParams
 from octavo.serving import add_arguments as add_server_arguments
 from octavo.serving import options_of as server_options
@@ -34,6 +37,10 @@ _MODEL = "a local folder, a GGUF file, or a hub id"
 _PERPLEXITY = (
     "Perplexity of a text: windows of --context tokens, every --stride tokens, each token scored once by the first "
     "window that holds it. Compare only figures of the same text, model, context and stride."
+)
+_LOAD = (
+    "Requests at random times (Poisson) with realistic lengths, sent when they are due whatever the server does, and "
+    "the times to first token, between tokens and to the end that they saw. Works on any server that speaks OpenAI's API."
 )
 _SAMPLING = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
 
@@ -69,7 +76,9 @@ def _fail(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval | quantize | serve")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="bench | chat | engine | eval | quantize | serve"
+    )
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
     commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
     talk = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
@@ -85,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("model", help=_MODEL)
     add_server_arguments(server)
     _add_engine_options(server)
+    benches = commands.add_parser("bench", help="measure how fast a server answers").add_subparsers(
+        required=True, metavar="serve"
+    )
+    bench = benches.add_parser("serve", help="a load on any server of OpenAI's API", description=_LOAD)
+    bench.set_defaults(run=_bench)
+    add_load_arguments(bench)
     measures = commands.add_parser("eval", help="measure a model's quality").add_subparsers(
         required=True, metavar="perplexity"
     )
@@ -140,6 +155,14 @@ async def _eval(options: argparse.Namespace) -> None:
             yield client
 
     await evaluate(options, _engine_options(options), opened)
+
+
+async def _bench(options: argparse.Namespace) -> None:
+    try:
+        from octavo.load.run import bench_serve
+    except ImportError as error:
+        raise OctavoError(f'octavo bench serve needs {error.name}: pip install "octavo[server]"') from error
+    await bench_serve(load_options(options))
 
 
 async def _serve(options: argparse.Namespace) -> None:
