@@ -40,7 +40,7 @@ _PERPLEXITY = (
 )
 _LOAD = (
     "Requests at random times (Poisson) with realistic lengths, sent when they are due whatever the server does, and "
-    "the times to first token, between tokens and to the end that they saw. Works on any server that speaks OpenAI's API."
+    "the times to first token, between tokens and to the end that they saw. Works on any server of OpenAI's API."
 )
 _SAMPLING = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
 
