@@ -2,8 +2,9 @@
 
 Eight of ten read as fast as they can, one sleeps between events, one leaves in the middle of an answer; each asks again
 as soon as it is done. Every answer must be, to the character, what the same request gets alone (as far as it was read):
-then no token was lost, doubled or given to another. Memory of all server processes is read every second. The engine tells how long
-it was in its model; with so many streams it always has work, so the rest of the time is what everything else took.
+then no token was lost, doubled or given to another. Memory of all server processes is read every second. The engine
+tells how long it was in its model; with so many streams it always has work, so the rest of the time is what everything
+else took.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Soak:
                 self.ends["wrong"] += 1
 
     async def _ask(self, question: Question, until: float, draw: random.Random, kind: str) -> tuple[str, int | None]:
-        """(the answer, its tokens by the server's count): None where the client left, in the middle or as time was up."""
+        """(the answer, its tokens by the server's count), None where the client left: early, or as time was up."""
         prompt, count = question
         body = {"model": self.model, "prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
