@@ -103,12 +103,12 @@ def _timeline(at: tuple[int, int], load: Load) -> list[str]:
     width = load.seconds / count
     running, tokens = [0.0] * count, [0.0] * count
     for record in load.records:
-        for i in range(min(count - 1, int(record.sent / width)), min(count - 1, int(record.end / width)) + 1):
+        for i in range(round(record.sent / width), min(count, round(record.end / width))):  # what ran at its middle
             running[i] += 1
         for chunk in record.chunks:
             tokens[min(count - 1, int(chunk / width))] += record.tokens / len(record.chunks) / width
     most, fastest = max(running), max(tokens)
-    title = f"In flight (red, at most {most:.0f}), tokens/s (blue, at most {fastest:,.0f})"
+    title = f"Red: in flight (to {most:.0f}), blue: tokens/s (to {fastest:,.0f})"
     panel = _Panel(*at, title, 0.0, load.seconds, 1.05)
     panel.axes("seconds since the start", [(share, f"{share * most:.0f}") for share in (0.0, 0.5, 1.0)])
     for values, largest, kind in ((tokens, fastest, "second"), (running, most, "")):
