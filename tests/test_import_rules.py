@@ -16,17 +16,31 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {"core", "config", "machine", "mailbox", "execution", "models", "ops", "scheduling", "text", "weights"},
-    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps"},
+    "serve": {
+        "core",
+        "config",
+        "machine",
+        "mailbox",
+        "execution",
+        "models",
+        "ops",
+        "scheduling",
+        "structured",
+        "text",
+        "weights",
+    },
+    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps", "structured"},
+    "chats": {"text"},
     "steps": {"scheduling", "execution"},
     "machine": {"config", "execution", "models", "ops"},
-    "intake": {"scheduling", "text"},
+    "intake": {"chats", "scheduling", "text"},
     "delivery": {"scheduling", "text", "mailbox"},
     "mailbox": set(),
     "config": set(),
     "text": {"weights"},
     "scheduling": set(),
-    "execution": {"models", "layers", "ops", "weights", "scheduling"},
+    "structured": {"text"},
+    "execution": {"models", "layers", "ops", "weights", "scheduling", "structured"},
     "models": {"layers", "ops", "weights", "quant"},
     "layers": {"ops", "quant"},
     "quant": {"ops"},
@@ -39,6 +53,7 @@ ONLY_IN = {
     "tvm_ffi": {"octavo_engine/ops"},
     "transformers": {"octavo_engine/text", "octavo_engine/models/fallback"},
     "huggingface_hub": {"octavo_engine/weights"},
+    "llguidance": {"octavo_engine/structured"},
 }
 ENVIRONMENT = {"octavo/process.py", "octavo_engine/config.py"}
 
@@ -72,7 +87,7 @@ def room(path: Path) -> str:
 def test_the_client_imports_only_light_things(path: Path) -> None:
     allowed = {"octavo", "anyio", "msgspec", "zmq", "sniffio"} | set(sys.stdlib_module_names)
     if path.is_relative_to(SDK / "openai"):  # the extra [server]
-        allowed |= {"starlette", "uvicorn", "prometheus_client"}
+        allowed |= {"starlette", "uvicorn", "prometheus_client", "opentelemetry"}
     if path.is_relative_to(SDK / "load"):  # of uvicorn's, in the extra [server]
         allowed |= {"h11"}
     if path == SDK / "chat" / "rich_screen.py":  # the extra [chat]

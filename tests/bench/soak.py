@@ -28,7 +28,7 @@ from octavo.load.summary import percentile
 from tests.bench.machine import save
 from tests.bench.models import model_path
 from tests.bench.report import figure, table
-from tests.openai.test_real import KEY, serving
+from tests.openai.serving import KEY, serving
 
 __all__ = ["Soak", "soak"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.openai.test_real import serving
+from tests.openai.serving import serving
 from tests.support.browser import browser
 from tests.support.demo_model import demo_model
 

@@ -123,6 +123,16 @@ def test_an_answer_streams_in_as_markdown(chromium: Browser, server: Live) -> No
         expect(page.locator("#title")).to_have_text("markdown")
 
 
+def test_thoughts_are_folded_away(chromium: Browser) -> None:
+    script = {"ponder": "<think>Let me see.</think>The answer."}
+    with live(toy(script), reasoning_parser="think") as server, opened(chromium, server.url) as page:
+        say(page, "ponder")
+        expect(answer(page).locator(".prose")).to_have_text("The answer.")
+        expect(page.get_by_text("Let me see.")).to_be_hidden()
+        page.get_by_text("Thoughts").click()
+        expect(page.get_by_text("Let me see.")).to_be_visible()
+
+
 def test_text_of_a_model_is_never_run_or_fetched(chromium: Browser, server: Live) -> None:
     with opened(chromium, server.url, says="This document requires 'TrustedHTML' assignment") as page:
         asked: list[str] = []

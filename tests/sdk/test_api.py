@@ -18,6 +18,7 @@ def test_all_is_sorted_and_pinned() -> None:
     assert octavo.__all__ == sorted(octavo.__all__)
     assert octavo.__all__ == [
         "AsyncClient",
+        "Choice",
         "ClientClosed",
         "Completion",
         "CompletionChoice",
@@ -29,8 +30,12 @@ def test_all_is_sorted_and_pinned() -> None:
         "EngineOptions",
         "EngineStartError",
         "EngineUnresponsive",
+        "Grammar",
+        "InvalidGrammar",
         "InvalidOption",
         "InvalidRequest",
+        "JsonObject",
+        "JsonSchema",
         "Message",
         "ModelError",
         "OctavoError",
@@ -40,6 +45,7 @@ def test_all_is_sorted_and_pinned() -> None:
         "PromptTooLong",
         "ProtocolMismatch",
         "Quantization",
+        "Regex",
         "RequestFailed",
         "RequestTimeout",
         "SamplingParams",

@@ -47,11 +47,9 @@ class Page:
 
     @property
     def routes(self) -> list[Route]:
-        return [
-            Route("/", self.index, methods=["GET"]),
-            Route("/page/figures", self.figures, methods=["GET"]),
-            Route("/page/{name}", self.file, methods=["GET"]),
-        ]
+        """Not of the API, so not in its document."""
+        paths = {"/": self.index, "/page/figures": self.figures, "/page/{name}": self.file}
+        return [Route(path, made, methods=["GET"], include_in_schema=False) for path, made in paths.items()]
 
     @property
     def open_paths(self) -> set[str]:

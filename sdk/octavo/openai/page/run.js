@@ -29,11 +29,13 @@ export class Run {
       for await (const chunk of stream(body, this.#controller.signal)) {
         usage = chunk.usage ?? usage;
         const choice = chunk.choices?.[0];
-        if (choice?.delta?.content) {
+        const { content, reasoning_content: thoughts } = choice?.delta ?? {};
+        if (content || thoughts) {
           last = performance.now();
           first ||= last;
           chunks += 1;
-          this.message.content += choice.delta.content;
+          this.message.content += content ?? "";
+          if (thoughts) this.message.thoughts = (this.message.thoughts ?? "") + thoughts;
           this.onText();
         }
         cut ||= choice?.finish_reason === "length";

@@ -1,5 +1,5 @@
 // Chats in the browser's storage, one entry a chat, so that several tabs do not write over each other.
-// A chat: {id, title, changed (ms), messages: [{role, content, note?, problem?}]}.
+// A chat: {id, title, changed (ms), messages: [{role, content, thoughts?, note?, problem?}]}.
 
 const PREFIX = "octavo.chat.";
 const SETTINGS = "octavo.settings";

@@ -28,6 +28,9 @@ export class MessageView {
     this.note = make("p", "note");
     this.tools = make("div", "tools");
     this.element.append(this.body, this.note, this.tools);
+    this.thoughts = make("details", "thoughts");
+    this.thoughts.append(make("summary", "", "Thoughts"), make("div"));
+    this.body.before(this.thoughts);
     this.growing = message.role === "user" ? null : new Growing(this.body);
     this.tools.append(tool("Copy", "copy"), message.role === "user" ? tool("Edit", "edit") : tool("Regenerate", "again"));
     this.update(false);
@@ -38,6 +41,8 @@ export class MessageView {
     const { message } = this;
     if (this.growing) this.growing.update(message.content);
     else this.body.textContent = message.content;
+    this.thoughts.hidden = !message.thoughts;
+    this.thoughts.lastChild.textContent = message.thoughts ?? "";
     this.element.classList.toggle("running", running);
     this.element.setAttribute("aria-busy", String(running));
     this.tools.hidden = running;
