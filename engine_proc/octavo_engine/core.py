@@ -366,6 +366,7 @@ class Core:
         return {
             **self.scheduler.stats(),
             **self._counters,
+            **self.steps.stats(),
             "num_requests_live": float(len(self._live)),
             "num_clients": float(len(self._clients)),
             "num_prompts_tokenising": float(self.intake.num_pending),

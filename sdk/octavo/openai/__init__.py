@@ -4,7 +4,7 @@
     app = create_app(client)                       # or: host.mount("/llm", create_app(client))
 
 `octavo serve MODEL` runs it. Routes: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize,
-/detokenize, /health, /metrics, /openapi.json, which tells what each may hold.
+/detokenize, /health, /metrics, /openapi.json, which tells what each may hold, and at / a page to chat in a browser.
 """
 
 from octavo.openai.app import create_app

@@ -25,6 +25,7 @@ from octavo.openai.formats import Formats
 from octavo.openai.gate import Gate
 from octavo.openai.metrics import Metrics
 from octavo.openai.openapi import document
+from octavo.openai.page import Page
 from octavo.openai.pieces import Pieces
 from octavo.openai.response_fields import ResponsesRequest
 from octavo.openai.response_store import ResponseStore
@@ -51,17 +52,19 @@ def create_app(
     tool_parser: str = "auto",
     reasoning_parser: str = "auto",
     response_store_bytes: int = 64 << 20,
+    page: bool = True,
 ) -> Starlette:
     """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
 
     served_model_name: what requests call the model, the first being what /v1/models says; default: the last part of
-    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health; none: no check.
-    max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after which a stream gets a
-    comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics.
+    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health and the page's
+    files; none: no check. max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after
+    which a stream gets a comment line. health_timeout: seconds the engine's step loop has to answer /health, /metrics.
     tool_parser: how the model writes tool calls, a name in octavo.openai.tools.FORMATS; "auto" sees it from the chat
     template. reasoning_parser: how it marks its thoughts, a name in octavo.openai.reasoning.REASONING, likewise; "none"
     leaves them in the text. response_store_bytes: memory for the last responses of /v1/responses, which later ones may
     continue; 0 keeps none (as where several processes answer, which would not know of each other's).
+    page: also a page to chat with the model in a browser, at /; it asks for a key where one is needed.
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     dialogues = Dialogues(client, tool_parser, reasoning_parser)
@@ -81,12 +84,17 @@ def create_app(
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.metrics_text, methods=["GET"]),
     ]
+    open_paths = {"/health"}
+    if page:
+        browser = Page(server)
+        routes += browser.routes
+        open_paths |= browser.open_paths
     kinds = (HTTPError, OctavoError, msgspec.ValidationError, msgspec.DecodeError, Exception)
     handlers: dict[Any, Any] = dict.fromkeys(kinds, _answer)
     handlers[HTTPException] = _routing
     handlers[ClientDisconnect] = _gone
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.add_middleware(Gate, api_keys=tuple(api_keys))
+    app.add_middleware(Gate, api_keys=tuple(api_keys), open_paths=frozenset(open_paths))
     return app
 
 
@@ -173,7 +181,7 @@ class Server:
         return self.json({"status": "ok"})
 
     async def metrics_text(self, http: Request) -> Response:
-        text = self.metrics.text(await self.client.stats(self._health_timeout))
+        text = self.metrics.text(await self.engine_figures())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # ---- what they need --------------------------------------------------------------------------------------------
@@ -183,6 +191,10 @@ class Server:
         now = int(time.time())
         head = {"id": f"{prefix}-{uuid4().hex}", "object": kind, "created": now, "model": model}
         return {**head, "system_fingerprint": self._fingerprint}
+
+    async def engine_figures(self) -> dict[str, float]:
+        """The engine's counters and gauges. Raises EngineUnresponsive after health_timeout seconds."""
+        return await self.client.stats(self._health_timeout)
 
     @staticmethod
     def json(content: Any) -> Response:
