@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from octavo import wire
 from octavo_engine.delivery import Live
 from octavo_engine.execution.errors import OutOfMemory
-from octavo_engine.intake import Intake, InvalidPrompt
+from octavo_engine.execution.pooling import NotFinite
+from octavo_engine.intake import Intake, InvalidPrompt, answer_kind
 from octavo_engine.mailbox import wrong_protocol
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.steps import Steps
@@ -56,7 +57,7 @@ class Core:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
         self.steps = Steps(scheduler, runner, self._fail_sequence)
-        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake)
+        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
         self._deadlines: list[tuple[float, Key, str]] = []
@@ -117,13 +118,11 @@ class Core:
     def _deliver(self, plan: Plan, result: StepResult) -> None:
         now = self.clock()
         live_of = self._live
-        for slot, entries in result.prompt_logprobs.items():
-            live = live_of.get(self.scheduler.sequence_at(slot).request.key)
-            if live is not None and live.prompt_logprobs is not None:
-                live.prompt_logprobs.extend(entries)
+        ended = self._take_read(result)
         advanced = self.scheduler.commit(plan, result.tokens)
+        for key in ended:
+            self.scheduler.abort(key)  # what has all its scores need not run its last token
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
-        ended: list[Key] = []
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
             if sequence is None:
                 continue  # it had ended before
@@ -144,6 +143,27 @@ class Core:
             live = self._live.pop(key)
             self._counters["request_success"] += 1
             self._outbox[live.client].append(live.finished(now))
+
+    def _take_read(self, result: StepResult) -> list[Key]:
+        """What a step found out about prompts, for their requests. Returns those that have got all they want."""
+        complete: list[Key] = []
+        for slot, entries in result.prompt_logprobs.items():
+            key = self.scheduler.sequence_at(slot).request.key
+            live = self._live.get(key)
+            if live is not None and live.take_logprobs(entries):
+                complete.append(key)
+        for slot, vector in result.vectors.items():
+            key = self.scheduler.sequence_at(slot).request.key
+            live = self._live.get(key)
+            if live is None:
+                continue
+            try:
+                live.take_vector(vector)
+            except NotFinite as error:
+                self._fail(key, "failed", str(error))
+            else:
+                complete.append(key)
+        return complete
 
     def _mark_started(self, plan: Plan) -> None:
         now = self.clock()
@@ -227,8 +247,9 @@ class Core:
         answer: wire.Tokens | wire.Texts | None
         if self.intake.num_pending >= limit:
             waiting = f"{self.intake.num_pending} texts are waiting to be tokenised"
-            kind = wire.Texts if isinstance(message, wire.Detokenize) else wire.Tokens
-            answer = kind(message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}")
+            answer = answer_kind(message)(
+                message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}"
+            )
         else:
             answer = self.intake.tokenize(client, message)
         if answer is not None:
@@ -259,7 +280,7 @@ class Core:
                 self._fail(key, code, f"the prompt could not be taken: {result}")
                 continue
             try:
-                request = self.intake.request(key, result, live.generate.params, live.arrival)
+                request = self.intake.request(key, result, live.generate, live.arrival)
             except InvalidPrompt as error:
                 self._fail(key, "invalid_request", str(error))
             else:

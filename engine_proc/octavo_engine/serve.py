@@ -124,6 +124,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.core import Core
     from octavo_engine.execution import kv_cache
     from octavo_engine.execution.device_runner import DeviceRunner
+    from octavo_engine.execution.pooling import embedding_size
     from octavo_engine.execution.runner import Runner
     from octavo_engine.machine import Machine, NoRoom
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
@@ -222,7 +223,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_in_flight=2 if runner.asynchronous else 1,
         )
     )
-    ready = _ready(options, source, text, shape, num_pages)
+    ready = _ready(options, source, text, shape, num_pages, embedding_size(network, ops.device))
     # What was loaded stays: keep the collector from walking it again and again.
     gc.collect()
     gc.freeze()
@@ -252,7 +253,9 @@ def _cache(options: EngineOptions) -> QuantizedCache | None:
     return None if folder is None else QuantizedCache(folder, VERSION)
 
 
-def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages: int) -> wire.Ready:
+def _ready(
+    options: EngineOptions, source: Any, text: Any, shape: Any, num_pages: int, embedding_size: int
+) -> wire.Ready:
     return wire.Ready(
         wire.PROTOCOL_VERSION,
         os.getpid(),
@@ -264,6 +267,7 @@ def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages
         shape.vocab_size,
         num_pages,
         tuple(sorted(text.eos_token_ids)),
+        embedding_size,
     )
 
 

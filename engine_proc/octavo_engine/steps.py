@@ -118,6 +118,7 @@ class Steps:
             merged.tokens.extend(result.tokens)
             merged.logprobs.extend(result.logprobs)
             merged.prompt_logprobs.update(result.prompt_logprobs)
+            merged.vectors.update(result.vectors)
         return merged
 
     def _wanted(self, seq: SeqStep) -> bool:

@@ -28,7 +28,7 @@ from octavo.errors import (
     RequestTimeout,
 )
 from octavo.options import EngineOptions, Quantization, SamplingParams
-from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
+from octavo.results import Completion, CompletionChoice, Delta, Embeddings, Score, TokenLogprob, Usage
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
 
@@ -39,6 +39,7 @@ __all__ = [
     "CompletionChoice",
     "Delta",
     "DeviceLost",
+    "Embeddings",
     "EngineDead",
     "EngineError",
     "EngineNotInstalled",
@@ -59,6 +60,7 @@ __all__ = [
     "RequestFailed",
     "RequestTimeout",
     "SamplingParams",
+    "Score",
     "Stream",
     "TokenLogprob",
     "Usage",

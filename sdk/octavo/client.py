@@ -6,15 +6,15 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import anyio
 
 from octavo import wire
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
-from octavo.results import Completion
-from octavo.stream import Stream, completion, error_of
+from octavo.results import Completion, Embeddings, Score
+from octavo.stream import Stream, completion, end_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Prompt"]
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str] | wire.Message]
+Messages = Sequence[Mapping[str, str] | wire.Message]
+Prompt = str | Sequence[int] | Messages
 """Text, token ids, or the messages of a chat (each with "role" and "content")."""
 
 _DEFAULT_PARAMS = SamplingParams()
@@ -163,23 +164,10 @@ class AsyncClient:
         """
         router = self._session.router
         request = router.submit(False, _message(prompt, params))
-        if request.outcome is None:
-            request.waiter = waiter = router.loop.waiter()
-            try:
-                await waiter
-            except BaseException:
-                request.waiter = None
-                router.forget(request)
-                raise
-        outcome = request.outcome
-        if isinstance(outcome, wire.Finished):
-            done = completion(request.pending, outcome)
-            assert done is not None
-            return done
-        if isinstance(outcome, wire.Failed):
-            raise error_of(outcome, completion(request.pending, outcome))
-        assert outcome is not None
-        raise outcome
+        finished = await end_of(router, request)
+        done = completion(request.pending, finished)
+        assert done is not None
+        return done
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
@@ -198,6 +186,73 @@ class AsyncClient:
             raise InvalidRequest('messages: give at least one {"role": ..., "content": ...}')
         return await self.generate(messages, params)
 
+    # ---- prompts that are only read ------------------------------------------------------------------------------
+
+    async def embed(
+        self,
+        inputs: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        params: SamplingParams | None = None,
+    ) -> Embeddings:
+        """A vector for each text (or list of token ids): the model's hidden states behind its final norm, pooled.
+
+        pooling: "mean" of all tokens, or "last", for models trained so; both see the special tokens that the tokenizer
+        puts around a prompt. dimensions: only the first ones. normalize: to length 1, so that a dot product is the
+        cosine. params: for its priority and timeouts; the rest says nothing here. The engine batches the texts with all
+        else; any number may be given. Raises as `generate` does; the first error ends them all.
+        """
+        from octavo import reading
+
+        prompts = reading.prompts_of(inputs, _token_ids)
+        task = wire.Embed(pooling, bool(normalize), dimensions)
+        return await reading.embed(self._session.router, prompts, task, _read_params(params))
+
+    async def score(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        params: SamplingParams | None = None,
+    ) -> list[Score]:
+        """How likely each continuation of the prompt is: the log probabilities of its tokens.
+
+        A text is tokenised together with the prompt, as it would be read; where a token reaches over the border, it is
+        scored whole. A continuation of token ids is put behind the prompt's. The prompt itself is computed once and
+        found in the prefix cache by the others. params: for its priority and timeouts. Raises as `generate` does, and
+        InvalidRequest for a continuation without tokens.
+        """
+        from octavo import reading
+
+        router, params = self._session.router, _read_params(params, prompt_logprobs=0)
+        if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
+            raise InvalidRequest(f"continuations: a list of texts or token ids, not {type(continuations).__name__}")
+        text, special, prefix = await self._prefix(prompt)
+        requests = []
+        for continuation in continuations:
+            if isinstance(continuation, str):
+                if text is None:
+                    raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
+                whole = await router.tokenize(text + continuation, special, None)
+            else:
+                whole = prefix + _token_ids(list(continuation))
+            requests.append(reading.score_request(prefix, whole, params))
+        first = await reading.read_all(router, [make for make, _ in requests[:1]])
+        rest = await reading.read_all(router, [make for make, _ in requests[1:]])
+        return [reading.scored(done, count) for done, (_, count) in zip(first + rest, requests, strict=True)]
+
+    async def _prefix(self, prompt: Prompt) -> tuple[str | None, bool, list[int]]:
+        """Of a prompt its text, whether special tokens are put around that, and its token ids."""
+        if isinstance(prompt, str):
+            return prompt, True, await self.tokenize(prompt)
+        items: list[Any] = list(prompt)
+        if items and isinstance(items[0], (Mapping, wire.Message)):
+            text = await self.apply_chat_template(items)
+            return text, False, await self.tokenize(text, special=False)
+        return None, False, _token_ids(items)
+
     async def abort(self, *streams: Stream) -> None:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
         router = self._session.router
@@ -206,9 +261,7 @@ class AsyncClient:
         else:
             router.abort_all()
 
-    async def tokenize(
-        self, text: str | Sequence[Mapping[str, str] | wire.Message], *, special: bool = True
-    ) -> list[int]:
+    async def tokenize(self, text: str | Messages, *, special: bool = True) -> list[int]:
         """The token ids of a text of any length, or of chat messages, by the model's tokenizer (and template).
 
         special: with the tokens that the tokenizer puts around a prompt, so that the result is what `generate(text)`
@@ -216,9 +269,31 @@ class AsyncClient:
         """
         if isinstance(text, str):
             return await self._session.router.tokenize(text, special, None)
-        if isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable) or not (items := list(text)):
-            raise InvalidRequest(f"text: a string or chat messages are needed, not {text!r:.40}")
-        return await self._session.router.tokenize("", special, [_turn(item) for item in items])
+        return await self._session.router.tokenize("", special, _turns("text: a string or chat messages", text))
+
+    @overload
+    async def apply_chat_template(
+        self, messages: Messages, *, tokenize: Literal[False] = False, add_generation_prompt: bool = True
+    ) -> str: ...
+
+    @overload
+    async def apply_chat_template(
+        self, messages: Messages, *, tokenize: Literal[True], add_generation_prompt: bool = True
+    ) -> list[int]: ...
+
+    async def apply_chat_template(
+        self, messages: Messages, *, tokenize: bool = False, add_generation_prompt: bool = True
+    ) -> str | list[int]:
+        """What the model's chat template makes of messages: the text, or with `tokenize` its token ids.
+
+        add_generation_prompt: with what begins the assistant's answer, as in the prompt that `generate(messages)` runs.
+        The text holds the special tokens that the template writes: `tokenize(text, special=False)` gives its ids.
+        Raises InvalidRequest where the checkpoint has no tokenizer or template, or the template refuses the messages.
+        """
+        turns = _turns("messages: chat messages", messages)
+        if tokenize:
+            return await self._session.router.tokenize("", False, turns, add_generation_prompt)
+        return await self._session.router.render(turns, add_generation_prompt)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
@@ -272,6 +347,13 @@ def _message(prompt: Prompt, params: SamplingParams | None) -> Callable[[int], w
     return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids)
 
 
+def _read_params(params: SamplingParams | None, **more: Any) -> SamplingParams:
+    """What of `params` says something about a prompt that is only read."""
+    params = params or _DEFAULT_PARAMS
+    kept = ("priority", "queue_timeout", "first_token_timeout", "total_timeout")
+    return SamplingParams(**{name: getattr(params, name) for name in kept}, **more)
+
+
 def _token_ids(items: list[Any]) -> list[int]:
     if set(map(type, items)) - {int}:
         if any(isinstance(item, bool) for item in items):
@@ -283,6 +365,15 @@ def _token_ids(items: list[Any]) -> list[int]:
     if items and (min(items) < 0 or max(items) >= 1 << 31):
         raise InvalidRequest(f"prompt: token ids must be in 0..2**31-1, got {min(items)}..{max(items)}")
     return items
+
+
+def _turns(what: str, messages: Any) -> list[wire.Message]:
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
+    turns = [_turn(item) for item in messages]
+    if not turns:
+        raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
+    return turns
 
 
 def _turn(item: Any) -> wire.Message:

@@ -199,17 +199,31 @@ class Router:
         assert isinstance(answer, wire.Stats)
         return answer.values
 
-    async def tokenize(self, text: str, special: bool, messages: list[wire.Message] | None) -> list[int]:
+    async def tokenize(
+        self, text: str, special: bool, messages: list[wire.Message] | None, add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of a text or a chat. Raises InvalidRequest where the engine can't tell."""
-        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special, messages))
+        answer = await self._ask(
+            lambda request_id: wire.Tokenize(request_id, text, special, messages, add_generation_prompt)
+        )
         assert isinstance(answer, wire.Tokens)
         if answer.error is not None:
             raise InvalidRequest(answer.error)
         return list(answer.token_ids)
 
+    async def render(self, messages: list[wire.Message], add_generation_prompt: bool) -> str:
+        """What the chat template makes of messages. Raises InvalidRequest where the engine can't tell."""
+        texts = await self._texts(
+            lambda request_id: wire.Tokenize(request_id, "", False, messages, add_generation_prompt, render=True)
+        )
+        return texts[0]
+
     async def detokenize(self, token_ids: list[int], skip_special_tokens: bool, each: bool) -> tuple[str, ...]:
         """One text, or one a token. Raises InvalidRequest where the engine can't tell."""
-        answer = await self._ask(lambda request_id: wire.Detokenize(request_id, token_ids, skip_special_tokens, each))
+        return await self._texts(lambda request_id: wire.Detokenize(request_id, token_ids, skip_special_tokens, each))
+
+    async def _texts(self, make: Callable[[int], Any]) -> tuple[str, ...]:
+        answer = await self._ask(make)
         assert isinstance(answer, wire.Texts)
         if answer.error is not None:
             raise InvalidRequest(answer.error)

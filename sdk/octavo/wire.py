@@ -8,7 +8,7 @@ Every Generate ends in exactly one Finished or Failed (law 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ __all__ = [
     "Detokenize",
     "Drain",
     "Dying",
+    "Embed",
     "Failed",
     "Finished",
     "Generate",
@@ -31,6 +32,7 @@ __all__ = [
     "Message",
     "Progress",
     "Ready",
+    "Score",
     "Stats",
     "StatsRequest",
     "Texts",
@@ -43,7 +45,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -71,14 +73,34 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     protocol: int
 
 
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The prompt's hidden states behind the final norm as one vector: their mean, or that of the last token; its first
+    `dimensions` elements, scaled to length 1 where `normalize`."""
+
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+class Score(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The log probabilities of the prompt's tokens behind `start`, each given all before it: what
+    SamplingParams.prompt_logprobs gives, less the first ones, which the prefix cache may then spare."""
+
+    start: int
+
+
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt."""
+    """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
+
+    task: what else than to continue it; no token is drawn then.
+    """
 
     request_id: int
     params: SamplingParams
     text: str | None = None
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
+    task: Embed | Score | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -106,13 +128,16 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt.
 
-    messages: a chat instead of the text, through the model's template.
+    messages: a chat instead of the text, through the model's template; add_generation_prompt: up to where the
+    assistant's answer begins. render: what the template makes of them is wanted itself, as Texts.
     """
 
     request_id: int
     text: str
     special: bool = True
     messages: list[Message] | None = None
+    add_generation_prompt: bool = True
+    render: bool = False
 
 
 class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag=8):
@@ -137,7 +162,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """options carries what was resolved: every None and "auto" replaced by what the engine took."""
+    """options carries what was resolved: every None and "auto" replaced by what the engine took. embedding_size: the
+    elements of a vector that Embed gives."""
 
     protocol: int
     pid: int
@@ -149,6 +175,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
     vocab_size: int
     num_pages: int
     eos_token_ids: tuple[int, ...]
+    embedding_size: int = 0
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -191,13 +218,15 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """The request ended. prompt_logprobs has one entry a prompt token, the first None, where it was asked for."""
+    """The request ended. prompt_logprobs has one entry a prompt token, the first None, where it was asked for; for
+    Score one a token behind `start`. embedding: for Embed, float32 in little-endian order."""
 
     request_id: int
     choices: tuple[Choice, ...]
     prompt_token_ids: tuple[int, ...]
     usage: Usage
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    embedding: bytes | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
@@ -230,7 +259,7 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=27):
 
 
 class Texts(msgspec.Struct, frozen=True, array_like=True, tag=28):
-    """Answer to Detokenize. error: why there are none, as where the checkpoint has no tokenizer."""
+    """Answer to Detokenize, and to a Tokenize with `render`. error: why there are none, as without a tokenizer."""
 
     request_id: int
     texts: tuple[str, ...]

@@ -14,26 +14,41 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Hello(1), "91920101"),
     (
         wire.Generate(7, SamplingParams(max_tokens=5, temperature=0.0), text="héllo"),
-        ("91960207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0"),
+        ("91970207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0"),
     ),
     (
         wire.Generate(8, SamplingParams(n=2, stop="x", logit_bias={3: -1.5}, seed=-1), token_ids=[0, 127, 70000]),
         (
-            "91960208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
-            "00c093007fce00011170c0"
+            "91970208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
+            "00c093007fce00011170c0c0"
         ),
     ),
     (
         wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")]),
-        "91960209de0000c0c09192a475736572a26869",
+        "91970209de0000c0c09192a475736572a26869c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(), token_ids=[1], task=wire.Embed("last", False, 64)),
+        "9197020ade0000c09101c09401a46c617374c240",
+    ),
+    (
+        wire.Generate(11, SamplingParams(prompt_logprobs=0), token_ids=[1], task=wire.Score(0)),
+        "9197020bde0001af70726f6d70745f6c6f6770726f627300c09101c0920200",
     ),
     (wire.Abort([7, 300]), "9192039207cd012c"),
     (wire.StatsRequest(12), "9192040c"),
     (wire.Drain(), "919205c3"),
     (wire.Drain(abort=False), "919205c2"),
     (wire.Goodbye(), "919106"),
-    (wire.Tokenize(5, "hé"), "91950705a368c3a9c3c0"),
-    (wire.Tokenize(6, "", special=False, messages=[wire.Message("user", "hi")]), "91950706a0c29192a475736572a26869"),
+    (wire.Tokenize(5, "hé"), "91970705a368c3a9c3c0c3c2"),
+    (
+        wire.Tokenize(6, "", messages=[wire.Message("user", "hi")], add_generation_prompt=False, render=True),
+        "91970706a0c39192a475736572a26869c2c3",
+    ),
+    (
+        wire.Tokenize(6, "", special=False, messages=[wire.Message("user", "hi")]),
+        "91970706a0c29192a475736572a26869c3c2",
+    ),
     (wire.Detokenize(7, [1, 300]), "919508079201cd012cc3c2"),
 ]
 
@@ -41,7 +56,9 @@ TO_CLIENT: list[tuple[Any, str]] = [
     (wire.Progress("load", 1, 98_000_000, "weights"), "919514a46c6f616401ce05d75c80a777656967687473"),
     (
         wire.Ready(1, 42, "0.1.0", EngineOptions(model="m", max_model_len=2048), "Llama", True, False, 49152, 64, (2,)),
-        ("919b15012aa5302e312e30de0002a56d6f64656ca16dad6d61785f6d6f64656c5f6c656ecd0800a54c6c616d61c3c2cdc000409102"),
+        (
+            "919c15012aa5302e312e30de0002a56d6f64656ca16dad6d61785f6d6f64656c5f6c656ecd0800a54c6c616d61c3c2cdc00040910200"
+        ),
     ),
     (
         wire.Deltas(
@@ -65,9 +82,13 @@ TO_CLIENT: list[tuple[Any, str]] = [
             (None, wire.TokenLogprob(2, -1.0, 3)),
         ),
         (
-            "91961707919400a66c656e677468c0cbc00400000000000092010296020105cb3fd0000000000000cb3fe00000"
-            "00000000cb3ff000000000000092c09402cbbff00000000000000390"
+            "91971707919400a66c656e677468c0cbc00400000000000092010296020105cb3fd0000000000000cb3fe00000"
+            "00000000cb3ff000000000000092c09402cbbff00000000000000390c0"
         ),
+    ),
+    (
+        wire.Finished(8, (wire.Choice(0, "stop", None, None),), (1,), wire.Usage(1), None, b"\0\0\x80\x3f"),
+        "91971708919400a473746f70c0c0910196010000cb0000000000000000c0cb0000000000000000c0c4040000803f",
     ),
     (
         wire.Failed(7, "timeout", "late", "total", (1,), wire.Usage()),

@@ -12,6 +12,7 @@ import torch
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
+from octavo_engine.execution.pooling import Pooler
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
 from octavo_engine.ops import Ops, Progress, TensorSpec
@@ -32,12 +33,14 @@ class StepResult:
     """What a step made.
 
     tokens: flattened in the order of plan.seqs[i].samplers; logprobs alongside, None where not asked for.
-    prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk.
+    prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk. vectors: by the slot
+    of the SeqStep that asked for pooling and completed it, [E] float32 on the host.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    vectors: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,6 +116,7 @@ class Runner:
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
+        self._pooler = Pooler(model)
         self._copied = -1  # the step whose copies are done
 
     @staticmethod
@@ -139,16 +143,18 @@ class Runner:
                 return Step(plan.step, StepResult([], []))
             built = self._builder.build(plan.seqs)
             found: dict[int, list[TokenLogprob]] = {}
+            vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
                 hidden = self._forward(*built.batch.tensors)
-            elif all(seq.prompt_logprobs < 0 for seq in plan.seqs):
+            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.seqs):
                 hidden = self._forward_kept(*built.batch.tensors, *built.kept)
             else:
                 every = self._forward(*built.batch.tensors)
                 found = self._prompt_logprobs(every, plan.seqs)
+                vectors = self._pool(every, plan.seqs)
                 hidden = every.index_select(0, built.draw_rows)
             tokens, logprobs = self._draw(hidden, built.draw_slots)
-            result = StepResult(tokens, logprobs, found)
+            result = StepResult(tokens, logprobs, found, vectors)
         if tokens:
             self._sampler.commit(built.draw_slots, tokens)
         return Step(plan.step, result)
@@ -163,6 +169,7 @@ class Runner:
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:
             self._sampler.end(slot)
+            self._pooler.end(slot)
         for start in plan.starts:
             self._sampler.start(start)
         if plan.step != self._copied:  # a second run of the step might copy what the first has written since
@@ -185,6 +192,13 @@ class Runner:
             tokens += drawn
             logprobs += entries
         return tokens, logprobs
+
+    def _pool(self, hidden: torch.Tensor, seqs: list[SeqStep]) -> dict[int, torch.Tensor]:
+        rows = self._pooler.rows(seqs)
+        if not rows:
+            return {}
+        picked = hidden.index_select(0, torch.tensor(rows, dtype=torch.int32))
+        return self._pooler.add(seqs, self._pooler.hidden(picked))
 
     def _prompt_logprobs(self, hidden: torch.Tensor, seqs: list[SeqStep]) -> dict[int, list[TokenLogprob]]:
         found: dict[int, list[TokenLogprob]] = {}

@@ -66,6 +66,9 @@ class GPT2:
     def logits(self, rows: Tensor) -> Tensor:
         return self.head(self.norm(rows), torch.float32)
 
+    def hidden_states(self, rows: Tensor) -> Tensor:
+        return self.norm(rows).float()
+
 
 class GPT2Layer:
     """x += Attention(LN(x)); x += MLP(LN(x))."""

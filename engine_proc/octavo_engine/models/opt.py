@@ -74,10 +74,14 @@ class OPT:
         return x
 
     def logits(self, rows: Tensor) -> Tensor:
+        return self.head(self._final(rows), torch.float32)
+
+    def hidden_states(self, rows: Tensor) -> Tensor:
+        return self._final(rows).float()
+
+    def _final(self, rows: Tensor) -> Tensor:
         h = self.ops.cast(rows, self.act_dtype) if self.final_norm is None else self.final_norm(rows)
-        if self.project_out is not None:
-            h = self.project_out(h)  # [L, E]
-        return self.head(h, torch.float32)
+        return h if self.project_out is None else self.project_out(h)  # [L, E]
 
 
 class PreNormLayer:

@@ -26,7 +26,9 @@ class Request:
 
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
-    cache_salt: prefix-cache pages are shared only between requests with the same salt.
+    cache_salt: prefix-cache pages are shared only between requests with the same salt. draws: False where the prompt is
+    only read: the request ends when it has been computed. pooling: what becomes of its hidden states then, "mean",
+    "last" or "". prompt_scored: where prompt logprobs begin, 0 but for wire.Score.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -38,6 +40,8 @@ class Request:
     arrival: float
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
+    draws: bool = True
+    pooling: str = ""
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for

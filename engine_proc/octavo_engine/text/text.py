@@ -75,12 +75,12 @@ class Text:
             raise TextError(_NO_TOKENIZER)
         return self._backend.encode(text, add_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of the template applied to {"role", "content"} messages, ready for the assistant's answer. The
         template writes the BOS where the model wants one. Raises TextError."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, add_generation_prompt), add_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt that encode_chat encodes. Raises TextError."""
         if self._backend is None:
             raise TextError(_NO_TOKENIZER)
@@ -89,7 +89,7 @@ class Text:
                 "the checkpoint has no chat template: give the prompt as text, or name a tokenizer that has one in "
                 "EngineOptions.tokenizer"
             )
-        return self.chat_template.render(messages)
+        return self.chat_template.render(messages, add_generation_prompt)
 
     def encode_bad_words(self, words: Iterable[str]) -> list[list[int]]:
         """Token sequences to forbid: each word as at the start of a text and, where that is another first token

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from octavo.errors import OctavoError
 from octavo.openai.chat import chat
 from octavo.openai.completions import completions
+from octavo.openai.embeddings import EmbeddingRequest, embeddings
 from octavo.openai.errors import HTTPError, answer_of, report
 from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, WrongField
 from octavo.openai.metrics import Metrics
@@ -54,6 +55,7 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/embeddings", server.embeddings, methods=["POST"]),
         Route("/v1/models", server.models, methods=["GET"]),
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/tokenize", server.tokenize, methods=["POST"]),
@@ -98,6 +100,11 @@ class Server:
         request = await self._read(http, CompletionRequest)
         self._check_model(request.model)
         return await completions(self, http, request)
+
+    async def embeddings(self, http: Request) -> Response:
+        request = await self._read(http, EmbeddingRequest)
+        self._check_model(request.model)
+        return await embeddings(self, http, request)
 
     async def models(self, http: Request) -> Response:
         return self.json({"object": "list", "data": [self._card(name) for name in self.names]})
