@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from octavo import wire
+from octavo_engine.adapters import AdapterStore, UnknownAdapter
 from octavo_engine.delivery import Live
 from octavo_engine.execution.errors import OutOfMemory
 from octavo_engine.execution.pooling import NotFinite
@@ -53,11 +54,13 @@ class Core:
         owned: bool,
         clients: set[Client],
         clock: Callable[[], float] = time.monotonic,
+        adapters: AdapterStore | None = None,
     ) -> None:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
         self.steps = Steps(scheduler, runner, self._fail_sequence)
         self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size)
+        self.adapters = adapters or AdapterStore(None, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
         self._deadlines: list[tuple[float, Key, str]] = []
@@ -81,6 +84,7 @@ class Core:
                 self._drain(abort=True)
             self._admit_tokenised()
             self._expire()
+            self._settle_adapters()
             plan = self.scheduler.schedule()
             if plan is not None:
                 self._mark_started(plan)
@@ -88,6 +92,7 @@ class Core:
                 self._deliver(done, result)
             self._flush()
         self.intake.close()
+        self.adapters.close()
         for client in self._clients:
             self.mailbox.send(client, [wire.Dying("drained", "the engine was asked to end")])
 
@@ -110,6 +115,8 @@ class Core:
     def _patience(self) -> float | None:
         """Seconds that `receive` may wait."""
         if self.scheduler.has_work or self.steps.in_flight or (self._draining and not self._live):
+            return 0
+        if self.adapters.waiting and not self._live:
             return 0
         if self._deadlines:
             return max(0.0, self._deadlines[0][0] - self.clock())
@@ -193,6 +200,12 @@ class Core:
                 self._outbox[client].append(wire.Stats(message.token, self.stats()))
             case wire.Tokenize() | wire.Detokenize():
                 self._tokenize(client, message)
+            case wire.LoadLora():
+                self._answer(client, self.adapters.load(client, message))
+            case wire.UnloadLora():
+                self._answer(client, self.adapters.unload(client, message))
+            case wire.ListLoras():
+                self._answer(client, wire.Loras(message.request_id, self.adapters.infos()))
             case wire.Hello():
                 if message.protocol != wire.PROTOCOL_VERSION:
                     self._outbox[client].append(wrong_protocol(message.protocol))
@@ -231,7 +244,12 @@ class Core:
             if seconds is not None:
                 heapq.heappush(self._deadlines, (now + seconds, key, which))
         try:
+            if message.lora is not None:
+                live.adapter = self.adapters.find(message.lora)
             request = self.intake.begin(key, message, now)
+        except UnknownAdapter as error:
+            self._fail(key, "unknown_lora", str(error))
+            return
         except InvalidPrompt as error:
             self._fail(key, "invalid_request", str(error))
             return
@@ -252,10 +270,21 @@ class Core:
             )
         else:
             answer = self.intake.tokenize(client, message)
+        self._answer(client, answer)
+
+    def _answer(self, client: Client, answer: Any | None) -> None:
         if answer is not None:
             self._outbox[client].append(answer)
 
+    def _settle_adapters(self) -> None:
+        if self.adapters.waiting:
+            used = {live.adapter.number for live in self._live.values() if live.adapter is not None}
+            for client, answer in self.adapters.settle(used):
+                self._outbox[client].append(answer)
+
     def _admit(self, live: Live, request: Any) -> None:
+        if live.adapter is not None:
+            request.adapter, request.cache_salt = live.adapter.number, live.adapter.salt
         try:
             self.scheduler.add(request)
         except DoesNotFit as error:

@@ -11,6 +11,7 @@ from octavo_engine.text import Detokenizer, Text
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from octavo_engine.adapters import Loaded
     from octavo_engine.mailbox import Client
     from octavo_engine.scheduling.sequence import Request, Sequence
 
@@ -21,6 +22,7 @@ class Live:
     """A request from its arrival to its one Finished or Failed. Times are in seconds of the core's clock."""
 
     __slots__ = (
+        "adapter",
         "arrival",
         "client",
         "cumulative",
@@ -45,6 +47,7 @@ class Live:
         self.detokenizers: list[Detokenizer] = []
         self.cumulative: list[float] = []
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
+        self.adapter: Loaded | None = None
         self.embedding: bytes | None = None
         self.open_choices = generate.params.n
         self.ends: list[tuple[str, str | int | None]] = [("abort", None)] * generate.params.n

@@ -121,11 +121,13 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     greeter("start", 0, 0, "importing torch")
     import torch
 
+    from octavo_engine.adapters import AdapterStore, CannotLoad
     from octavo_engine.core import Core
     from octavo_engine.execution import kv_cache
     from octavo_engine.execution.device_runner import DeviceRunner
     from octavo_engine.execution.pooling import embedding_size
     from octavo_engine.execution.runner import Runner
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.machine import Machine, NoRoom
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
     from octavo_engine.ops import OpsUnavailable
@@ -145,6 +147,11 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
         dtype = getattr(torch, dtype_name)
         quantization = quantization_of(source.checkpoint, options.quantization)
+        adapters = None
+        if options.enable_lora:
+            if ops.asynchronous:
+                raise StartFailed("invalid_option", "enable_lora=True: adapters run on a CPU so far; take device='cpu'")
+            adapters = Adapters(options.max_loras, ops.activation_dtype(dtype))
         network = load_model(
             source,
             ops,
@@ -154,6 +161,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_model_len=options.max_model_len,
             cache=_cache(options),
             trust_remote_code=options.trust_remote_code,
+            adapters=adapters,
         )
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
@@ -207,6 +215,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_model_len=options.max_model_len,
             kv_dtype=kv_dtype,
             progress=greeter,
+            adapters=adapters,
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
@@ -224,6 +233,12 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         )
     )
     ready = _ready(options, source, text, shape, num_pages, embedding_size(network, ops.device))
+    store = AdapterStore(adapters, options, greeter.mailbox.wake)
+    for name, path in options.loras.items():
+        try:
+            store.load_now(name, path)
+        except CannotLoad as error:
+            raise StartFailed("model", f"loras[{name!r}]: {error}") from error
     # What was loaded stays: keep the collector from walking it again and again.
     gc.collect()
     gc.freeze()
@@ -234,7 +249,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         quantization.describe() if quantization else "weights as stored",
         num_pages, options.page_size, threads, ops.isa,
     )  # fmt: skip
-    return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients)
+    return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients, adapters=store)
 
 
 def _torch_name(kv_cache_dtype: str) -> str:

@@ -156,35 +156,37 @@ class AsyncClient:
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
-        """The whole answer to a prompt; cancelling it aborts the request.
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, lora: str | None = None
+    ) -> Completion:
+        """The whole answer to a prompt; cancelling it aborts the request. lora: by an adapter that is loaded.
 
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
         EngineDead, EngineUnresponsive (no sign of life for options.heartbeat_timeout) or ClientClosed.
         """
         router = self._session.router
-        request = router.submit(False, _message(prompt, params))
+        request = router.submit(False, _message(prompt, params, lora))
         finished = await end_of(router, request)
         done = completion(request.pending, finished)
         assert done is not None
         return done
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, lora: str | None = None) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
 
         Leaving the stream in any way aborts the request.
         """
         params = params or _DEFAULT_PARAMS
         router = self._session.router
-        return Stream(self, router, router.submit(True, _message(prompt, params)), params.n)
+        return Stream(self, router, router.submit(True, _message(prompt, params, lora)), params.n)
 
     async def chat(
-        self, messages: Sequence[Mapping[str, str] | wire.Message], params: SamplingParams | None = None
+        self, messages: Messages, params: SamplingParams | None = None, *, lora: str | None = None
     ) -> Completion:
         """`generate` for chat messages: {"role": ..., "content": ...}, through the model's chat template."""
         if isinstance(messages, str) or not messages:
             raise InvalidRequest('messages: give at least one {"role": ..., "content": ...}')
-        return await self.generate(messages, params)
+        return await self.generate(messages, params, lora=lora)
 
     # ---- prompts that are only read ------------------------------------------------------------------------------
 
@@ -195,6 +197,7 @@ class AsyncClient:
         pooling: Literal["mean", "last"] = "mean",
         normalize: bool = True,
         dimensions: int | None = None,
+        lora: str | None = None,
         params: SamplingParams | None = None,
     ) -> Embeddings:
         """A vector for each text (or list of token ids): the model's hidden states behind its final norm, pooled.
@@ -208,13 +211,14 @@ class AsyncClient:
 
         prompts = reading.prompts_of(inputs, _token_ids)
         task = wire.Embed(pooling, bool(normalize), dimensions)
-        return await reading.embed(self._session.router, prompts, task, _read_params(params))
+        return await reading.embed(self._session.router, prompts, task, _read_params(params), _lora(lora))
 
     async def score(
         self,
         prompt: Prompt,
         continuations: Sequence[str] | Sequence[Sequence[int]],
         *,
+        lora: str | None = None,
         params: SamplingParams | None = None,
     ) -> list[Score]:
         """How likely each continuation of the prompt is: the log probabilities of its tokens.
@@ -238,7 +242,7 @@ class AsyncClient:
                 whole = await router.tokenize(text + continuation, special, None)
             else:
                 whole = prefix + _token_ids(list(continuation))
-            requests.append(reading.score_request(prefix, whole, params))
+            requests.append(reading.score_request(prefix, whole, params, _lora(lora)))
         first = await reading.read_all(router, [make for make, _ in requests[:1]])
         rest = await reading.read_all(router, [make for make, _ in requests[1:]])
         return [reading.scored(done, count) for done, (_, count) in zip(first + rest, requests, strict=True)]
@@ -304,6 +308,28 @@ class AsyncClient:
         """What each token stands for by itself, special ones by their names; U+FFFD for a part of a character."""
         return list(await self._session.router.detokenize(_token_ids(list(token_ids)), False, True))
 
+    # ---- adapters --------------------------------------------------------------------------------------------------
+
+    async def load_lora(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Load a LoRA adapter in peft's format, from a folder on the engine's machine or of a hub id, under a name.
+
+        Requests choose it with `lora=name`; any number of adapters run side by side in one batch. Loading the same path
+        under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
+        and where EngineOptions.max_loras are loaded.
+        """
+        await self._session.router.loras(lambda number: wire.LoadLora(number, _lora(name) or "", os.fspath(path)))
+
+    async def unload_lora(self, name: str) -> None:
+        """No new request can name it from now on; returns when those that run with it have ended.
+
+        Raises LoraError where none of that name is loaded.
+        """
+        await self._session.router.loras(lambda number: wire.UnloadLora(number, _lora(name) or ""))
+
+    async def loras(self) -> tuple[wire.LoraInfo, ...]:
+        """The adapters that are loaded: name, path, rank, modules."""
+        return await self._session.router.loras(wire.ListLoras)
+
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""
         with anyio.move_on_after(timeout):
@@ -330,21 +356,28 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
     return CurveKeys(server, public, secret)
 
 
-def _message(prompt: Prompt, params: SamplingParams | None) -> Callable[[int], wire.Generate]:
+def _message(prompt: Prompt, params: SamplingParams | None, lora: str | None) -> Callable[[int], wire.Generate]:
     """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
     params = params or _DEFAULT_PARAMS
     if not isinstance(params, SamplingParams):
         raise InvalidRequest(f"params: a SamplingParams is needed, not {type(params).__name__}")
+    _lora(lora)
     if isinstance(prompt, str):
-        return lambda request_id: wire.Generate(request_id, params, text=prompt)
+        return lambda request_id: wire.Generate(request_id, params, text=prompt, lora=lora)
     if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
         messages = [_turn(item) for item in items]
-        return lambda request_id: wire.Generate(request_id, params, messages=messages)
+        return lambda request_id: wire.Generate(request_id, params, messages=messages, lora=lora)
     token_ids = _token_ids(items)
-    return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids)
+    return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids, lora=lora)
+
+
+def _lora(name: Any) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise InvalidRequest(f"lora: the name of an adapter is needed, not {type(name).__name__}")
+    return name
 
 
 def _read_params(params: SamplingParams | None, **more: Any) -> SamplingParams:

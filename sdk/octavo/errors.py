@@ -3,7 +3,8 @@
 OctavoError
 ├── InvalidOption            a field of EngineOptions or SamplingParams has a wrong value (also a ValueError)
 ├── InvalidRequest           this request can't be served as asked (also a ValueError)
-│   └── PromptTooLong        it does not fit the context or the whole cache
+│   ├── PromptTooLong        it does not fit the context or the whole cache
+│   └── LoraError            an adapter is not loaded, or can't be loaded or unloaded
 ├── Overloaded               admission bounds are full; try again later
 ├── RequestTimeout           one of the request's own deadlines passed; `.partial` keeps what came
 ├── RequestFailed            the engine could not finish this one request
@@ -33,6 +34,7 @@ __all__ = [
     "EngineUnresponsive",
     "InvalidOption",
     "InvalidRequest",
+    "LoraError",
     "ModelError",
     "OctavoError",
     "OutOfMemory",
@@ -65,6 +67,10 @@ class InvalidRequest(OctavoError, ValueError):
 
 class PromptTooLong(InvalidRequest):
     """Prompt and asked tokens exceed max_model_len or the KV cache."""
+
+
+class LoraError(InvalidRequest):
+    """No adapter of that name is loaded, or one can't be loaded: its file, the model, or EngineOptions.max_loras."""
 
 
 class Overloaded(OctavoError):

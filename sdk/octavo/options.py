@@ -264,6 +264,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
     slower. On a CPU, and by weights of 4 and 8 bits, they never do.
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
+    enable_lora: linear layers take LoRA adapters, chosen a request by name; on a CPU. max_loras: loaded at a time;
+    max_lora_rank: of any. loras: a name -> a folder (or hub id) to load at the start; implies enable_lora.
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
@@ -289,6 +291,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     enable_prefix_caching: bool = True
     max_queued_requests: int = 4096
     max_queued_tokens: int = 8 << 20
+    enable_lora: bool = False
+    max_loras: int = 8
+    max_lora_rank: int = 64
+    loras: dict[str, str] = {}
     num_threads: int = 0
     seed: int | None = None
     ready_timeout: float = 120.0
@@ -328,6 +334,15 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _whole("max_queued_requests", self.max_queued_requests, 1)
         _whole("max_queued_tokens", self.max_queued_tokens, 1)
+        _flag("enable_lora", self.enable_lora)
+        _whole("max_loras", self.max_loras, 1, 4096)
+        _whole("max_lora_rank", self.max_lora_rank, 1, 512)
+        if not isinstance(self.loras, dict) or not all(isinstance(x, str) and x for i in self.loras.items() for x in i):
+            raise InvalidOption("loras", self.loras, "a dict of name to folder or hub id")
+        if len(self.loras) > self.max_loras:
+            raise InvalidOption("loras", self.loras, f"at most max_loras={self.max_loras}")
+        if self.loras:
+            msgspec.structs.force_setattr(self, "enable_lora", True)
         _whole("num_threads", self.num_threads, 0, 4096)
         if self.seed is not None:
             _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)

@@ -57,7 +57,7 @@ def usage_of(done: Sequence[wire.Finished]) -> Usage:
 
 
 async def embed(
-    router: Router, prompts: Sequence[str | list[int]], task: wire.Embed, params: SamplingParams
+    router: Router, prompts: Sequence[str | list[int]], task: wire.Embed, params: SamplingParams, lora: str | None
 ) -> Embeddings:
     """See AsyncClient.embed; prompts are checked."""
     if task.pooling not in ("mean", "last"):
@@ -67,7 +67,7 @@ async def embed(
         raise InvalidOption("dimensions", dimensions, "None or a whole number >= 1")
 
     def make(prompt: str | list[int]) -> Make:
-        return lambda number: _generate(number, params, prompt, task)
+        return lambda number: _generate(number, params, prompt, task, lora)
 
     done = await read_all(router, map(make, prompts))
     return Embeddings(tuple(_floats(one.embedding or b"") for one in done), usage_of(done))
@@ -80,7 +80,7 @@ def _floats(data: bytes) -> array[float]:
     return vector
 
 
-def score_request(prefix: list[int], whole: list[int], params: SamplingParams) -> tuple[Make, int]:
+def score_request(prefix: list[int], whole: list[int], params: SamplingParams, lora: str | None) -> tuple[Make, int]:
     """The request for what `whole` says beyond what it shares with `prefix`, and how many tokens those are."""
     shared = 0
     for ours, theirs in zip(prefix, whole, strict=False):
@@ -91,7 +91,8 @@ def score_request(prefix: list[int], whole: list[int], params: SamplingParams) -
         raise InvalidRequest("continuations: one adds no token to the prompt")
     if not shared:
         raise InvalidRequest("prompt: at least one token is needed before what is scored")
-    return lambda number: _generate(number, params, whole, wire.Score(shared - 1)), len(whole) - shared
+    task = wire.Score(shared - 1)
+    return lambda number: _generate(number, params, whole, task, lora), len(whole) - shared
 
 
 def scored(done: wire.Finished, count: int) -> Score:
@@ -100,10 +101,12 @@ def scored(done: wire.Finished, count: int) -> Score:
     return Score(tuple(entry.token_id for entry in entries), tuple(entry.logprob for entry in entries))
 
 
-def _generate(number: int, params: SamplingParams, prompt: str | list[int], task: Any) -> wire.Generate:
+def _generate(
+    number: int, params: SamplingParams, prompt: str | list[int], task: wire.Embed | wire.Score, lora: str | None
+) -> wire.Generate:
     if isinstance(prompt, str):
-        return wire.Generate(number, params, text=prompt, task=task)
-    return wire.Generate(number, params, token_ids=prompt, task=task)
+        return wire.Generate(number, params, text=prompt, task=task, lora=lora)
+    return wire.Generate(number, params, token_ids=prompt, task=task, lora=lora)
 
 
 def prompts_of(inputs: Any, token_ids: Callable[[list[Any]], list[int]]) -> list[str | list[int]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo import wire
-from octavo.errors import InvalidRequest, OctavoError, ProtocolMismatch
+from octavo.errors import InvalidRequest, LoraError, OctavoError, ProtocolMismatch
 from octavo.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _MERGE_AT = 256
 _HEARTBEAT = 0
 
 Outcome = wire.Finished | wire.Failed | OctavoError
-_Answer = wire.Stats | wire.Tokens | wire.Texts
+_Answer = wire.Stats | wire.Tokens | wire.Texts | wire.Loras
 
 
 def merge(deltas: list[wire.Delta]) -> list[wire.Delta]:
@@ -229,6 +229,14 @@ class Router:
             raise InvalidRequest(answer.error)
         return answer.texts
 
+    async def loras(self, make: Callable[[int], Any]) -> tuple[wire.LoraInfo, ...]:
+        """Load, unload or list adapters: what is loaded then. Raises LoraError."""
+        answer = await self._ask(make)
+        assert isinstance(answer, wire.Loras)
+        if answer.error is not None:
+            raise LoraError(answer.error)
+        return answer.loras
+
     async def _ask(self, make: Callable[[int], Any]) -> _Answer:
         """Send a question and wait for its one answer; the heartbeat sees to it that this ends."""
         if self._failure is not None:
@@ -296,7 +304,7 @@ class Router:
                     request.end(message)
             case wire.Stats(number) if number == _HEARTBEAT:
                 self.heartbeat.asked = False
-            case wire.Stats(number) | wire.Tokens(number) | wire.Texts(number):
+            case wire.Stats(number) | wire.Tokens(number) | wire.Texts(number) | wire.Loras(number):
                 if number in self._asked:
                     self._answer(number, message)
             case wire.Progress():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from octavo import wire
 from octavo.errors import (
     InvalidRequest,
+    LoraError,
     OctavoError,
     OutOfMemory,
     Overloaded,
@@ -29,6 +30,8 @@ def error_of(failed: wire.Failed, partial: Completion | None = None) -> OctavoEr
     match failed.code:
         case "invalid_request":
             return InvalidRequest(failed.message)
+        case "unknown_lora":
+            return LoraError(failed.message)
         case "prompt_too_long":
             return PromptTooLong(failed.message)
         case "overloaded" | "draining":

@@ -29,6 +29,10 @@ __all__ = [
     "Generate",
     "Goodbye",
     "Hello",
+    "ListLoras",
+    "LoadLora",
+    "LoraInfo",
+    "Loras",
     "Message",
     "Progress",
     "Ready",
@@ -39,6 +43,7 @@ __all__ = [
     "TokenLogprob",
     "Tokenize",
     "Tokens",
+    "UnloadLora",
     "Usage",
     "decode_to_client",
     "decode_to_engine",
@@ -92,7 +97,7 @@ class Score(msgspec.Struct, frozen=True, array_like=True, tag=2):
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
 
-    task: what else than to continue it; no token is drawn then.
+    task: what else than to continue it; no token is drawn then. lora: the adapter to run it with, by name.
     """
 
     request_id: int
@@ -101,6 +106,7 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
     task: Embed | Score | None = None
+    lora: str | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -147,6 +153,27 @@ class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag=8):
     token_ids: list[int]
     skip_special_tokens: bool = True
     each: bool = False
+
+
+class LoadLora(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Load the adapter of a folder or hub id under a name; answered by Loras. Loading it again changes nothing."""
+
+    request_id: int
+    name: str
+    path: str
+
+
+class UnloadLora(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """New requests can't name it from now on; answered by Loras once those that run with it have ended."""
+
+    request_id: int
+    name: str
+
+
+class ListLoras(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Answered by Loras."""
+
+    request_id: int
 
 
 # ---- to the client ---------------------------------------------------------------------------------------------
@@ -230,7 +257,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The request ended in an error. code: invalid_request, prompt_too_long, overloaded, timeout, failed,
+    """The request ended in an error. code: invalid_request, unknown_lora, prompt_too_long, overloaded, timeout, failed,
     out_of_memory, draining.
     which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
     are given once the request had been admitted."""
@@ -266,6 +293,23 @@ class Texts(msgspec.Struct, frozen=True, array_like=True, tag=28):
     error: str | None = None
 
 
+class LoraInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An adapter that is loaded. rank: the largest of its layers; modules: the last parts of their names."""
+
+    name: str
+    path: str
+    rank: int
+    modules: tuple[str, ...]
+
+
+class Loras(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """Answer to LoadLora, UnloadLora and ListLoras: what is loaded now. error: why it was not done."""
+
+    request_id: int
+    loras: tuple[LoraInfo, ...]
+    error: str | None = None
+
+
 class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     """The engine is about to exit. code: start_failed, model, invalid_option, out_of_memory, protocol, drained,
     device_lost, internal."""
@@ -274,8 +318,20 @@ class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     message: str
 
 
-ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye | Tokenize | Detokenize
-ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens | Texts
+ToEngine = (
+    Hello
+    | Generate
+    | Abort
+    | StatsRequest
+    | Drain
+    | Goodbye
+    | Tokenize
+    | Detokenize
+    | LoadLora
+    | UnloadLora
+    | ListLoras
+)
+ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens | Texts | Loras
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])

@@ -32,6 +32,7 @@ def test_all_is_sorted_and_pinned() -> None:
         "EngineUnresponsive",
         "InvalidOption",
         "InvalidRequest",
+        "LoraError",
         "Message",
         "ModelError",
         "OctavoError",

@@ -14,26 +14,26 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Hello(1), "91920101"),
     (
         wire.Generate(7, SamplingParams(max_tokens=5, temperature=0.0), text="héllo"),
-        ("91970207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0"),
+        ("91980207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0c0"),
     ),
     (
         wire.Generate(8, SamplingParams(n=2, stop="x", logit_bias={3: -1.5}, seed=-1), token_ids=[0, 127, 70000]),
         (
-            "91970208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
-            "00c093007fce00011170c0c0"
+            "91980208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
+            "00c093007fce00011170c0c0c0"
         ),
     ),
     (
         wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")]),
-        "91970209de0000c0c09192a475736572a26869c0",
+        "91980209de0000c0c09192a475736572a26869c0c0",
     ),
     (
         wire.Generate(10, SamplingParams(), token_ids=[1], task=wire.Embed("last", False, 64)),
-        "9197020ade0000c09101c09401a46c617374c240",
+        "9198020ade0000c09101c09401a46c617374c240c0",
     ),
     (
         wire.Generate(11, SamplingParams(prompt_logprobs=0), token_ids=[1], task=wire.Score(0)),
-        "9197020bde0001af70726f6d70745f6c6f6770726f627300c09101c0920200",
+        "9198020bde0001af70726f6d70745f6c6f6770726f627300c09101c0920200c0",
     ),
     (wire.Abort([7, 300]), "9192039207cd012c"),
     (wire.StatsRequest(12), "9192040c"),
@@ -49,6 +49,9 @@ TO_ENGINE: list[tuple[Any, str]] = [
         wire.Tokenize(6, "", special=False, messages=[wire.Message("user", "hi")]),
         "91970706a0c29192a475736572a26869c3c2",
     ),
+    (wire.LoadLora(3, "a", "/x"), "91940c03a161a22f78"),
+    (wire.UnloadLora(4, "a"), "91930d04a161"),
+    (wire.ListLoras(5), "91920e05"),
     (wire.Detokenize(7, [1, 300]), "919508079201cd012cc3c2"),
 ]
 
@@ -102,6 +105,8 @@ TO_CLIENT: list[tuple[Any, str]] = [
     (wire.Tokens(5, (1, 49151)), "91941b059201cdbfffc0"),
     (wire.Tokens(6, (), "none"), "91941b0690a46e6f6e65"),
     (wire.Texts(7, ("a", "\ufffd")), "91941c0792a161a3efbfbdc0"),
+    (wire.Loras(5, (wire.LoraInfo("a", "/x", 16, ("q_proj",)),)), "919420059194a161a22f781091a6715f70726f6ac0"),
+    (wire.Loras(5, (), "none"), "9194200590a46e6f6e65"),
     (wire.Dying("internal", "IndexError"), "91931aa8696e7465726e616caa496e6465784572726f72"),
 ]
 

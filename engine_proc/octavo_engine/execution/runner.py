@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.wire import TokenLogprob
-from octavo_engine.execution.batch import BatchBuilder
+from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.pooling import Pooler
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
-from octavo_engine.ops import Ops, Progress, TensorSpec
+from octavo_engine.ops import KeptRows, Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.models.base import CausalLM
 
 __all__ = ["Runner", "Step", "StepResult", "independent_copies"]
@@ -91,8 +92,9 @@ class Runner:
         kv_dtype: torch.dtype,
         progress: Progress | None = None,
         graphs: bool = True,
+        adapters: Adapters | None = None,
     ) -> None:
-        """graphs: capture decode steps where the backend can."""
+        """graphs: capture decode steps where the backend can. adapters: those of the model's layers."""
         config = model.config
         self._ops = ops
         self.cache = KVCache(ops, cache_layout(config, num_pages, page_size, kv_dtype))
@@ -112,12 +114,27 @@ class Runner:
         )
         if not self.asynchronous:
             self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        if adapters is not None:
+            self._record_adapted(model, kv, adapters)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._pooler = Pooler(model)
         self._copied = -1  # the step whose copies are done
+
+    def _record_adapted(self, model: CausalLM, kv: list[tuple[torch.Tensor, torch.Tensor]], adapters: Adapters) -> None:
+        """The forward once more for steps in which some row has an adapter: others are not slowed down by what it lets
+        be fused."""
+
+        def forward(*tensors: torch.Tensor) -> torch.Tensor:
+            with adapters.of(tensors[-1]):
+                return model.forward(Batch.of(tensors[:-1], kv))
+
+        specs = (*BATCH_SPECS, TensorSpec(("T",), torch.int32, fill=-1))
+        self._forward_adapted = self._ops.record(forward, specs)
+        kept = KeptRows(KEPT_ROWS.writes, (*KEPT_ROWS.inputs, len(BATCH_SPECS)))
+        self._forward_adapted_kept = self._ops.record(forward, specs, kept)
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -145,11 +162,11 @@ class Runner:
             found: dict[int, list[TokenLogprob]] = {}
             vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
-                hidden = self._forward(*built.batch.tensors)
+                hidden = self._run_rows(built)
             elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.seqs):
-                hidden = self._forward_kept(*built.batch.tensors, *built.kept)
+                hidden = self._run_kept(built)
             else:
-                every = self._forward(*built.batch.tensors)
+                every = self._run_rows(built)
                 found = self._prompt_logprobs(every, plan.seqs)
                 vectors = self._pool(every, plan.seqs)
                 hidden = every.index_select(0, built.draw_rows)
@@ -172,11 +189,25 @@ class Runner:
             self._pooler.end(slot)
         for start in plan.starts:
             self._sampler.start(start)
+            self._builder.start(start.slot, start.adapter)
         if plan.step != self._copied:  # a second run of the step might copy what the first has written since
             for copies in independent_copies(plan.copies):
                 src, dst = torch.tensor(copies, dtype=torch.int32).T.contiguous()
                 self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
             self._copied = plan.step
+
+    def _run_rows(self, built: BuiltBatch) -> torch.Tensor:
+        """[T, H]."""
+        if built.adapters is None:
+            return self._forward(*built.batch.tensors)
+        return self._forward_adapted(*built.batch.tensors, built.adapters)
+
+    def _run_kept(self, built: BuiltBatch) -> torch.Tensor:
+        """[draws, H]: of the rows that draw."""
+        if built.adapters is None:
+            return self._forward_kept(*built.batch.tensors, *built.kept)
+        of_draws = built.adapters.index_select(0, built.draw_rows)
+        return self._forward_adapted_kept(*built.batch.tensors, built.adapters, *built.kept, of_draws)
 
     def _draw(self, hidden: torch.Tensor, slots: list[int]) -> tuple[list[int], list[TokenLogprob | None]]:
         """hidden [len(slots), H]: a row for each slot that draws."""

@@ -56,7 +56,9 @@ class OPT:
         self.project_in = self.project_out = self.final_norm = None
         if width != hidden:
             self.project_in = decoder.linear("project_in", hidden, width, Parallel.REPLICATED, bias=False)
-            self.project_out = decoder.linear("project_out", width, hidden, Parallel.REPLICATED, bias=False)
+            self.project_out = decoder.linear(
+                "project_out", width, hidden, Parallel.REPLICATED, bias=False, adapted=False
+            )
         layer = PreNormLayer if pre_norm else PostNormLayer
         self.layers = [
             layer(config, self.config, decoder.at(f"layers.{i}."), affine) for i in range(self.config.num_layers)

@@ -19,6 +19,7 @@ from octavo_engine.ops.cuda_graphs import CudaGraphs, Graphs, Recorded
 from octavo_engine.ops.cuda_quantized import CudaQuantized
 from octavo_engine.ops.cuda_sampling import CudaSampling
 from octavo_engine.ops.cuda_upload import Staging
+from octavo_engine.ops.lora import CudaLora
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,7 @@ def _find_device(asked: str) -> tuple[torch.device, str]:
     return torch.device("cuda", index), f"sm_{capability[0]}{capability[1]}"
 
 
-class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaFamilies, CudaSampling):
+class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaFamilies, CudaSampling, CudaLora):
     """`Ops` on one CUDA device."""
 
     name = "cuda"

@@ -21,7 +21,8 @@ class SeqStart(msgspec.Struct, array_like=True):
     """A sequence takes a slot. Penalties need its history: `prompt` and the `output` so far (after preemption).
 
     eos_ids must not be drawn while the output is shorter than params.min_tokens (end-of-sequence unless ignored, and
-    params.stop_token_ids). bad_words: token sequences whose last token must not follow the others.
+    params.stop_token_ids). bad_words: token sequences whose last token must not follow the others. adapter: number of
+    the LoRA adapter that its tokens are run with, -1 for none.
     """
 
     slot: int
@@ -31,6 +32,7 @@ class SeqStart(msgspec.Struct, array_like=True):
     output: list[int]
     eos_ids: list[int] = []
     bad_words: list[list[int]] = []
+    adapter: int = -1
 
 
 class SeqStep(msgspec.Struct, array_like=True, gc=False):

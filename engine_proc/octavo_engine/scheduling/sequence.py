@@ -28,7 +28,8 @@ class Request:
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
     cache_salt: prefix-cache pages are shared only between requests with the same salt. draws: False where the prompt is
     only read: the request ends when it has been computed. pooling: what becomes of its hidden states then, "mean",
-    "last" or "". prompt_scored: where prompt logprobs begin, 0 but for wire.Score.
+    "last" or "". adapter: as in SeqStart; its requests have a cache_salt of their own. prompt_scored: where prompt
+    logprobs begin, 0 but for wire.Score.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -42,6 +43,7 @@ class Request:
     cache_salt: bytes = b""
     draws: bool = True
     pooling: str = ""
+    adapter: int = -1
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -165,6 +167,7 @@ class Sequence:
             self.output.copy(),
             sorted(self.stops),
             request.bad_words,
+            request.adapter,
         )
 
 
