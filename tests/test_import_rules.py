@@ -34,7 +34,7 @@ ROOMS = {
     "adapters": {"layers", "weights"},
     "steps": {"scheduling", "execution"},
     "machine": {"config", "execution", "models", "ops"},
-    "intake": {"scheduling", "text"},
+    "intake": {"scheduling", "execution", "text"},
     "delivery": {"scheduling", "execution", "text", "mailbox", "adapters"},
     "mailbox": set(),
     "config": set(),

@@ -119,7 +119,7 @@ class AdapterStore:
             if error is None and not self._free:
                 error = self._no_room()
             if error is None:
-                self._put(asked.name, *found)  # type: ignore[arg-type]
+                self._put(asked.name, *found)
             answers.append((asked.client, self._answer(asked, None if error is None else str(error))))
         for asked, loaded in [left for left in self._leaving if left[1].number not in used]:
             self._leaving.remove((asked, loaded))

@@ -19,6 +19,7 @@ from octavo_engine.adapters import AdapterStore, UnknownAdapter
 from octavo_engine.delivery import Live
 from octavo_engine.execution.errors import OutOfMemory
 from octavo_engine.execution.pooling import NotFinite
+from octavo_engine.execution.processors import ProcessorFailed, Processors
 from octavo_engine.intake import Intake, InvalidPrompt, answer_kind
 from octavo_engine.mailbox import wrong_protocol
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
@@ -55,11 +56,12 @@ class Core:
         clients: set[Client],
         clock: Callable[[], float] = time.monotonic,
         adapters: AdapterStore | None = None,
+        processors: Processors | None = None,
     ) -> None:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
         self.steps = Steps(scheduler, runner, self._fail_sequence)
-        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size)
+        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size, processors)
         self.adapters = adapters or AdapterStore(None, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
@@ -335,6 +337,8 @@ class Core:
         """The model can't go on with it."""
         if isinstance(error, OutOfMemory):
             self._fail(sequence.request.key, "out_of_memory", str(error))
+        elif isinstance(error, ProcessorFailed):
+            self._fail(sequence.request.key, "failed", str(error))
         else:
             self._fail(sequence.request.key, "failed", f"the model failed on this request: {error}")
 

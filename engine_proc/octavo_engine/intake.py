@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from octavo import wire
+from octavo_engine.execution.processors import Processors
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text, TextError
 
@@ -40,9 +41,16 @@ class Intake:
     """
 
     def __init__(
-        self, text: Text, vocab_size: int, seed: int | None, wake: Callable[[], None], embedding_size: int = 0
+        self,
+        text: Text,
+        vocab_size: int,
+        seed: int | None,
+        wake: Callable[[], None],
+        embedding_size: int = 0,
+        processors: Processors | None = None,
     ) -> None:
         self._text, self._embedding_size = text, embedding_size
+        self._processors = Processors({}) if processors is None else processors
         self._vocab_size = vocab_size
         self._eos = frozenset(text.eos_token_ids)
         self._seeds = random.Random(seed)
@@ -193,6 +201,11 @@ class Intake:
                 wrong = next(token for token in ids if not 0 <= token < vocab)
                 raise InvalidPrompt(f"{name} {wrong} is outside the vocabulary of {vocab} tokens")
         self._check_task(message)
+        if params.logits_processors:
+            try:
+                self._processors.check(params.logits_processors)
+            except ValueError as error:
+                raise InvalidPrompt(str(error)) from error
         for name, top in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
             if top is not None and top > vocab:
                 raise InvalidPrompt(f"{name}={top} is more than the vocabulary of {vocab} tokens")

@@ -19,6 +19,9 @@ from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
 if TYPE_CHECKING:
     from octavo_engine.core import Core
+    from octavo_engine.execution.processors import Processors
+    from octavo_engine.ops import Ops
+    from octavo_engine.text import Text
     from octavo_engine.weights import QuantizedCache
 
 __all__ = ["serve"]
@@ -204,6 +207,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     )
     assert options.max_model_len is not None
     assert options.max_num_batched_tokens is not None
+    processors = _processors(options, text, shape.vocab_size, ops)
     kind = DeviceRunner if ops.asynchronous else Runner
     try:
         runner = kind(
@@ -216,6 +220,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             kv_dtype=kv_dtype,
             progress=greeter,
             adapters=adapters,
+            processors=processors,
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
@@ -249,7 +254,29 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         quantization.describe() if quantization else "weights as stored",
         num_pages, options.page_size, threads, ops.isa,
     )  # fmt: skip
-    return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients, adapters=store)
+    return Core(
+        greeter.mailbox,
+        scheduler,
+        runner,
+        text,
+        ready,
+        owned=owned,
+        clients=greeter.clients,
+        adapters=store,
+        processors=processors,
+    )
+
+
+def _processors(options: EngineOptions, text: Text, vocab_size: int, ops: Ops) -> Processors:
+    from octavo_engine.execution.processors import CannotImport, Context, Processors, load_processors
+
+    if options.logits_processors and ops.asynchronous:
+        raise StartFailed("invalid_option", "logits_processors={...}: they run on a CPU so far; take device='cpu'")
+    context = Context(vocab_size, tuple(sorted(text.eos_token_ids)), lambda said: text.encode(said, False), text.decode)
+    try:
+        return Processors(load_processors(options.logits_processors, context))
+    except CannotImport as error:
+        raise StartFailed("invalid_option", str(error)) from error
 
 
 def _torch_name(kv_cache_dtype: str) -> str:

@@ -70,6 +70,7 @@ class ScriptedEngine:
         self._default = default
         self.requests: list[wire.Generate] = []
         self.aborted: list[int] = []
+        self._loras: dict[str, wire.LoraInfo] = {}
         self._running: dict[int, tuple[wire.Generate, Reply, int]] = {}
         self._outbox: deque[bytes] = deque()
         self._loop: Loop | None = None
@@ -114,6 +115,14 @@ class ScriptedEngine:
                 case wire.Detokenize(request_id, token_ids, _, each):
                     words = [f"<{token}>" for token in token_ids]
                     self._emit(wire.Texts(request_id, tuple(words if each else [" ".join(words)])))
+                case wire.LoadLora(request_id, name, path):
+                    self._loras[name] = wire.LoraInfo(name, path, 1, ("q_proj",))
+                    self._emit(wire.Loras(request_id, tuple(self._loras.values())))
+                case wire.UnloadLora(request_id, name):
+                    error = None if self._loras.pop(name, None) else f"lora={name!r} is not loaded"
+                    self._emit(wire.Loras(request_id, tuple(self._loras.values()), error))
+                case wire.ListLoras(request_id):
+                    self._emit(wire.Loras(request_id, tuple(self._loras.values())))
                 case wire.Goodbye() | wire.Drain():
                     self._running.clear()
 
@@ -146,6 +155,9 @@ class ScriptedEngine:
 
     def _begin(self, message: wire.Generate) -> None:
         self.requests.append(message)
+        if message.lora is not None and message.lora not in self._loras:
+            self._emit(wire.Failed(message.request_id, "unknown_lora", f"lora={message.lora!r} is not loaded"))
+            return
         reply = self._reply(message)
         if reply is None:
             text = "the script has no answer to this prompt, and no default"

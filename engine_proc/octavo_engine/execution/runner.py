@@ -13,6 +13,7 @@ from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.pooling import Pooler
+from octavo_engine.execution.processors import Processors
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
 from octavo_engine.ops import KeptRows, Ops, Progress, TensorSpec
@@ -93,10 +94,11 @@ class Runner:
         progress: Progress | None = None,
         graphs: bool = True,
         adapters: Adapters | None = None,
+        processors: Processors | None = None,
     ) -> None:
         """graphs: capture decode steps where the backend can. adapters: those of the model's layers."""
         config = model.config
-        self._ops = ops
+        self._ops, self._processors = ops, processors
         self.cache = KVCache(ops, cache_layout(config, num_pages, page_size, kv_dtype))
         kv = self.cache.layers
         self._block = self._logit_rows(config.vocab_size, max_num_seqs)
@@ -147,7 +149,7 @@ class Runner:
         return BatchBuilder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
 
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
-        return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+        return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size, processors=self._processors)
 
     def submit(self, plan: Plan) -> Step:
         """Start a step, or run the last one again, whole or a part of its sequences at a time.

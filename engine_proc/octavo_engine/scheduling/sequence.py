@@ -174,10 +174,12 @@ class Sequence:
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
     """The length of output from which on a token can be drawn before the one before it is known to the host.
 
-    Until then the logits are changed by what was drawn: by penalties and by words not to be completed, always; by ends
-    not to be drawn, while the output is shorter than min_tokens.
+    Until then the logits are changed by what was drawn: by penalties, processors and words not to be completed, always;
+    by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
+    if params.logits_processors:
+        return math.inf
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if penalties or any(len(word) > 1 for word in request.bad_words):
         return math.inf

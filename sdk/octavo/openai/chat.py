@@ -28,7 +28,7 @@ async def chat(server: Server, http: Request, request: ChatRequest) -> Response:
 
         return EventStream(produce, server.keep_alive)
     watch = server.metrics.watch()
-    done = await until_gone(http, lambda: server.client.generate(messages, params))
+    done = await until_gone(http, lambda: server.client.generate(messages, params, lora=server.lora(request.model)))
     watch.finished(done.usage)
     choices = [
         {
@@ -52,7 +52,8 @@ async def _stream(server: Server, request: ChatRequest, messages: Any, head: dic
         await write({**head, "choices": [choice], **usage})
 
     watch = server.metrics.watch()
-    async with server.client.stream(messages, request.params()) as deltas:
+    lora = server.lora(request.model)
+    async with server.client.stream(messages, request.params(), lora=lora) as deltas:
         async for delta in deltas:
             watch.tokens(len(delta.token_ids))
             if delta.index not in begun:

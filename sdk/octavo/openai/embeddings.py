@@ -54,7 +54,13 @@ async def embeddings(server: Server, http: Request, request: EmbeddingRequest) -
     normalize = request.normalize is not False
     made = await until_gone(
         http,
-        lambda: server.client.embed(prompts, pooling=pooling, normalize=normalize, dimensions=request.dimensions),
+        lambda: server.client.embed(
+            prompts,
+            pooling=pooling,
+            normalize=normalize,
+            dimensions=request.dimensions,
+            lora=server.lora(request.model),
+        ),
     )
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, form)}

@@ -14,7 +14,15 @@ from octavo.errors import InvalidRequest
 from octavo.options import SamplingParams
 from octavo.wire import Message
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "TokenizeRequest", "WrongField"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "LoadLoraRequest",
+    "TokenizeRequest",
+    "UnloadLoraRequest",
+    "WrongField",
+]
 
 
 class WrongField(InvalidRequest):
@@ -59,6 +67,7 @@ class _Sampling(msgspec.Struct, kw_only=True):
     queue_timeout: float | None = None
     first_token_timeout: float | None = None
     total_timeout: float | None = None
+    logits_processors: dict[str, Any] | None = None
 
     def _params(self, **more: Any) -> SamplingParams:
         """Raises InvalidOption, whose `field` is the name that the caller used."""
@@ -190,6 +199,19 @@ class DetokenizeRequest(msgspec.Struct):
 
     tokens: list[int]
     model: str | None = None
+
+
+class LoadLoraRequest(msgspec.Struct):
+    """POST /v1/load_lora_adapter: a folder on the engine's machine or a hub id, and the model name to give it."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadLoraRequest(msgspec.Struct):
+    """POST /v1/unload_lora_adapter."""
+
+    lora_name: str
 
 
 def _refuse(request: msgspec.Struct, *names: str) -> None:
