@@ -24,13 +24,14 @@ from octavo_engine.intake import Intake, InvalidPrompt, answer_kind
 from octavo_engine.mailbox import wrong_protocol
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.steps import Steps
+from octavo_engine.structured import GrammarFailed, Grammars, InvalidGrammar
 
 if TYPE_CHECKING:
     from octavo_engine.execution.runner import Runner, StepResult
     from octavo_engine.mailbox import Client, Mailbox
     from octavo_engine.scheduling.plan import Plan
     from octavo_engine.scheduling.scheduler import Scheduler
-    from octavo_engine.scheduling.sequence import Sequence
+    from octavo_engine.scheduling.sequence import Request, Sequence
     from octavo_engine.text import Text
 
 __all__ = ["Core"]
@@ -54,6 +55,7 @@ class Core:
         *,
         owned: bool,
         clients: set[Client],
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
         adapters: AdapterStore | None = None,
         processors: Processors | None = None,
@@ -63,6 +65,7 @@ class Core:
         self.steps = Steps(scheduler, runner, self._fail_sequence)
         self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size, processors)
         self.adapters = adapters or AdapterStore(None, ready.options, mailbox.wake)
+        self.grammars = grammars or Grammars(text, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
         self._deadlines: list[tuple[float, Key, str]] = []
@@ -85,6 +88,7 @@ class Core:
                 self._drain_asked = False
                 self._drain(abort=True)
             self._admit_tokenised()
+            self._admit_compiled()
             self._expire()
             self._settle_adapters()
             plan = self.scheduler.schedule()
@@ -95,6 +99,7 @@ class Core:
             self._flush()
         self.intake.close()
         self.adapters.close()
+        self.grammars.close()
         for client in self._clients:
             self.mailbox.send(client, [wire.Dying("drained", "the engine was asked to end")])
 
@@ -128,6 +133,7 @@ class Core:
         now = self.clock()
         live_of = self._live
         ended = self._take_read(result)
+        broken = [(self.scheduler.sequence_at(slot), error) for slot, error in result.broken.items()]
         advanced = self.scheduler.commit(plan, result.tokens)
         for key in ended:
             self.scheduler.abort(key)  # what has all its scores need not run its last token
@@ -148,6 +154,9 @@ class Core:
         for client, items in deltas.items():
             self._counters["generation_tokens"] += len(items)
             self._outbox[client].append(wire.Deltas(items))
+        for sequence, error in broken:
+            if sequence.finish_reason is None:
+                self._fail_sequence(sequence, error)
         for key in ended:
             live = self._live.pop(key)
             self._counters["request_success"] += 1
@@ -233,11 +242,12 @@ class Core:
         if self._draining:
             self._fail(key, "draining", "the engine is shutting down and takes no new requests")
             return
-        if self.intake.num_pending >= options.max_queued_requests:
+        pending = self.intake.num_pending + self.grammars.num_pending
+        if pending >= options.max_queued_requests:
             self._fail(
                 key,
                 "overloaded",
-                f"{self.intake.num_pending} prompts are waiting to be tokenised; "
+                f"{pending} requests are waiting to be tokenised or for their grammars; "
                 f"EngineOptions.max_queued_requests={options.max_queued_requests}",
             )
             return
@@ -284,11 +294,21 @@ class Core:
             for client, answer in self.adapters.settle(used):
                 self._outbox[client].append(answer)
 
-    def _admit(self, live: Live, request: Any) -> None:
+    def _admit(self, live: Live, request: Request) -> None:
+        """To the scheduler; where its grammar is still to be compiled, when that is done."""
+        structured = request.params.structured
         if live.adapter is not None:
             request.adapter, request.cache_salt = live.adapter.number, live.adapter.salt
         try:
+            if structured is not None and request.grammar is None:
+                request.grammar = self.grammars.find(request.key, structured, request)
+                if request.grammar is None:
+                    deadline = self.clock() + self.ready.options.grammar_timeout
+                    heapq.heappush(self._deadlines, (deadline, request.key, "grammar"))
+                    return
             self.scheduler.add(request)
+        except InvalidGrammar as error:
+            self._fail(request.key, "invalid_grammar", str(error))
         except DoesNotFit as error:
             self._fail(request.key, "prompt_too_long", str(error))
         except QueueFull as error:
@@ -317,25 +337,40 @@ class Core:
             else:
                 self._admit(live, request)
 
+    def _admit_compiled(self) -> None:
+        for request, result in self.grammars.ready():
+            if isinstance(result, Exception):
+                self._fail(request.key, "invalid_grammar", str(result))
+            else:
+                request.grammar = result
+                self._admit(self._live[request.key], request)
+
     # ---- ends --------------------------------------------------------------------------------------------------
 
     def _abort(self, key: Key) -> None:
         live = self._live.pop(key, None)
         if live is not None:
-            self.scheduler.abort(key)
+            self._drop(key)
             self._counters["request_aborted"] += 1
             self._close(live, live.finished(self.clock()))
 
     def _fail(self, key: Key, code: str, message: str, which: str | None = None) -> None:
         live = self._live.pop(key, None)
         if live is not None:
-            self.scheduler.abort(key)
+            self._drop(key)
             self._counters["request_failed"] += 1
             self._close(live, live.failed(code, message, self.clock(), which))
 
+    def _drop(self, key: Key) -> None:
+        """Wherever it is by now."""
+        self.grammars.cancel(key)
+        self.scheduler.abort(key)
+
     def _fail_sequence(self, sequence: Sequence, error: Exception) -> None:
         """The model can't go on with it."""
-        if isinstance(error, OutOfMemory):
+        if isinstance(error, GrammarFailed):
+            self._fail(sequence.request.key, "invalid_grammar", str(error))
+        elif isinstance(error, OutOfMemory):
             self._fail(sequence.request.key, "out_of_memory", str(error))
         elif isinstance(error, ProcessorFailed):
             self._fail(sequence.request.key, "failed", str(error))
@@ -356,6 +391,11 @@ class Core:
             live = self._live.get(key)
             if live is None:
                 continue
+            if which == "grammar":
+                if self.grammars.is_pending(key):
+                    limit = f"EngineOptions.grammar_timeout={self.ready.options.grammar_timeout:g} s"
+                    self._fail(key, "invalid_grammar", f"structured: not compiled within {limit}")
+                continue
             if (which == "queue" and live.started is not None) or (
                 which == "first_token" and live.first_token is not None
             ):
@@ -373,7 +413,7 @@ class Core:
         self._clients.discard(client)
         for key in [key for key, live in self._live.items() if live.client == client]:
             del self._live[key]
-            self.scheduler.abort(key)
+            self._drop(key)
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges by the metric names that dashboards know."""
@@ -383,4 +423,6 @@ class Core:
             "num_requests_live": float(len(self._live)),
             "num_clients": float(len(self._clients)),
             "num_prompts_tokenising": float(self.intake.num_pending),
+            "num_grammars_pending": float(self.grammars.num_pending),
+            "grammars_compiled": float(self.grammars.num_compiled),
         }

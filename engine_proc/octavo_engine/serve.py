@@ -136,6 +136,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.ops import OpsUnavailable
     from octavo_engine.ops.eager import EagerOps
     from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
+    from octavo_engine.structured import Grammars
     from octavo_engine.text import TextError, load_text
     from octavo_engine.weights import SourceError, open_source
 
@@ -147,6 +148,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         ops = machine.ops
         source = open_source(options.model, options.revision, greeter)
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)
+        grammars = Grammars(text, options, greeter.mailbox.wake, begin=True)
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
         dtype = getattr(torch, dtype_name)
         quantization = quantization_of(source.checkpoint, options.quantization)
@@ -224,6 +226,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
+    runner.use_grammars(grammars.matcher)
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=num_pages,
@@ -235,6 +238,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_queued_requests=options.max_queued_requests,
             max_queued_tokens=options.max_queued_tokens,
             max_in_flight=2 if runner.asynchronous else 1,
+            regimes=shape.regimes.limits,
+            regimes_by_prompt=shape.regimes.by_prompt,
         )
     )
     ready = _ready(options, source, text, shape, num_pages, embedding_size(network, ops.device))
@@ -262,6 +267,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         ready,
         owned=owned,
         clients=greeter.clients,
+        grammars=grammars,
         adapters=store,
         processors=processors,
     )
@@ -309,6 +315,7 @@ def _ready(
         shape.vocab_size,
         num_pages,
         tuple(sorted(text.eos_token_ids)),
+        text.chat_template.sources[-1] if text.has_chat_template else None,
         embedding_size,
     )
 

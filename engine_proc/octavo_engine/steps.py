@@ -119,6 +119,7 @@ class Steps:
             merged.logprobs.extend(result.logprobs)
             merged.prompt_logprobs.update(result.prompt_logprobs)
             merged.vectors.update(result.vectors)
+            merged.broken.update(result.broken)
         return merged
 
     def _wanted(self, seq: SeqStep) -> bool:

@@ -16,6 +16,7 @@ from octavo.errors import (
     EngineNotInstalled,
     EngineStartError,
     EngineUnresponsive,
+    InvalidGrammar,
     InvalidOption,
     InvalidRequest,
     LoraError,
@@ -28,13 +29,23 @@ from octavo.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from octavo.options import EngineOptions, Quantization, SamplingParams
+from octavo.options import (
+    Choice,
+    EngineOptions,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Quantization,
+    Regex,
+    SamplingParams,
+)
 from octavo.results import Completion, CompletionChoice, Delta, Embeddings, Score, TokenLogprob, Usage
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
 
 __all__ = [
     "AsyncClient",
+    "Choice",
     "ClientClosed",
     "Completion",
     "CompletionChoice",
@@ -47,8 +58,12 @@ __all__ = [
     "EngineOptions",
     "EngineStartError",
     "EngineUnresponsive",
+    "Grammar",
+    "InvalidGrammar",
     "InvalidOption",
     "InvalidRequest",
+    "JsonObject",
+    "JsonSchema",
     "LoraError",
     "Message",
     "ModelError",
@@ -59,6 +74,7 @@ __all__ = [
     "PromptTooLong",
     "ProtocolMismatch",
     "Quantization",
+    "Regex",
     "RequestFailed",
     "RequestTimeout",
     "SamplingParams",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import anyio
 
 from octavo import wire
+from octavo.chats import template_variables, turn
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
 from octavo.results import Completion, Embeddings, Score
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Prompt"]
 
-Messages = Sequence[Mapping[str, str] | wire.Message]
+Messages = Sequence[Mapping[str, Any] | wire.Message]
 Prompt = str | Sequence[int] | Messages
-"""Text, token ids, or the messages of a chat (each with "role" and "content")."""
+"""Text, token ids, or the messages of a chat: each has "role" and "content", and what else the model's template reads
+("tool_calls", "tool_call_id", ...)."""
 
 _DEFAULT_PARAMS = SamplingParams()
 
@@ -157,36 +159,55 @@ class AsyncClient:
     # ---- requests --------------------------------------------------------------------------------------------------
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, lora: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        lora: str | None = None,
     ) -> Completion:
         """The whole answer to a prompt; cancelling it aborts the request. lora: by an adapter that is loaded.
+
+        template: what the chat template reads besides the messages: {"tools": [...], "enable_thinking": False, ...}.
 
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
         EngineDead, EngineUnresponsive (no sign of life for options.heartbeat_timeout) or ClientClosed.
         """
         router = self._session.router
-        request = router.submit(False, _message(prompt, params, lora))
+        request = router.submit(False, _message(prompt, params, template, lora))
         finished = await end_of(router, request)
         done = completion(request.pending, finished)
         assert done is not None
         return done
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, lora: str | None = None) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        lora: str | None = None,
+    ) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
 
         Leaving the stream in any way aborts the request.
         """
         params = params or _DEFAULT_PARAMS
         router = self._session.router
-        return Stream(self, router, router.submit(True, _message(prompt, params, lora)), params.n)
+        return Stream(self, router, router.submit(True, _message(prompt, params, template, lora)), params.n)
 
     async def chat(
-        self, messages: Messages, params: SamplingParams | None = None, *, lora: str | None = None
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        lora: str | None = None,
     ) -> Completion:
         """`generate` for chat messages: {"role": ..., "content": ...}, through the model's chat template."""
         if isinstance(messages, str) or not messages:
             raise InvalidRequest('messages: give at least one {"role": ..., "content": ...}')
-        return await self.generate(messages, params, lora=lora)
+        return await self.generate(messages, params, template=template, lora=lora)
 
     # ---- prompts that are only read ------------------------------------------------------------------------------
 
@@ -239,7 +260,7 @@ class AsyncClient:
             if isinstance(continuation, str):
                 if text is None:
                     raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
-                whole = await router.tokenize(text + continuation, special, None)
+                whole = await router.tokenize(text + continuation, special, None, None)
             else:
                 whole = prefix + _token_ids(list(continuation))
             requests.append(reading.score_request(prefix, whole, params, _lora(lora)))
@@ -265,39 +286,60 @@ class AsyncClient:
         else:
             router.abort_all()
 
-    async def tokenize(self, text: str | Messages, *, special: bool = True) -> list[int]:
+    async def tokenize(
+        self, text: str | Messages, *, special: bool = True, template: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """The token ids of a text of any length, or of chat messages, by the model's tokenizer (and template).
 
         special: with the tokens that the tokenizer puts around a prompt, so that the result is what `generate(text)`
-        would run; a template writes its own. Raises InvalidRequest where the checkpoint has no tokenizer or template.
+        would run; a chat's template writes its own. template: as in generate. Raises InvalidRequest where the
+        checkpoint has no tokenizer or template.
         """
         if isinstance(text, str):
-            return await self._session.router.tokenize(text, special, None)
-        return await self._session.router.tokenize("", special, _turns("text: a string or chat messages", text))
+            return await self._session.router.tokenize(text, special, None, None)
+        turns = _turns("text: a string or chat messages", text)
+        return await self._session.router.tokenize("", special, turns, template_variables(template))
 
     @overload
     async def apply_chat_template(
-        self, messages: Messages, *, tokenize: Literal[False] = False, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        *,
+        tokenize: Literal[False] = False,
+        add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
     ) -> str: ...
 
     @overload
     async def apply_chat_template(
-        self, messages: Messages, *, tokenize: Literal[True], add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        *,
+        tokenize: Literal[True],
+        add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
     ) -> list[int]: ...
 
     async def apply_chat_template(
-        self, messages: Messages, *, tokenize: bool = False, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
     ) -> str | list[int]:
         """What the model's chat template makes of messages: the text, or with `tokenize` its token ids.
 
         add_generation_prompt: with what begins the assistant's answer, as in the prompt that `generate(messages)` runs.
-        The text holds the special tokens that the template writes: `tokenize(text, special=False)` gives its ids.
-        Raises InvalidRequest where the checkpoint has no tokenizer or template, or the template refuses the messages.
+        template: as in `generate`. The text holds the special tokens that the template writes: `tokenize(text,
+        special=False)` gives its ids. Raises InvalidRequest where the checkpoint has no tokenizer or template, or the
+        template refuses the messages.
         """
         turns = _turns("messages: chat messages", messages)
+        variables = template_variables({**(template or {}), "add_generation_prompt": add_generation_prompt})
         if tokenize:
-            return await self._session.router.tokenize("", False, turns, add_generation_prompt)
-        return await self._session.router.render(turns, add_generation_prompt)
+            return await self._session.router.tokenize("", False, turns, variables)
+        return await self._session.router.render(turns, variables)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
@@ -356,7 +398,9 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
     return CurveKeys(server, public, secret)
 
 
-def _message(prompt: Prompt, params: SamplingParams | None, lora: str | None) -> Callable[[int], wire.Generate]:
+def _message(
+    prompt: Prompt, params: SamplingParams | None, template: Mapping[str, Any] | None, lora: str | None
+) -> Callable[[int], wire.Generate]:
     """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
     params = params or _DEFAULT_PARAMS
     if not isinstance(params, SamplingParams):
@@ -368,8 +412,8 @@ def _message(prompt: Prompt, params: SamplingParams | None, lora: str | None) ->
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
-        messages = [_turn(item) for item in items]
-        return lambda request_id: wire.Generate(request_id, params, messages=messages, lora=lora)
+        messages, variables = [turn(item) for item in items], template_variables(template)
+        return lambda request_id: wire.Generate(request_id, params, messages=messages, template=variables, lora=lora)
     token_ids = _token_ids(items)
     return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids, lora=lora)
 
@@ -403,15 +447,7 @@ def _token_ids(items: list[Any]) -> list[int]:
 def _turns(what: str, messages: Any) -> list[wire.Message]:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
-    turns = [_turn(item) for item in messages]
+    turns = [turn(item) for item in messages]
     if not turns:
         raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
     return turns
-
-
-def _turn(item: Any) -> wire.Message:
-    if isinstance(item, Mapping):
-        item = wire.Message(item.get("role"), item.get("content"))  # type: ignore[arg-type]
-    if not isinstance(item, wire.Message) or not isinstance(item.role, str) or not isinstance(item.content, str):
-        raise InvalidRequest('messages: each needs a "role" and a "content", both strings')
-    return item

@@ -3,8 +3,9 @@
 OctavoError
 ├── InvalidOption            a field of EngineOptions or SamplingParams has a wrong value (also a ValueError)
 ├── InvalidRequest           this request can't be served as asked (also a ValueError)
-│   ├── PromptTooLong        it does not fit the context or the whole cache
-│   └── LoraError            an adapter is not loaded, or can't be loaded or unloaded
+│   ├── InvalidGrammar       SamplingParams.structured can't be compiled
+│   ├── LoraError            an adapter is not loaded, or can't be loaded or unloaded
+│   └── PromptTooLong        it does not fit the context or the whole cache
 ├── Overloaded               admission bounds are full; try again later
 ├── RequestTimeout           one of the request's own deadlines passed; `.partial` keeps what came
 ├── RequestFailed            the engine could not finish this one request
@@ -32,6 +33,7 @@ __all__ = [
     "EngineNotInstalled",
     "EngineStartError",
     "EngineUnresponsive",
+    "InvalidGrammar",
     "InvalidOption",
     "InvalidRequest",
     "LoraError",
@@ -63,6 +65,10 @@ class InvalidOption(OctavoError, ValueError):
 
 class InvalidRequest(OctavoError, ValueError):
     """The request can't be served as asked; the message names the value and the option to change."""
+
+
+class InvalidGrammar(InvalidRequest):
+    """What SamplingParams.structured asks for can't be compiled, or not within the limits; the message says why."""
 
 
 class PromptTooLong(InvalidRequest):

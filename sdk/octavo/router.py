@@ -200,21 +200,19 @@ class Router:
         return answer.values
 
     async def tokenize(
-        self, text: str, special: bool, messages: list[wire.Message] | None, add_generation_prompt: bool = True
+        self, text: str, special: bool, messages: list[wire.Message] | None, template: str | None
     ) -> list[int]:
         """Token ids of a text or a chat. Raises InvalidRequest where the engine can't tell."""
-        answer = await self._ask(
-            lambda request_id: wire.Tokenize(request_id, text, special, messages, add_generation_prompt)
-        )
+        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special, messages, template))
         assert isinstance(answer, wire.Tokens)
         if answer.error is not None:
             raise InvalidRequest(answer.error)
         return list(answer.token_ids)
 
-    async def render(self, messages: list[wire.Message], add_generation_prompt: bool) -> str:
+    async def render(self, messages: list[wire.Message], template: str | None) -> str:
         """What the chat template makes of messages. Raises InvalidRequest where the engine can't tell."""
         texts = await self._texts(
-            lambda request_id: wire.Tokenize(request_id, "", False, messages, add_generation_prompt, render=True)
+            lambda request_id: wire.Tokenize(request_id, "", False, messages, template, render=True)
         )
         return texts[0]
 

@@ -54,10 +54,11 @@ PROTOCOL_VERSION = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One turn of a chat prompt."""
+    """One turn of a chat prompt. more: a JSON object, what else the template may read of it (tool_calls, ...)."""
 
     role: str
-    content: str
+    content: str | None
+    more: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -97,6 +98,8 @@ class Score(msgspec.Struct, frozen=True, array_like=True, tag=2):
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
 
+    template: a JSON object, what else the template reads (tools, documents, enable_thinking, ...). It is JSON, and not
+    decoded with the frame, so that whatever a caller nests in it can only fail this request.
     task: what else than to continue it; no token is drawn then. lora: the adapter to run it with, by name.
     """
 
@@ -105,6 +108,7 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     text: str | None = None
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
+    template: str | None = None
     task: Embed | Score | None = None
     lora: str | None = None
 
@@ -134,15 +138,15 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt.
 
-    messages: a chat instead of the text, through the model's template; add_generation_prompt: up to where the
-    assistant's answer begins. render: what the template makes of them is wanted itself, as Texts.
+    messages: a chat instead of the text, through the model's template; template: as of Generate. render: what the
+    template makes of them is wanted itself, as Texts.
     """
 
     request_id: int
     text: str
     special: bool = True
     messages: list[Message] | None = None
-    add_generation_prompt: bool = True
+    template: str | None = None
     render: bool = False
 
 
@@ -189,8 +193,11 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """options carries what was resolved: every None and "auto" replaced by what the engine took. embedding_size: the
-    elements of a vector that Embed gives."""
+    """options carries what was resolved: every None and "auto" replaced by what the engine took.
+
+    chat_template: its source, from which a client sees how the model calls tools. embedding_size: the elements of a
+    vector that Embed gives.
+    """
 
     protocol: int
     pid: int
@@ -202,6 +209,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
     vocab_size: int
     num_pages: int
     eos_token_ids: tuple[int, ...]
+    chat_template: str | None = None
     embedding_size: int = 0
 
 
@@ -257,8 +265,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The request ended in an error. code: invalid_request, unknown_lora, prompt_too_long, overloaded, timeout, failed,
-    out_of_memory, draining.
+    """The request ended in an error. code: invalid_request, invalid_grammar, unknown_lora, prompt_too_long, overloaded,
+    timeout, failed, out_of_memory, draining.
     which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
     are given once the request had been admitted."""
 

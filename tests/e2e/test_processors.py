@@ -69,23 +69,6 @@ async def test_what_they_draw_and_whom_they_disturb(tiny: Path) -> None:
     assert "logits processor 'halved': ValueError: it returned logits of shape [1, 64] for [1, 128]" in tokens[6]
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("no_such_module:x", "ModuleNotFoundError: No module named 'no_such_module'"),
-        (f"{HERE}:no_such_factory", "AttributeError"),
-        (f"{HERE}:raising", "KeyError: 'at the start'"),
-        (f"{HERE}:nothing", "the factory must return a callable, got NoneType"),
-        ("/nowhere/x.py:factory", "FileNotFoundError"),
-    ],
-)
-def test_what_can_t_be_imported(path: str, message: str) -> None:
-    from octavo_engine.execution.processors import CannotImport, Context, load_processors
-
-    with pytest.raises(CannotImport, match=message):
-        load_processors({"x": path}, Context(128, (), lambda text: [], lambda ids: ""))
-
-
 async def test_a_start_that_fails_says_why(tiny: Path) -> None:
     options = EngineOptions(logits_processors={"x": "no_such_module:factory"})
     with pytest.raises(InvalidOption, match="No module named 'no_such_module'") as caught:

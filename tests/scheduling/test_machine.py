@@ -33,6 +33,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_queued_tokens=st.sampled_from([20, 1000]),
         watermark=st.sampled_from([0.0, 0.2]),
         max_in_flight=st.integers(1, 2),
+        regimes=st.sampled_from([(), (), (4,), (2, 5, 9)]),
+        regimes_by_prompt=st.booleans(),
         seed=st.integers(0, 1 << 30),
     )
     def start(

@@ -18,6 +18,7 @@ def test_all_is_sorted_and_pinned() -> None:
     assert octavo.__all__ == sorted(octavo.__all__)
     assert octavo.__all__ == [
         "AsyncClient",
+        "Choice",
         "ClientClosed",
         "Completion",
         "CompletionChoice",
@@ -30,8 +31,12 @@ def test_all_is_sorted_and_pinned() -> None:
         "EngineOptions",
         "EngineStartError",
         "EngineUnresponsive",
+        "Grammar",
+        "InvalidGrammar",
         "InvalidOption",
         "InvalidRequest",
+        "JsonObject",
+        "JsonSchema",
         "LoraError",
         "Message",
         "ModelError",
@@ -42,6 +47,7 @@ def test_all_is_sorted_and_pinned() -> None:
         "PromptTooLong",
         "ProtocolMismatch",
         "Quantization",
+        "Regex",
         "RequestFailed",
         "RequestTimeout",
         "SamplingParams",

@@ -3,7 +3,7 @@ by itself the next step can be scheduled meanwhile; on the CPU submit does the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,10 @@ from octavo_engine.ops import KeptRows, Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
+    from octavo.options import Structured
     from octavo_engine.layers.lora import Adapters
     from octavo_engine.models.base import CausalLM
+    from octavo_engine.structured import GrammarFailed, Matcher
 
 __all__ = ["Runner", "Step", "StepResult", "independent_copies"]
 
@@ -37,12 +39,15 @@ class StepResult:
     tokens: flattened in the order of plan.seqs[i].samplers; logprobs alongside, None where not asked for.
     prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk. vectors: by the slot
     of the SeqStep that asked for pooling and completed it, [E] float32 on the host.
+    prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk.
+    broken: by slot, who can't go on behind the token drawn, and why.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     vectors: dict[int, torch.Tensor] = field(default_factory=dict)
+    broken: dict[int, GrammarFailed] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,6 +85,7 @@ class Runner:
     """
 
     asynchronous = False
+    _builder_class: type[BatchBuilder] = BatchBuilder
 
     def __init__(
         self,
@@ -120,7 +126,14 @@ class Runner:
             self._record_adapted(model, kv, adapters)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
-        self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
+        self._builder = self._builder_class(
+            kv,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            regime_rows=config.regimes.rows,
+        )
+        self._reach, self._page_size = model.reach, page_size
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._pooler = Pooler(model)
         self._copied = -1  # the step whose copies are done
@@ -143,13 +156,12 @@ class Runner:
         """How many rows of logits are made at a time."""
         return max(16, _LOGIT_BLOCK_BYTES // (4 * vocab_size) // 16 * 16)
 
-    def _make_builder(
-        self, kv: list[tuple[torch.Tensor, torch.Tensor]], page_size: int, max_num_seqs: int, max_model_len: int
-    ) -> BatchBuilder:
-        return BatchBuilder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
-
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
         return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size, processors=self._processors)
+
+    def use_grammars(self, matcher_of: Callable[[Structured], Matcher]) -> None:
+        """matcher_of: Grammars.matcher; asked at the start of each sequence with SamplingParams.structured."""
+        self._sampler.matcher_of = matcher_of
 
     def submit(self, plan: Plan) -> Step:
         """Start a step, or run the last one again, whole or a part of its sequences at a time.
@@ -160,7 +172,7 @@ class Runner:
             self._take_over(plan)
             if not plan.seqs:
                 return Step(plan.step, StepResult([], []))
-            built = self._builder.build(plan.seqs)
+            built = self._build(plan.seqs)
             found: dict[int, list[TokenLogprob]] = {}
             vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
@@ -176,6 +188,7 @@ class Runner:
             result = StepResult(tokens, logprobs, found, vectors)
         if tokens:
             self._sampler.commit(built.draw_slots, tokens)
+            result.broken = self._sampler.broken
         return Step(plan.step, result)
 
     def collect(self, step: Step) -> StepResult:
@@ -184,6 +197,11 @@ class Runner:
 
     def discard(self, step: Step) -> None:
         """Wait for a step whose results nobody wants."""
+
+    def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
+        built = self._builder.build(seqs)
+        self._reach(built.batch.page_table.shape[1] * self._page_size)
+        return built
 
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:

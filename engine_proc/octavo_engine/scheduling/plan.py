@@ -41,8 +41,9 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     pages: page ids to store in the slot's page table from entry `page_offset` on: what is new since the slot's last
     step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
     not reach the end; several when choices fork here. prompt_logprobs k >= 0: the logprobs (and k best) of tokens[1:]
-    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. pooling: "mean" or "last" where the
-    hidden states of all of `tokens`, or of the last, are wanted for a vector, which is complete where `pooled`.
+    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. regime: which of the model's tables
+    of positions the sequence uses, the same from its SeqStart on. pooling: "mean" or "last" where the hidden states of
+    all of `tokens`, or of the last, are wanted for a vector, which is complete where `pooled`.
     """
 
     slot: int
@@ -53,6 +54,7 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     samplers: list[int]
     prompt_logprobs: int = -1
     next_token: int = -1
+    regime: int = 0
     pooling: str = ""
     pooled: bool = False
 

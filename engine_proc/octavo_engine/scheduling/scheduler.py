@@ -5,6 +5,8 @@ waiting sequences are admitted. When a decode finds no page, the running sequenc
 latest arrival) gives its pages back and waits to be recomputed, which the prefix cache makes cheap while its pages
 survive. The smallest rank never gives way, so there is always progress.
 
+A sequence that outgrows its regime (layers.rope) gives its pages back in the same way, to be computed anew in the next.
+
 With max_in_flight 2 a step is scheduled while the one before it runs and what that draws is known by its place only
 (plan.PENDING). Nobody gives way then: who lacks a page waits until all that was handed out is committed.
 """
@@ -67,6 +69,7 @@ class Scheduler:
         for seq in request.sequences:
             seq.max_output = room
             seq.rank = (request.params.priority, self._arrivals, seq.index)
+            seq.choose_regime(self.config.regimes, self.config.regimes_by_prompt)
         self.requests[request.key] = request
         self.waiting.push_choices(request.sequences)
 
@@ -111,6 +114,8 @@ class Scheduler:
         if self._stalled:
             return None
         plan = Plan(self._step, [], [], [], [])
+        if self.config.regimes and not self.flights:
+            self._change_regimes()
         preempted = self.counters.preemptions
         decodes = self._decode_ahead(plan) if self.flights else self._decode(plan)
         budget = self.config.max_num_batched_tokens - len(decodes)
@@ -182,11 +187,11 @@ class Scheduler:
         for seq in islice(self.running.decoding, self.config.max_num_batched_tokens):
             start = seq.num_computed
             if start < seq.room:
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers))
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers, regime=seq.regime))
             elif self._make_room(seq, plan):
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers))
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers, regime=seq.regime))
             else:
                 break
             seq.num_computed = start + 1
@@ -210,13 +215,16 @@ class Scheduler:
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
             token = PENDING if pending else seq.output[-1]
-            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers))
+            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers, regime=seq.regime))
             seq.num_computed = start + 1
             decodes.append(seq)
         return decodes
 
     def _make_room(self, seq: Sequence, plan: Plan) -> bool:
         """See that its next token can be written. False: `seq` itself had to give way, or has to wait."""
+        if seq.num_computed >= seq.limit:  # what it draws is in flight: the change of regime must wait for that
+            self._stalled = True
+            return False
         while self.tables.needs_page(seq):
             if self.pool.num_available:
                 self.tables.add_page(seq, plan.copies)
@@ -225,13 +233,24 @@ class Scheduler:
                 self._stalled = True
                 return False
             victim = self.running.pop_last()
-            self._vacate(victim)
             self.counters.preemptions += 1
-            self.waiting.push(victim)
+            self._requeue(victim)
             if victim is seq:
                 return False
-        seq.room = len(seq.pages) * self.config.page_size
+        seq.room = min(len(seq.pages) * self.config.page_size, seq.limit)
         return True
+
+    def _change_regimes(self) -> None:
+        """Requeue what has outgrown its regime; nothing is in flight."""
+        for seq in [seq for seq in self.running.decoding if seq.num_computed >= seq.limit]:
+            self.running.decoding.remove(seq)
+            self._requeue(seq)
+
+    def _requeue(self, seq: Sequence) -> None:
+        """It runs no more, gives back slot and pages, and waits to be recomputed."""
+        self._vacate(seq)
+        seq.choose_regime(self.config.regimes, self.config.regimes_by_prompt)
+        self.waiting.push(seq)
 
     # ---- prefill and admission ---------------------------------------------------------------------------------
 
@@ -266,7 +285,7 @@ class Scheduler:
         whole = stop == seq.num_tokens
         samplers = [seq, *self._fork(seq, plan)] if whole and request.draws else []
         slots = [sampler.slot for sampler in samplers]
-        step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots)
+        step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots, regime=seq.regime)
         if request.wants_prompt_scored and start == request.prompt_scored:
             request.prompt_scored = stop
             assert request.params.prompt_logprobs is not None

@@ -8,8 +8,8 @@ import anyio
 
 from octavo.openai.chat import finish
 from octavo.openai.events import EventStream, Write, until_gone
-from octavo.openai.fields import WrongField
 from octavo.openai.usage import total, usage_of
+from octavo.openai.wrong import WrongField
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
