@@ -62,9 +62,9 @@ async def embed(
     """See AsyncClient.embed; prompts are checked."""
     if task.pooling not in ("mean", "last"):
         raise InvalidOption("pooling", task.pooling, "'mean' or 'last'")
-    dimensions: Any = task.dimensions
-    if dimensions is not None and (isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1):
-        raise InvalidOption("dimensions", dimensions, "None or a whole number >= 1")
+    size: Any = task.dimensions
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31):
+        raise InvalidOption("dimensions", size, "None or a whole number >= 1")
 
     def make(prompt: str | list[int]) -> Make:
         return lambda number: _generate(number, params, prompt, task, lora)

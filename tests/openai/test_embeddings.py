@@ -51,7 +51,7 @@ async def test_texts_in_both_encodings() -> None:
         ({"input": ["a cat", [1]]}, 400, "input"),
         ({"input": ["a cat"] * 2049}, 400, "input"),
         ({"input": [[-1]]}, 400, None),
-        ({"input": {"text": "a cat"}}, 400, None),
+        ({"input": {"text": "a cat"}}, 400, "input"),
         ({"encoding_format": "hex"}, 400, "encoding_format"),
         ({"dimensions": 0}, 400, "dimensions"),
         ({"pooling": "cls"}, 400, "pooling"),
