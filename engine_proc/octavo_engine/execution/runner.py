@@ -120,8 +120,7 @@ class Runner:
             widths={"pages": -(-max_model_len // page_size)},
             progress=progress,
         )
-        if not self.asynchronous:
-            self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
         if adapters is not None:
             self._record_adapted(model, kv, adapters)
         most = min(max_num_seqs, self._block) if graphs else 0
