@@ -123,6 +123,7 @@ class Steps:
             merged.tokens.extend(result.tokens)
             merged.logprobs.extend(result.logprobs)
             merged.prompt_logprobs.update(result.prompt_logprobs)
+            merged.vectors.update(result.vectors)
             merged.broken.update(result.broken)
         return merged
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import msgspec
@@ -116,7 +117,11 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     for field in msgspec.structs.fields(EngineOptions):
         if field.name in ("model", *_SAMPLING):
             continue
-        if isinstance(field.default, bool):
+        if field.default_factory is dict:
+            engine.add_argument(
+                _flag(field.name), type=_pair, action="append", default=[], metavar="NAME=X", help="may be given again"
+            )
+        elif isinstance(field.default, bool):
             engine.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=field.default)
         else:
             convert = str if "str" in str(field.type) else _number
@@ -130,6 +135,11 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
 def _number(text: str) -> int | float:
     """Whole where it can be: which of the two a field takes is checked by the options themselves."""
     try:
@@ -140,7 +150,11 @@ def _number(text: str) -> int | float:
 
 def _engine_options(options: argparse.Namespace) -> EngineOptions:
     names = {field.name for field in msgspec.structs.fields(EngineOptions)} - set(_SAMPLING)
-    return EngineOptions(**{name: getattr(options, name) for name in names})
+    values: dict[str, Any] = {name: getattr(options, name) for name in names}
+    for name, value in values.items():
+        if isinstance(value, list):  # of pairs
+            values[name] = dict(value)
+    return EngineOptions(**values)
 
 
 # ---- eval ------------------------------------------------------------------------------------------------------

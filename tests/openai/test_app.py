@@ -45,7 +45,7 @@ async def test_every_sampling_field_arrives() -> None:
         "allowed_token_ids": [1, 7], "bad_words": ["x"], "include_stop_str_in_output": True,
         "skip_special_tokens": False, "priority": 3, "queue_timeout": 5.0, "first_token_timeout": 6.0,
         "total_timeout": 7.0, "top_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": -0.5, "n": 2, "seed": 11,
-        "temperature": 0.3,
+        "temperature": 0.3, "logits_processors": {"ban": {"ids": [1]}},
     }  # fmt: skip
     more = {"stop": "END", "logit_bias": {"5": -100}, "max_completion_tokens": 9, "logprobs": True, "top_logprobs": 3}
     async with served() as (http, engine):

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo.options import Quantization
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.ops import LinearWeight, Ops
     from octavo_engine.weights.quantized_cache import QuantizedCache
 
@@ -199,6 +200,7 @@ def load_model(
     cache: QuantizedCache | None = None,
     made: dict[str, LinearWeight | Tensor] | None = None,
     trust_remote_code: bool = False,
+    adapters: Adapters | None = None,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
@@ -208,7 +210,7 @@ def load_model(
     the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation tables. cache: where
     what is quantised here is kept, and looked for first. made: takes what layers hold, by name. A folder whose
     architecture has no file here goes to transformers (models/fallback); trust_remote_code: it may run the checkpoint's
-    own code.
+    own code. adapters: gets to know the linear layers, which then take adapters.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -220,6 +222,8 @@ def load_model(
     try:
         builder = find_model(source.config)
     except UnsupportedModel:
+        if adapters is not None:
+            raise UnsupportedModel("enable_lora", True, "models that have a file in octavo") from None
         if not isinstance(source, Source) or source.kind != "folder" or made is not None:
             raise  # transformers reads folders, and what it holds can't be written as a packed checkpoint
         from octavo_engine.models.fallback import load_fallback  # brings transformers with it
@@ -228,6 +232,7 @@ def load_model(
         return load_fallback(source.path, source.config, ops, formats, dtype, trust_remote_code=trust_remote_code)
 
     def build(loader: Loader) -> CausalLM:
+        loader.adapters = adapters
         with _one_torch_thread():
             model = builder(config, loader, max_model_len)
         loader.finish()

@@ -52,10 +52,10 @@ class PageTables:
     def find(self, seq: Sequence) -> list[CachedPage]:
         """Entries of its first pages; never all of its tokens, since the last one's logits are needed.
 
-        What has no prompt logprobs yet, though they are wanted, must be computed as well.
+        What has no prompt logprobs yet, though they are wanted, must be computed as well, and all for a mean.
         """
         found: list[CachedPage] = []
-        if not self._caching:
+        if not self._cached(seq):
             return found
         size, request = self.page_size, seq.request
         limit = request.prompt_scored if request.wants_prompt_scored else seq.num_tokens - 1
@@ -67,6 +67,10 @@ class PageTables:
             found.append(entry)
             parent = entry
         return found
+
+    def _cached(self, seq: Sequence) -> bool:
+        """A mean takes every row anew, and the texts of a corpus would only drive out what others find again."""
+        return self._caching and seq.request.pooling != "mean"
 
     def cost(self, seq: Sequence, found: list[CachedPage]) -> int:
         """Available pages that computing `seq` takes: new ones, and found ones that nobody holds now."""
@@ -91,7 +95,7 @@ class PageTables:
             self.pool.share(entry.page)
         seq.pages = [entry.page for entry in found]
         seq.num_computed = len(found) * self.page_size
-        if self._caching:
+        if self._cached(seq):
             seq.node = found[-1] if found else seq.cache_root
 
     def grow(self, seq: Sequence, stop: int) -> None:

@@ -258,7 +258,7 @@ class Scheduler:
             if not budget:
                 break
             if seq.finish_reason is not None or seq.num_computed == seq.num_tokens:
-                continue  # it ended or will fork, with a step that is in flight
+                continue  # it ended, or will end or fork, with a step that is in flight
             length = self.tables.chunk(seq, budget)
             if not length:
                 break  # decodes took the pages that were there at its admission, and will give them back
@@ -272,7 +272,8 @@ class Scheduler:
         stop = start + length
         self.tables.grow(seq, stop)
         offset, seq.sent = seq.sent, len(seq.pages)
-        samplers = [seq, *self._fork(seq, plan)] if stop == seq.num_tokens else []
+        whole = stop == seq.num_tokens
+        samplers = [seq, *self._fork(seq, plan)] if whole and request.draws else []
         slots = [sampler.slot for sampler in samplers]
         step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots, regime=seq.regime)
         if request.wants_prompt_scored and start == request.prompt_scored:
@@ -280,6 +281,8 @@ class Scheduler:
             assert request.params.prompt_logprobs is not None
             step.prompt_logprobs = request.params.prompt_logprobs
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
+        if request.pooling == "mean" or (request.pooling and whole):
+            step.pooling, step.pooled = request.pooling, whole
         plan.seqs.append(step)
         seq.num_computed = stop
         return Prefill(seq, start, length, samplers)
@@ -329,6 +332,8 @@ class Scheduler:
             self.tables.store(seq, start, start + length)
         else:
             seq.node = None  # perhaps it ended because the model failed on it: what it wrote is not for others
+        if not seq.request.draws and start + length == seq.num_tokens and seq.finish_reason is None:
+            self._end(seq, "stop", None)
         if len(samplers) < 2:
             return
         self.running.prefilling.remove(seq)

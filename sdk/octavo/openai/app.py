@@ -18,9 +18,17 @@ from octavo.errors import InvalidGrammar, OctavoError
 from octavo.openai.chat import chat
 from octavo.openai.completions import completions
 from octavo.openai.dialogue import Dialogues
+from octavo.openai.embeddings import EmbeddingRequest, embeddings
 from octavo.openai.errors import HTTPError, answer_of, report
 from octavo.openai.events import EventStream
-from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.openai.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    LoadLoraRequest,
+    TokenizeRequest,
+    UnloadLoraRequest,
+)
 from octavo.openai.formats import Formats
 from octavo.openai.gate import Gate
 from octavo.openai.metrics import Metrics
@@ -35,6 +43,7 @@ from octavo.openai.wrong import WrongField
 
 if TYPE_CHECKING:
     from octavo.client import AsyncClient
+    from octavo.wire import LoraInfo
 
 __all__ = ["Server", "create_app"]
 
@@ -73,6 +82,9 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/embeddings", server.embeddings, methods=["POST"]),
+        Route("/v1/load_lora_adapter", server.load_lora, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", server.unload_lora, methods=["POST"]),
         Route("/v1/responses", server.responses, methods=["POST"]),
         Route("/v1/responses/{id}", server.response, methods=["GET", "DELETE"]),
         Route("/v1/responses/{id}/input_items", server.input_items, methods=["GET"]),
@@ -128,19 +140,19 @@ class Server:
 
     async def chat(self, http: Request) -> Response:
         request = await self._read(http, ChatRequest)
-        self._check_model(request.model)
+        await self._check_model(request.model)
         asked("chat", request.model)
         return await _named(request, chat(self, http, request))
 
     async def completions(self, http: Request) -> Response:
         request = await self._read(http, CompletionRequest)
-        self._check_model(request.model)
+        await self._check_model(request.model)
         asked("text_completion", request.model)
         return await _named(request, completions(self, http, request))
 
     async def responses(self, http: Request) -> Response:
         request = await self._read(http, ResponsesRequest)
-        self._check_model(request.model)
+        await self._check_model(request.model)
         asked("chat", request.model)
         return await _named(request, responses(self, http, request))
 
@@ -150,13 +162,34 @@ class Server:
     async def input_items(self, http: Request) -> Response:
         return await input_items(self, http)
 
+    async def embeddings(self, http: Request) -> Response:
+        request = await self._read(http, EmbeddingRequest)
+        await self._check_model(request.model)
+        return await embeddings(self, http, request)
+
     async def models(self, http: Request) -> Response:
-        return self.json({"object": "list", "data": [self._card(name) for name in self.names]})
+        cards = [self._card(name) for name in self.names]
+        if self.client.options.enable_lora:
+            cards += [self._lora_card(lora) for lora in await self.client.loras()]
+        return self.json({"object": "list", "data": cards})
 
     async def model(self, http: Request) -> Response:
         name = http.path_params["model"]
-        self._check_model(name)
-        return self.json(self._card(name))
+        lora = await self._check_model(name)
+        return self.json(self._card(name) if lora is None else self._lora_card(lora))
+
+    async def load_lora(self, http: Request) -> Response:
+        request = await self._read(http, LoadLoraRequest)
+        if request.lora_name in self.names:
+            raise WrongField("lora_name", f"lora_name={request.lora_name!r} is the name of the model itself")
+        await self.client.load_lora(request.lora_name, request.lora_path)
+        return self.json(self._lora_card(await self._check_lora(request.lora_name)))
+
+    async def unload_lora(self, http: Request) -> Response:
+        name = (await self._read(http, UnloadLoraRequest)).lora_name
+        await self._check_lora(name)
+        await self.client.unload_lora(name)
+        return self.json({"id": name, "object": "model", "deleted": True})
 
     async def tokenize(self, http: Request) -> Response:
         request = await self._read(http, TokenizeRequest)
@@ -209,15 +242,29 @@ class Server:
                 raise HTTPError(413, limit, "invalid_request_error", "request_too_large")
         return msgspec.json.decode(bytes(body), type=kind)
 
-    def _check_model(self, name: str) -> None:
-        if name not in self.names:
-            raise HTTPError(
-                404,
-                f"The model {name!r} does not exist; served here: {', '.join(self.names)}",
-                "invalid_request_error",
-                "model_not_found",
-                "model",
-            )
+    def lora(self, model: str) -> str | None:
+        """The adapter that a request for `model` runs with."""
+        return None if model in self.names else model
+
+    async def _check_model(self, name: str) -> LoraInfo | None:
+        """The adapter of that name, None for the model itself; another worker may have loaded it."""
+        return None if name in self.names else await self._check_lora(name)
+
+    async def _check_lora(self, name: str) -> LoraInfo:
+        loras = await self.client.loras() if self.client.options.enable_lora else ()
+        for lora in loras:
+            if lora.name == name:
+                return lora
+        raise HTTPError(
+            404,
+            f"The model {name!r} does not exist; served here: {', '.join([*self.names, *(x.name for x in loras)])}",
+            "invalid_request_error",
+            "model_not_found",
+            "model",
+        )
+
+    def _lora_card(self, lora: LoraInfo) -> dict[str, Any]:
+        return {**self._card(lora.name), "parent": self.names[0], "root": lora.path}
 
     def _card(self, name: str) -> dict[str, Any]:
         length = self.client.options.max_model_len
