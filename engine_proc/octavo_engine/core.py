@@ -121,7 +121,7 @@ class Core:
             live = live_of.get(self.scheduler.sequence_at(slot).request.key)
             if live is not None and live.prompt_logprobs is not None:
                 live.prompt_logprobs.extend(entries)
-        advanced = self.scheduler.commit(plan, result.tokens)
+        advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
         ended: list[Key] = []
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
@@ -137,6 +137,11 @@ class Core:
             deltas[live.client].append(delta)
             if live.open_choices == 0:
                 ended.append(key)
+        for request in self.scheduler.beams.take_found():
+            live = live_of[request.key]
+            live.first_token = now
+            deltas[live.client] += live.found(request)
+            ended.append(request.key)
         for client, items in deltas.items():
             self._counters["generation_tokens"] += len(items)
             self._outbox[client].append(wire.Deltas(items))
@@ -259,7 +264,7 @@ class Core:
                 self._fail(key, code, f"the prompt could not be taken: {result}")
                 continue
             try:
-                request = self.intake.request(key, result, live.generate.params, live.arrival)
+                request = self.intake.request(key, result, live.generate, live.arrival)
             except InvalidPrompt as error:
                 self._fail(key, "invalid_request", str(error))
             else:

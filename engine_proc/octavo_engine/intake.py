@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from octavo import wire
-from octavo.options import SamplingParams
+from octavo.options import MAX_LOGPROBS, SamplingParams
+from octavo_engine.scheduling.beam_search import BeamSearch
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text, TextError
 
@@ -51,7 +52,7 @@ class Intake:
         self._check(message)
         long = len(message.text or "") + sum(len(m.content) for m in message.messages or ())
         if long <= _INLINE_CHARACTERS:
-            return self.request(key, self._tokenise(message), message.params, arrival)
+            return self.request(key, self._tokenise(message), message, arrival)
         self.num_pending += 1
         self._worker.submit(self._tokenise_later, key, message)
         return None
@@ -84,10 +85,13 @@ class Intake:
         self.num_pending -= len(done)
         return done
 
-    def request(self, key: Any, prompt: list[int], params: SamplingParams, arrival: float) -> Request:
+    def request(self, key: Any, prompt: list[int], message: wire.Generate, arrival: float) -> Request:
         """The Request of a tokenised prompt. Raises InvalidPrompt."""
         if not prompt:
             raise InvalidPrompt("the prompt has no tokens; give at least one")
+        params, search = message.params, None
+        if message.beam is not None:
+            params, search = self._search(message)
         try:
             bad_words = self._text.encode_bad_words(params.bad_words) if params.bad_words else []
         except TextError as error:
@@ -100,7 +104,31 @@ class Intake:
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             arrival=arrival,
             bad_words=bad_words,
+            search=search,
         )
+
+    def _search(self, message: wire.Generate) -> tuple[SamplingParams, BeamSearch]:
+        """What the sampler is told of each beam, so that the search sees the best next tokens. Raises InvalidPrompt."""
+        beam = message.beam
+        assert beam is not None
+        ends = frozenset(beam.stop_token_ids) | (frozenset() if beam.ignore_eos else self._eos)
+        top = min(max(BeamSearch.num_top(beam.beam_width, len(ends)), beam.logprobs or 0), self._vocab_size)
+        if top > MAX_LOGPROBS:
+            raise InvalidPrompt(
+                f"beam_width={beam.beam_width} with {len(ends)} tokens that end a text looks at the {top} best tokens "
+                f"of each beam; at most {MAX_LOGPROBS}: lower beam_width or give fewer stop_token_ids"
+            )
+        search = BeamSearch(
+            beam.beam_width,
+            ends=ends,
+            max_tokens=beam.max_tokens or 1,  # the scheduler says how many there may be
+            min_tokens=beam.min_tokens,
+            length_penalty=beam.length_penalty,
+            early_stopping=beam.early_stopping,
+        )
+        return SamplingParams(
+            temperature=0.0, max_tokens=beam.max_tokens, logprobs=top, ignore_eos=True, priority=beam.priority
+        ), search
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -156,6 +184,8 @@ class Intake:
         """What needs the model to be judged; everything else SamplingParams has checked itself."""
         params, vocab = message.params, self._vocab_size
         given = [f for f in ("text", "token_ids", "messages") if getattr(message, f) is not None]
+        if message.beam is not None and message.beam.sampling() != params:
+            raise InvalidPrompt("params: other than those of the beam search")
         if len(given) != 1:
             raise InvalidPrompt(f"exactly one of text, token_ids and messages is the prompt, got {given or 'none'}")
         if not self._text.has_tokenizer:

@@ -7,6 +7,7 @@
 This package is the light client; the engine runs in a process of its own (pip install "octavo[engine]").
 """
 
+from octavo.beams import BeamParams
 from octavo.client import AsyncClient
 from octavo.errors import (
     ClientClosed,
@@ -34,6 +35,7 @@ from octavo.wire import Message, Progress
 
 __all__ = [
     "AsyncClient",
+    "BeamParams",
     "ClientClosed",
     "Completion",
     "CompletionChoice",

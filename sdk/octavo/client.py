@@ -6,11 +6,12 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
 from octavo import wire
+from octavo.beams import BeamParams
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
 from octavo.results import Completion
@@ -26,6 +27,8 @@ __all__ = ["AsyncClient", "Prompt"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str] | wire.Message]
 """Text, token ids, or the messages of a chat (each with "role" and "content")."""
+
+Params: TypeAlias = SamplingParams | BeamParams
 
 _DEFAULT_PARAMS = SamplingParams()
 
@@ -155,7 +158,7 @@ class AsyncClient:
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+    async def generate(self, prompt: Prompt, params: Params | None = None) -> Completion:
         """The whole answer to a prompt; cancelling it aborts the request.
 
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
@@ -181,17 +184,17 @@ class AsyncClient:
         assert outcome is not None
         raise outcome
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+    def stream(self, prompt: Prompt, params: Params | None = None) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
 
-        Leaving the stream in any way aborts the request.
+        Leaving the stream in any way aborts the request. A beam search gives one delta a choice, at the end.
         """
         params = params or _DEFAULT_PARAMS
         router = self._session.router
         return Stream(self, router, router.submit(True, _message(prompt, params)), params.n)
 
     async def chat(
-        self, messages: Sequence[Mapping[str, str] | wire.Message], params: SamplingParams | None = None
+        self, messages: Sequence[Mapping[str, str] | wire.Message], params: Params | None = None
     ) -> Completion:
         """`generate` for chat messages: {"role": ..., "content": ...}, through the model's chat template."""
         if isinstance(messages, str) or not messages:
@@ -255,21 +258,23 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
     return CurveKeys(server, public, secret)
 
 
-def _message(prompt: Prompt, params: SamplingParams | None) -> Callable[[int], wire.Generate]:
+def _message(prompt: Prompt, params: Params | None) -> Callable[[int], wire.Generate]:
     """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
     params = params or _DEFAULT_PARAMS
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params: a SamplingParams is needed, not {type(params).__name__}")
+    beam = params if isinstance(params, BeamParams) else None
+    sampling = params.sampling() if isinstance(params, BeamParams) else params
+    if not isinstance(sampling, SamplingParams):
+        raise InvalidRequest(f"params: SamplingParams or BeamParams are needed, not {type(params).__name__}")
     if isinstance(prompt, str):
-        return lambda request_id: wire.Generate(request_id, params, text=prompt)
+        return lambda request_id: wire.Generate(request_id, sampling, text=prompt, beam=beam)
     if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
         messages = [_turn(item) for item in items]
-        return lambda request_id: wire.Generate(request_id, params, messages=messages)
+        return lambda request_id: wire.Generate(request_id, sampling, messages=messages, beam=beam)
     token_ids = _token_ids(items)
-    return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids)
+    return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, beam=beam)
 
 
 def _token_ids(items: list[Any]) -> list[int]:

@@ -6,47 +6,26 @@ alike, and a wrong value raises `InvalidOption` before an engine is started or a
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import msgspec
 
+from octavo.checks import choice as _choice
+from octavo.checks import flag as _flag
+from octavo.checks import number as _number
+from octavo.checks import whole as _whole
 from octavo.errors import InvalidOption
 
-__all__ = ["EngineOptions", "Quantization", "SamplingParams", "replace"]
+__all__ = ["MAX_LOGPROBS", "EngineOptions", "Quantization", "SamplingParams", "replace"]
 
 _GIB = 1 << 30
-_MAX_LOGPROBS = 1024
+MAX_LOGPROBS = 1024
 
 
 def replace(options: Any, **changes: Any) -> Any:
     """A copy of frozen options with some fields changed, validated again."""
     return msgspec.structs.replace(options, **changes)
-
-
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidOption(
-            name, value, f"a whole number >= {low}" if high is None else f"a whole number in {low}..{high}"
-        )
-
-
-def _number(name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)
-    if bad or value > high or value < low or (above and value == low) or math.isinf(value):
-        left = "(" if above else "["
-        raise InvalidOption(name, value, f"a number in {left}{low}, {high}]")
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidOption(name, value, "one of " + ", ".join(map(repr, allowed)))
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidOption(name, value, "True or False")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -121,7 +100,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 0, _MAX_LOGPROBS)
+                _whole(name, getattr(self, name), 0, MAX_LOGPROBS)
         _whole("priority", self.priority, -(1 << 31), (1 << 31) - 1)
         for name in ("queue_timeout", "first_token_timeout", "total_timeout"):
             if getattr(self, name) is not None:

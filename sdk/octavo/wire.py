@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -72,13 +73,17 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt."""
+    """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
+
+    beam: search with it; params are beam.sampling() then. All output comes at the end, one delta a choice.
+    """
 
     request_id: int
     params: SamplingParams
     text: str | None = None
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
+    beam: BeamParams | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -182,12 +187,13 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How one choice ended."""
+    """How one choice ended. score: of a beam search, by which the choices are ordered."""
 
     index: int
     finish_reason: str
     stop_reason: str | int | None
     cumulative_logprob: float | None
+    score: float | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from octavo.options import SamplingParams
+from octavo_engine.scheduling.beam_search import BeamSearch
 from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.scheduling.sequence import Request, Sequence
@@ -25,6 +27,7 @@ def request(
     seed: int = 1,
     cache_salt: bytes = b"",
     eos: int = EOS,
+    beam_width: int | None = None,
     **params: object,
 ) -> Request:
     return Request(
@@ -35,7 +38,36 @@ def request(
         seed=seed,
         arrival=0.0,
         cache_salt=cache_salt,
+        search=None if beam_width is None else BeamSearch(beam_width, ends=frozenset([eos]), max_tokens=1),
     )
+
+
+@dataclass
+class Scored:
+    """What beams draw: the best of a few tokens, by numbers that depend on what came before."""
+
+    top: list[tuple[int, float]]
+
+    @classmethod
+    def of(cls, tokens: Iterable[int]) -> Scored:
+        history = tuple(tokens)
+        weights = [(-random.Random(hash((history, token))).expovariate(1), token) for token in range(9)]
+        return cls([(token, logprob) for logprob, token in sorted(weights, reverse=True)])
+
+
+def searched(request: Request) -> list[list[int]]:
+    """What a beam search of its own finds, best first: no scheduler, no pages."""
+    assert request.search is not None
+    search = BeamSearch(request.search.width, ends=frozenset([EOS]), max_tokens=request.search.max_tokens)
+    beams: list[list[int]] = [[]]
+    while not search.done:
+        tops = [Scored.of([*request.prompt, *beam]).top for beam in beams]
+        beams = [[*beams[parent], token] for parent, token in search.advance(tops)]
+    return texts(search)
+
+
+def texts(search: BeamSearch) -> list[list[int]]:
+    return [[step.token for step in text.steps] for text in search.finished]
 
 
 class Driver:
@@ -69,6 +101,7 @@ class Driver:
         self.device = Device(page_size, max_num_seqs)
         self.flying: deque[tuple[Work, list[int] | None]] = deque()  # with what was drawn, if the device ran it
         self.requests: list[Request] = []
+        self.found: list[Request] = []  # whose beam searches ended by themselves
         self.scored: dict[object, list[int]] = {}
         self.overtaken: Counter[Sequence] = Counter()
         self.plans: list[Plan] = []
@@ -114,10 +147,16 @@ class Driver:
             tokens = self.device.run(work, self.draw)
         drew = work.samplers
         before = [(seq.finish_reason, seq.output.copy()) for seq in drew]
-        got = self.scheduler.commit(plan, tokens)
-        assert got == [None if ended else seq for seq, (ended, _) in zip(drew, before, strict=True)]
+        scored = [Scored.of(seq.tokens(0, seq.num_tokens)) if seq.group is not None else None for seq in drew]
+        got = self.scheduler.commit(plan, tokens, scored)
+        assert got == [None if ended or seq.group else seq for seq, (ended, _) in zip(drew, before, strict=True)]
         for seq, token, (ended, output) in zip(drew, tokens, before, strict=True):
-            assert seq.output == (output if ended else [*output, token])
+            assert seq.group is not None or seq.output == (output if ended else [*output, token])
+        for request in self.scheduler.beams.take_found():
+            assert all(seq.finish_reason for seq in request.sequences)
+            assert request.search is not None
+            assert texts(request.search) == searched(request)
+            self.found.append(request)
         self.scheduler.check()
         return got
 

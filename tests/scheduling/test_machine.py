@@ -70,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         repetition_penalty=st.sampled_from([1.0, 1.0, 1.0, 1.5]),
         prompt_logprobs=st.sampled_from([None, None, 0, 2]),
         cache_salt=st.sampled_from([b"", b"", b"x"]),
+        beam_width=st.sampled_from([None, None, 1, 2, 3, 5]),
     )
     def add(self, shared: int, own: list[int], max_tokens: int | None, min_tokens: int, **options: object) -> None:
         self.keys += 1

@@ -55,6 +55,7 @@ def _load(source: random.Random, max_in_flight: int) -> Driver:
                 priority=source.randint(-1, 1),
                 prompt_logprobs=source.choice([None, None, 0, 2]),
                 cache_salt=source.choice([b"", b"x"]),
+                beam_width=source.choice([None, None, None, 2, 4]),
             )
         except DoesNotFit:
             continue

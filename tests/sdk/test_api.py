@@ -18,6 +18,7 @@ def test_all_is_sorted_and_pinned() -> None:
     assert octavo.__all__ == sorted(octavo.__all__)
     assert octavo.__all__ == [
         "AsyncClient",
+        "BeamParams",
         "ClientClosed",
         "Completion",
         "CompletionChoice",

@@ -8,24 +8,32 @@ import msgspec
 import pytest
 
 from octavo import wire
+from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
 
 TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Hello(1), "91920101"),
     (
         wire.Generate(7, SamplingParams(max_tokens=5, temperature=0.0), text="héllo"),
-        ("91960207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0"),
+        ("91970207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0"),
     ),
     (
         wire.Generate(8, SamplingParams(n=2, stop="x", logit_bias={3: -1.5}, seed=-1), token_ids=[0, 127, 70000]),
         (
-            "91960208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
-            "00c093007fce00011170c0"
+            "91970208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
+            "00c093007fce00011170c0c0"
         ),
     ),
     (
         wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")]),
-        "91960209de0000c0c09192a475736572a26869",
+        "91970209de0000c0c09192a475736572a26869c0",
+    ),
+    (
+        wire.Generate(9, BeamParams().sampling(), text="x", beam=BeamParams(beam_width=2, early_stopping="never")),
+        (
+            "91970209de0001ab74656d7065726174757265cb0000000000000000a178c0c082aa6265616d5f776964746802"
+            "ae6561726c795f73746f7070696e67a56e65766572"
+        ),
     ),
     (wire.Abort([7, 300]), "9192039207cd012c"),
     (wire.StatsRequest(12), "9192040c"),
@@ -59,14 +67,14 @@ TO_CLIENT: list[tuple[Any, str]] = [
     (
         wire.Finished(
             7,
-            (wire.Choice(0, "length", None, -2.5),),
+            (wire.Choice(0, "length", None, -2.5, -0.5),),
             (1, 2),
             wire.Usage(2, 1, 5, 0.25, 0.5, 1.0),
             (None, wire.TokenLogprob(2, -1.0, 3)),
         ),
         (
-            "91961707919400a66c656e677468c0cbc00400000000000092010296020105cb3fd0000000000000cb3fe00000"
-            "00000000cb3ff000000000000092c09402cbbff00000000000000390"
+            "91961707919500a66c656e677468c0cbc004000000000000cbbfe000000000000092010296020105cb3fd00000"
+            "00000000cb3fe0000000000000cb3ff000000000000092c09402cbbff00000000000000390"
         ),
     ),
     (

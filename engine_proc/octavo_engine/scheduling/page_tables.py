@@ -82,6 +82,7 @@ class PageTables:
         for page in leader.pages:
             self.pool.share(page)
         follower.pages = leader.pages.copy()
+        leader.room = 0
         follower.num_computed, follower.node = leader.num_computed, leader.node
 
     def needs_page(self, seq: Sequence) -> bool:

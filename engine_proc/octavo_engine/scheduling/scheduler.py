@@ -12,10 +12,12 @@ With max_in_flight 2 a step is scheduled while the one before it runs and what t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Seq
 from itertools import islice
 
 from octavo_engine.scheduling import census
 from octavo_engine.scheduling.admission import DoesNotFit, QueueFull, SchedulerConfig, check_queue, output_room
+from octavo_engine.scheduling.beams import Beams, Scored
 from octavo_engine.scheduling.flight import Flight, Flights, Prefill
 from octavo_engine.scheduling.page_tables import PageTables
 from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
@@ -43,6 +45,7 @@ class Scheduler:
         self.waiting = WaitingQueue(config.max_overtaken)
         self.requests: dict[Hashable, Request] = {}
         self.running = Running(config.max_num_seqs)
+        self.beams = Beams(self.tables, self.running, self.waiting)
         self.counters = census.Counters()
         self._watermark = int(config.num_pages * config.watermark)
         self._finished: list[Sequence] = []  # they still have slot and pages
@@ -67,12 +70,24 @@ class Scheduler:
         for seq in request.sequences:
             seq.max_output = room
             seq.rank = (request.params.priority, self._arrivals, seq.index)
+        if request.search is not None:
+            request.search.max_tokens = room
         self.requests[request.key] = request
         self.waiting.push_choices(request.sequences)
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """End one sequence now, at any time; a no-op if it has ended. Its slot stands in the next plan's ends."""
+        """End one sequence now, at any time; a no-op if it has ended. Its slot stands in the next plan's ends.
+
+        One beam takes the others with it.
+        """
         if sequence.finish_reason is not None:
+            return
+        if sequence.group is not None:
+            for beam in sequence.request.sequences:
+                self._end(beam, reason, stop_reason)
+            self.beams.forget(sequence.request)
+            if not self.flights:
+                self._sweep()
             return
         self._end(sequence, reason, stop_reason)
         if sequence.slot >= 0:
@@ -118,7 +133,7 @@ class Scheduler:
         if self.waiting and preempted == self.counters.preemptions and not self._stalled:
             self._admit(plan, budget - sum(prefill.length for prefill in prefills), prefills)
         if not plan.seqs:
-            return None
+            return self.schedule() if not self.flights and self._shelve() else None
         for prefill in prefills:
             if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
                 self.running.prefilling.remove(prefill.seq)
@@ -128,14 +143,17 @@ class Scheduler:
         self._step += 1
         return plan
 
-    def commit(self, plan: Plan, tokens: list[int]) -> list[Sequence] | list[Sequence | None]:
-        """The plan ran and drew `tokens`, in the order of its samplers.
+    def commit(
+        self, plan: Plan, tokens: list[int], logprobs: Seq[Scored | None] = ()
+    ) -> list[Sequence] | list[Sequence | None]:
+        """The plan ran and drew `tokens`, in the order of its samplers. logprobs: alongside, needed for beams.
 
         Returns the sequences in that order, with the token appended and finish_reason set where it was the last; None
-        in place of a sequence that had ended before: its token was dropped.
+        in place of a sequence that had ended before, whose token was dropped, and of beams (see beams.take_found).
         """
         flight, drew = self.flights.land(plan, len(tokens))
-        dropped, page_size = [], self.config.page_size
+        dropped: set[Sequence] = set()
+        page_size = self.config.page_size
         for seq, step in zip(flight.decodes, plan.seqs, strict=False):
             stop = step.start + 1
             if not stop % page_size and seq.finish_reason is None:
@@ -143,13 +161,18 @@ class Scheduler:
         for prefill in flight.prefills:
             self._commit_prefill(prefill)
         for seq, token in zip(drew, tokens, strict=True):
-            if seq.finish_reason is None:
+            if seq.group is not None:
+                dropped.add(seq)
+            elif seq.finish_reason is None:
                 output = seq.output
                 output.append(token)
                 if (token in seq.stops or len(output) >= seq.max_output) and (end := seq.ended_by(token)):
                     self._end(seq, *end)
             else:
-                dropped.append(seq)
+                dropped.add(seq)
+        if dropped:
+            for seq in self.beams.advance(drew, logprobs):
+                self._end(seq, "stop", None)
         self._release(flight)
         return [None if seq in dropped else seq for seq in drew] if dropped else drew
 
@@ -224,13 +247,27 @@ class Scheduler:
             if self.flights:
                 self._stalled = True
                 return False
-            victim = self.running.pop_last()
-            self._vacate(victim)
-            self.counters.preemptions += 1
-            self.waiting.push(victim)
-            if victim is seq:
+            if self._preempt() is seq:
                 return False
         seq.room = len(seq.pages) * self.config.page_size
+        return True
+
+    def _preempt(self) -> Sequence:
+        """The last gives way. It waits to be recomputed, unless it is a beam that has drawn."""
+        victim = self.running.pop_last()
+        self._vacate(victim)
+        self.counters.preemptions += 1
+        if victim.group is None or victim not in victim.group.tops:
+            self.waiting.push(victim)
+        return victim
+
+    def _shelve(self) -> bool:
+        """Nothing can run: is it because of beams that wait for others? The last of them gives way."""
+        if not self.running.parked:
+            return False
+        victim = self.running.parked.pop()
+        self._vacate(victim)
+        self.counters.preemptions += 1
         return True
 
     # ---- prefill and admission ---------------------------------------------------------------------------------
@@ -263,7 +300,8 @@ class Scheduler:
         stop = start + length
         self.tables.grow(seq, stop)
         offset, seq.sent = seq.sent, len(seq.pages)
-        samplers = [seq, *self._fork(seq, plan)] if stop == seq.num_tokens else []
+        forks = self._fork(seq, plan) if stop == seq.num_tokens else []
+        samplers = [seq, *forks] if stop == seq.num_tokens else []
         slots = [sampler.slot for sampler in samplers]
         step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots)
         if request.wants_prompt_scored and start == request.prompt_scored:
@@ -279,7 +317,12 @@ class Scheduler:
         """Start the choices that can start with `seq`; the others wait. They get its pages once those are computed.
 
         Each will soon write to a page of its own, so no more start than there are pages.
+        Beams only take their slots here: what they go on from is known when this one has drawn.
         """
+        if seq.group is not None:
+            for _ in range(min(len(seq.followers), len(self.running.free_slots))):
+                plan.starts.append(self.running.begin(seq.followers.pop(0)))
+            return []
         followers, seq.followers = seq.followers, []
         count = min(len(followers), len(self.running.free_slots), self.pool.num_available)
         for follower in followers[:count]:
@@ -311,7 +354,7 @@ class Scheduler:
         tables = self.tables
         promised = sum(tables.num_pages(s.num_tokens) - len(s.pages) for s in self.running.prefilling)
         available = self.pool.num_available - promised - self._watermark
-        busy = bool(self.running.decoding or self.running.prefilling)
+        busy = bool(self.running.decoding or self.running.prefilling or self.running.parked)
         cost, look_at = seq.cost
         if busy and cost > available and self._step < look_at:
             return None
@@ -382,7 +425,8 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """There are sequences that have not ended."""
-        return bool(self.running.decoding or self.running.prefilling or self.waiting)
+        running = self.running
+        return bool(running.decoding or running.prefilling or running.parked or self.waiting)
 
     @property
     def in_flight(self) -> bool:

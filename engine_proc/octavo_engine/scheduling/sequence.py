@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from octavo.options import SamplingParams
+from octavo_engine.scheduling.beam_search import BeamSearch, Top
 from octavo_engine.scheduling.plan import SeqStart
 from octavo_engine.scheduling.prefix_cache import Parent
 
-__all__ = ["FinishReason", "Request", "Sequence"]
+__all__ = ["BeamGroup", "FinishReason", "Request", "Sequence"]
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -27,6 +28,7 @@ class Request:
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
     cache_salt: prefix-cache pages are shared only between requests with the same salt.
+    search: the answers are found by beam search; its sequences are the beams. params.logprobs are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -38,6 +40,7 @@ class Request:
     arrival: float
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
+    search: BeamSearch | None = None
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -45,8 +48,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.prompt_bytes = array("i", self.prompt).tobytes()
-        self.sequences = [Sequence(self, index) for index in range(self.params.n)]
-        self.num_open = self.params.n
+        count = self.params.n if self.search is None else self.search.width
+        self.sequences = [Sequence(self, index) for index in range(count)]
+        self.num_open = count
+        if self.search is not None:
+            BeamGroup(self.search, self.sequences)
 
     @property
     def wants_prompt_scored(self) -> bool:
@@ -54,8 +60,23 @@ class Request:
         return self.params.prompt_logprobs is not None and self.prompt_scored < len(self.prompt)
 
 
+class BeamGroup:
+    """The beams of a request. live: the sequences of the search's beams, in its order. tops: what it has to be told of
+    those that have drawn; once it knows all of them, it goes on."""
+
+    __slots__ = ("live", "search", "tops")
+
+    def __init__(self, search: BeamSearch, sequences: list[Sequence]) -> None:
+        self.search = search
+        self.live = sequences[:1]
+        self.tops: dict[Sequence, Top] = {}
+        for sequence in sequences:
+            sequence.group = self
+            sequence.waits_until = math.inf
+
+
 class Sequence:
-    """One choice of a request.
+    """One choice of a request, or one beam.
 
     output: token ids drawn so far and committed. num_computed: tokens whose keys and values are in the cache once all
     plans handed out have run; as many as num_tokens when the next one is still to be drawn. pages: the page table.
@@ -68,6 +89,7 @@ class Sequence:
         "cost",
         "finish_reason",
         "followers",
+        "group",
         "index",
         "leader",
         "max_output",
@@ -111,6 +133,7 @@ class Sequence:
         self.leader: Sequence | None = None  # the one whose follower it is
         self.overtaken = 0  # later arrivals that were admitted while this one waited
         self.started = False
+        self.group: BeamGroup | None = None
         self.cost = (0, 0)  # after a failed admission: pages it takes, and the step at which to look again
         self.samplers = [_NOWHERE]  # [slot]
         self.node: Parent | None = None  # entry of its last full page; None: its pages are not stored
