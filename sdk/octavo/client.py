@@ -12,6 +12,7 @@ import anyio
 
 from octavo import wire
 from octavo.beams import BeamParams
+from octavo.best_of import best, drawn
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
 from octavo.results import Completion
@@ -164,6 +165,8 @@ class AsyncClient:
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
         EngineDead, EngineUnresponsive (no sign of life for options.heartbeat_timeout) or ClientClosed.
         """
+        if isinstance(params, SamplingParams) and params.best_of is not None:
+            return best(await self.generate(prompt, drawn(params)), params)
         router = self._session.router
         request = router.submit(False, _message(prompt, params))
         if request.outcome is None:
@@ -190,6 +193,8 @@ class AsyncClient:
         Leaving the stream in any way aborts the request. A beam search gives one delta a choice, at the end.
         """
         params = params or _DEFAULT_PARAMS
+        if isinstance(params, SamplingParams) and params.best_of is not None:
+            raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
         router = self._session.router
         return Stream(self, router, router.submit(True, _message(prompt, params)), params.n)
 

@@ -31,7 +31,8 @@ def replace(options: Any, **changes: Any) -> Any:
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How one request is decoded. Field names are those of vLLM and the OpenAI API.
 
-    n: completions of the prompt; they share its pages. max_tokens None: up to the context's end.
+    n: completions of the prompt; they share its pages. best_of: so many are drawn, and the n of the highest mean
+    logprob a token returned, best first (not in a stream). max_tokens None: up to the context's end.
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off.
     repetition_penalty (arXiv 1909.05858) counts prompt and output, presence_ and frequency_penalty the output.
     seed None takes a random one; choice i of n draws with its own stream of the same seed.
@@ -66,9 +67,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     queue_timeout: float | None = None
     first_token_timeout: float | None = None
     total_timeout: float | None = None
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, 1024)
+        if self.best_of is not None:
+            _whole("best_of", self.best_of, self.n, 1024)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1)
         _whole("min_tokens", self.min_tokens, 0)
