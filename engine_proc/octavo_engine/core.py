@@ -131,7 +131,10 @@ class Core:
             live = live_of[key]
             if live.first_token is None:
                 live.first_token = now
-            delta, stop = live.delta(sequence, token, logprob)
+            made = live.delta(sequence, token, logprob)
+            if made is None:
+                continue
+            delta, stop = made
             if stop is not None:
                 self.scheduler.finish(sequence, "stop", stop)
             deltas[live.client].append(delta)

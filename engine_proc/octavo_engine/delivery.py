@@ -31,6 +31,7 @@ class Live:
         "request",
         "scores",
         "started",
+        "stopped",
     )
 
     def __init__(self, client: Client, generate: wire.Generate, arrival: float) -> None:
@@ -45,6 +46,7 @@ class Live:
         self.scores: list[float | None] | None = None  # of a beam search
         self.delivered = [0] * generate.params.n  # tokens of each choice
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
+        self.stopped = [False] * generate.params.n  # by a stop string
         self.open_choices = generate.params.n
         self.ends: list[tuple[str, str | int | None]] = [("abort", None)] * generate.params.n
 
@@ -57,16 +59,23 @@ class Live:
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = [None]  # nothing comes before the first token
 
-    def delta(self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None) -> tuple[wire.Delta, str | None]:
-        """The message for one new token, and the stop string that it completed, if any."""
-        params = self.generate.params
-        index, reason, stop_reason = sequence.index, sequence.finish_reason, sequence.stop_reason
+    def delta(
+        self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None
+    ) -> tuple[wire.Delta, str | None] | None:
+        """The message for one new token, and the stop string that it completed, if any. Where a step made several, None
+        for those behind a stop string."""
+        params, index = self.generate.params, sequence.index
+        if self.stopped[index]:
+            return None
+        self.delivered[index] += 1
+        last = self.delivered[index] == len(sequence.output)
+        reason, stop_reason = (sequence.finish_reason, sequence.stop_reason) if last else (None, None)
         # What ended the text (an end-of-sequence or stop token) is not part of it, unless asked for.
         hidden = reason == "stop" and not params.include_stop_str_in_output
         piece = self.detokenizers[index].push([] if hidden else [token], reason is not None)
         if piece.stop is not None:
+            self.stopped[index] = True
             reason, stop_reason = "stop", piece.stop
-        self.delivered[index] += 1
         if logprob is not None:
             self.cumulative[index] += logprob.logprob
         if reason is not None:

@@ -125,6 +125,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.execution import kv_cache
     from octavo_engine.execution.device_runner import DeviceRunner
     from octavo_engine.execution.runner import Runner
+    from octavo_engine.guessing import Guessing, OtherTokenizer
     from octavo_engine.machine import Machine, NoRoom
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
     from octavo_engine.ops import OpsUnavailable
@@ -154,6 +155,9 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             cache=_cache(options),
             trust_remote_code=options.trust_remote_code,
         )
+        guessing = Guessing.load(options, network, text, ops, dtype, greeter)
+    except OtherTokenizer as error:
+        raise StartFailed("invalid_option", str(error)) from error
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
     except torch.OutOfMemoryError as error:
@@ -170,6 +174,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         )
     try:
         page_bytes = kv_cache.page_bytes(ops, shape, options.page_size, kv_dtype)
+        page_bytes += guessing.page_bytes(ops, options.page_size, kv_dtype)
     except ValueError as error:
         raise StartFailed("invalid_option", f"kv_cache_dtype={options.kv_cache_dtype}: {error}") from error
     try:
@@ -196,17 +201,17 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     assert options.max_model_len is not None
     assert options.max_num_batched_tokens is not None
     kind = DeviceRunner if ops.asynchronous else Runner
+    sizes: dict[str, Any] = {
+        "num_pages": num_pages,
+        "page_size": options.page_size,
+        "max_num_seqs": options.max_num_seqs,
+        "max_model_len": options.max_model_len,
+        "kv_dtype": kv_dtype,
+        "progress": greeter,
+    }
     try:
-        runner = kind(
-            network,
-            ops if shape.recordable else EagerOps(ops),
-            num_pages=num_pages,
-            page_size=options.page_size,
-            max_num_seqs=options.max_num_seqs,
-            max_model_len=options.max_model_len,
-            kv_dtype=kv_dtype,
-            progress=greeter,
-        )
+        runner = kind(network, ops if shape.recordable else EagerOps(ops), **sizes)
+        proposer = guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
     scheduler = Scheduler(
@@ -220,7 +225,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_queued_requests=options.max_queued_requests,
             max_queued_tokens=options.max_queued_tokens,
             max_in_flight=2 if runner.asynchronous else 1,
-        )
+        ),
+        proposer=proposer,
     )
     ready = _ready(options, source, text, shape, num_pages)
     # What was loaded stays: keep the collector from walking it again and again.

@@ -30,6 +30,7 @@ from octavo.errors import (
 )
 from octavo.options import EngineOptions, Quantization, SamplingParams
 from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
+from octavo.speculation import Draft, NGram
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
 
@@ -41,6 +42,7 @@ __all__ = [
     "CompletionChoice",
     "Delta",
     "DeviceLost",
+    "Draft",
     "EngineDead",
     "EngineError",
     "EngineNotInstalled",
@@ -51,6 +53,7 @@ __all__ = [
     "InvalidRequest",
     "Message",
     "ModelError",
+    "NGram",
     "OctavoError",
     "OutOfMemory",
     "Overloaded",

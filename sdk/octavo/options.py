@@ -16,6 +16,7 @@ from octavo.checks import flag as _flag
 from octavo.checks import number as _number
 from octavo.checks import whole as _whole
 from octavo.errors import InvalidOption
+from octavo.speculation import Draft, NGram, parse
 
 __all__ = ["MAX_LOGPROBS", "EngineOptions", "Quantization", "SamplingParams", "replace"]
 
@@ -251,6 +252,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
     `EngineUnresponsive`. The engine is asked for one every quarter of it, between two steps: keep it above the longest.
+    speculation: guess tokens ahead, with the same output: NGram(...), Draft(model, ...), or as words "ngram",
+    "ngram:num_speculative_tokens=5,prompt_lookup_max=3", "draft:MODEL". None: no.
     """
 
     model: str = ""
@@ -277,6 +280,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ready_timeout: float = 120.0
     shutdown_timeout: float = 5.0
     heartbeat_timeout: float = 60.0
+    speculation: NGram | Draft | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -317,3 +321,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _number("ready_timeout", self.ready_timeout, 0.0, above=True)
         _number("shutdown_timeout", self.shutdown_timeout, 0.0, above=True)
         _number("heartbeat_timeout", self.heartbeat_timeout, 0.0, above=True)
+        if isinstance(self.speculation, str):
+            msgspec.structs.force_setattr(self, "speculation", parse(self.speculation))
+        elif self.speculation is not None and not isinstance(self.speculation, (NGram, Draft)):
+            raise InvalidOption("speculation", self.speculation, "None, an NGram, a Draft or the short form of one")

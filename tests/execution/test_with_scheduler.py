@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from octavo_engine.execution.runner import Runner, StepResult
 from octavo_engine.scheduling.plan import Plan
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.scheduling.sequence import Request, Sequence
+from octavo_engine.scheduling.speculation import Proposer
 from octavo_engine.steps import Steps
 from tests.execution.conftest import loaded_model, loaded_ops
 from tests.execution.deferred import DeferredQueue, deferred_runner
@@ -60,7 +62,16 @@ def requests(count: int) -> list[Request]:
 class Engine:
     """What core does, without text and messages."""
 
-    def __init__(self, setup: Setup, num_pages: int, budget: int, *, caching: bool, overlap: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        num_pages: int,
+        budget: int,
+        *,
+        caching: bool,
+        overlap: bool = False,
+        make_proposer: Callable[..., Proposer] | None = None,
+    ) -> None:
         name, dtype, kv_dtype, quantization = setup
         sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
         make = deferred_runner if overlap else Runner
@@ -70,7 +81,8 @@ class Engine:
             "enable_prefix_caching": caching,
             "max_in_flight": 1 + overlap,
         }
-        self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits))
+        proposer = None if make_proposer is None else make_proposer(**sizes, kv_dtype=kv_dtype)
+        self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits), proposer=proposer)
         self.steps = Steps(self.scheduler, self.runner, self.fail)
         self.outputs: Outputs = {}
         self.prompt_logprobs: PromptLogprobs = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from octavo_engine.scheduling.plan import PENDING, Plan
+from octavo_engine.scheduling.plan import PENDING, REJECTED, Plan, SeqStep
 from octavo_engine.scheduling.sequence import Sequence
 
 Draw = Callable[[Sequence], int]
@@ -50,10 +50,23 @@ class Device:
                 self._write(step.slot, seq, step.start + i, token)
         for step, seq in zip(plan.seqs, work.sequences, strict=True):
             if check and seq.finish_reason is None:
-                self._attend(step.slot, seq, step.start + len(step.tokens))
-        drawn = [draw(seq) for seq in work.samplers]
-        slots = [slot for step in plan.seqs for slot in step.samplers]
-        self.last.update(zip(slots, drawn, strict=True))
+                self._attend(step.slot, seq, step.start + len(step.tokens) - step.drafts)
+        drawn: list[int] = []
+        samplers = iter(work.samplers)
+        for step in plan.seqs:
+            for slot in step.samplers:
+                standing = self._draw(step, next(samplers), draw)
+                self.last[slot] = standing[-1]
+                drawn += standing + [REJECTED] * (1 + step.drafts - len(standing))
+        return drawn
+
+    @staticmethod
+    def _draw(step: SeqStep, seq: Sequence, draw: Draw) -> list[int]:
+        drawn = [draw(seq)]
+        for guess in step.tokens[len(step.tokens) - step.drafts :]:
+            if guess != drawn[-1]:
+                break
+            drawn.append(draw(seq))
         return drawn
 
     def _apply_slots(self, plan: Plan, again: bool) -> None:

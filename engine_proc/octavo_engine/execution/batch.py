@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo_engine.execution.drafts import ahead_of
 from octavo_engine.layers.batch import Batch
 from octavo_engine.scheduling.plan import SeqStep
 
@@ -21,13 +22,15 @@ class BuiltBatch:
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
-    what layers.batch.KEPT_ROWS asks for them. It holds until the next build, which may write to the same tensors.
+    what layers.batch.KEPT_ROWS asks for them. ahead: drafts.ahead_of, where there are drafts. It holds until the next
+    build, which may write to the same tensors.
     """
 
     batch: Batch
     draw_slots: list[int]
     draw_rows: torch.Tensor
     every_row: bool
+    ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
 
 
@@ -98,6 +101,9 @@ class BatchBuilder:
         cache_slots += positions
         num_pages = (int(seq_lens.max()) - 1) // size + 1
         samplers = [seq.samplers for seq in seqs]
+        drafted = any(seq.drafts for seq in seqs)
+        if drafted:
+            samplers = [seq.samplers * (1 + seq.drafts) for seq in seqs]
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
@@ -105,6 +111,10 @@ class BatchBuilder:
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
             draw_rows = query_start[drawn_by + 1] - 1
+            if drafted:
+                draw_rows -= np.concatenate(
+                    [np.arange(seq.drafts, -1, -1) if seq.drafts else np.zeros(len(seq.samplers), int) for seq in seqs]
+                )
         batch = Batch(
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
@@ -114,7 +124,9 @@ class BatchBuilder:
             page_table=self._page_table(slots, num_pages),
             kv=self._kv,
         )
-        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), every_row)
+        built = BuiltBatch(
+            batch, draw_slots, torch.from_numpy(draw_rows), every_row, ahead_of(seqs) if drafted else None
+        )
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row:
@@ -125,7 +137,8 @@ class BatchBuilder:
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: torch.Tensor) -> tuple[torch.Tensor, ...]:
         starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
-        return built.draw_rows, starts_of_one, built.batch.seq_lens[drawn_by], built.batch.page_table[drawn_by]
+        lengths = built.batch.positions[built.draw_rows] + 1
+        return built.draw_rows, starts_of_one, lengths, built.batch.page_table[drawn_by]
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
         return torch.from_numpy(self._table[slots, :num_pages])

@@ -20,6 +20,7 @@ from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
 from octavo_engine.execution.device_sampler import DeviceSampler, Draw
+from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
 from octavo_engine.execution.sampler import logprob_entries
 from octavo_engine.execution.staging import Arrays, Packer
@@ -51,6 +52,7 @@ class DeviceStep:
 
     plan: Plan
     slots: list[int] = field(default_factory=list)  # who draws
+    drafted: bool = False
     asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs
     done: Done | None = None
     tokens: Tensor | None = None
@@ -162,11 +164,15 @@ class DeviceRunner(Runner):
         """Wait for the oldest step and return what it made. Raises also what the sampler raises."""
         self._wait(step)
         tokens: list[int] = [] if step.tokens is None else step.tokens.tolist()
-        self._sampler.commit(step.slots, tokens)
         logprobs: list[TokenLogprob | None] = [None] * len(tokens)
         if step.logprobs is not None:
             for place, entry in zip(step.asked, step.logprobs.entries(), strict=True):
                 logprobs[place] = entry
+        if step.drafted:
+            tokens, logprobs = reject(step.plan.seqs, tokens, logprobs)
+            self._sampler.commit(*standing(step.slots, tokens))
+        else:
+            self._sampler.commit(step.slots, tokens)
         prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
@@ -193,13 +199,14 @@ class DeviceRunner(Runner):
             return work
         built = self._builder.build(plan.seqs)
         step.slots, work.num_pages = built.draw_slots, built.batch.page_table.shape[1]
+        step.drafted = built.ahead is not None
         arrays = self._batch_arrays(plan.seqs, built, work)
         if step.slots:
             last_rows = built.batch.positions.numpy()
             if not built.every_row:
                 arrays["draw_rows"] = built.draw_rows.numpy()
                 last_rows = last_rows[arrays["draw_rows"]]
-            arrays |= self._sampler.arrays(step.slots, last_rows + 1)
+            arrays |= self._sampler.arrays(step.slots, last_rows + 1, built.ahead)
             step.asked, work.tops = self._sampler.asked(step.slots)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
@@ -289,7 +296,7 @@ class DeviceRunner(Runner):
             if step.asked:
                 if len(step.asked) < len(step.slots):
                     logits, drawn = logits.index_select(0, sent["asked"]), drawn.index_select(0, sent["asked"])
-                step.logprobs = self._logprobs(logits, drawn, work.tops)
+                step.logprobs = self._logprobs(logits, drawn.clamp(min=0), work.tops)
         for slot, row, target, count, top in work.prompts:
             logits = self._logits(hidden[row : row + count])
             found = self._logprobs(logits, sent["targets"][target : target + count], [top] * count)

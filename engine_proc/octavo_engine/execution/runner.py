@@ -11,6 +11,7 @@ import torch
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder
+from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
@@ -147,10 +148,12 @@ class Runner:
                 every = self._forward(*built.batch.tensors)
                 found = self._prompt_logprobs(every, plan.seqs)
                 hidden = every.index_select(0, built.draw_rows)
-            tokens, logprobs = self._draw(hidden, built.draw_slots)
+            tokens, logprobs = self._draw(hidden, built.draw_slots, built.ahead)
+            if built.ahead is not None:
+                tokens, logprobs = reject(plan.seqs, tokens, logprobs)
             result = StepResult(tokens, logprobs, found)
         if tokens:
-            self._sampler.commit(built.draw_slots, tokens)
+            self._sampler.commit(*standing(built.draw_slots, tokens))
         return Step(plan.step, result)
 
     def collect(self, step: Step) -> StepResult:
@@ -171,17 +174,19 @@ class Runner:
                 self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
             self._copied = plan.step
 
-    def _draw(self, hidden: torch.Tensor, slots: list[int]) -> tuple[list[int], list[TokenLogprob | None]]:
-        """hidden [len(slots), H]: a row for each slot that draws."""
+    def _draw(
+        self, hidden: torch.Tensor, slots: list[int], ahead: list[list[int]] | None
+    ) -> tuple[list[int], list[TokenLogprob | None]]:
+        """hidden [len(slots), H]: a row for each token that is drawn."""
         block = self._block
         if 0 < len(slots) <= block:
-            return self._sampler.draw(self._logits(hidden), slots)
+            return self._sampler.draw(self._logits(hidden), slots, ahead)
         tokens: list[int] = []
         logprobs: list[TokenLogprob | None] = []
         for begin in range(0, len(slots), block):
-            drawn, entries = self._sampler.draw(
-                self._logits(hidden[begin : begin + block]), slots[begin : begin + block]
-            )
+            part = slice(begin, begin + block)
+            some = None if ahead is None else ahead[part]
+            drawn, entries = self._sampler.draw(self._logits(hidden[part]), slots[part], some)
             tokens += drawn
             logprobs += entries
         return tokens, logprobs

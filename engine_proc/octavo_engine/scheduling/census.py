@@ -33,7 +33,16 @@ def stats(scheduler: Scheduler) -> dict[str, float]:
             empty[seq.pages[index]] = size - max(0, seq.num_computed - index * size)
     allocated = pool.num_held * size
     used = allocated - sum(empty.values())
-    return {
+    speculation = scheduler.speculation
+    guesses = (
+        {}
+        if speculation is None
+        else {
+            "spec_decode_num_draft_tokens": float(speculation.num_drafted),
+            "spec_decode_num_accepted_tokens": float(speculation.num_accepted),
+        }
+    )
+    return guesses | {
         "num_requests_running": float(scheduler.num_running),
         "num_requests_waiting": float(scheduler.num_waiting),
         "num_tokens_waiting": float(scheduler.waiting.num_tokens),

@@ -11,10 +11,13 @@ import msgspec
 
 from octavo.options import SamplingParams
 
-__all__ = ["PENDING", "Plan", "SeqStart", "SeqStep"]
+__all__ = ["PENDING", "REJECTED", "Plan", "SeqStart", "SeqStep"]
 
 PENDING = -1
 """In SeqStep.tokens, alone: the token that the slot draws in the step before, which has not been collected."""
+
+REJECTED = -1
+"""Among the tokens that a step drew: one drawn behind a draft that was wrong."""
 
 
 class SeqStart(msgspec.Struct, array_like=True):
@@ -40,6 +43,8 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
     not reach the end; several when choices fork here. prompt_logprobs k >= 0: the logprobs (and k best) of tokens[1:]
     are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none.
+    drafts: so many of `tokens`, the last ones, are guesses. The one sampler then draws drafts + 1 tokens: from the
+    logits before each guess and of the last one, as if the guesses before were its output; REJECTED behind a wrong one.
     """
 
     slot: int
@@ -50,6 +55,12 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     samplers: list[int]
     prompt_logprobs: int = -1
     next_token: int = -1
+    drafts: int = 0
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that the step draws here."""
+        return len(self.samplers) + self.drafts
 
 
 class Plan(msgspec.Struct, array_like=True):

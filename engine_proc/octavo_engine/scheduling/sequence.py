@@ -13,7 +13,7 @@ from octavo_engine.scheduling.beam_search import BeamSearch, Top
 from octavo_engine.scheduling.plan import SeqStart
 from octavo_engine.scheduling.prefix_cache import Parent
 
-__all__ = ["BeamGroup", "FinishReason", "Request", "Sequence"]
+__all__ = ["BeamGroup", "FinishReason", "Guesses", "Request", "Sequence"]
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -28,6 +28,7 @@ class Request:
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
     cache_salt: prefix-cache pages are shared only between requests with the same salt.
+    may_guess: what it may draw does not depend on its output in ways that the sampler can't look ahead.
     search: the answers are found by beam search; its sequences are the beams. params.logprobs are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
@@ -41,6 +42,7 @@ class Request:
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
     search: BeamSearch | None = None
+    may_guess: bool = True
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -75,6 +77,22 @@ class BeamGroup:
             sequence.waits_until = math.inf
 
 
+@dataclass(slots=True)
+class Guesses:
+    """How well a sequence's next tokens were guessed so far.
+
+    rate: the probability that a guess is right whose predecessors were, as far as is known. idle: steps since guessing
+    did not pay. history: the tokens as int32 bytes, as far as a proposer has looked at them. pages, num_computed: the
+    page table by which a draft model has computed so many tokens since the sequence took its slot.
+    """
+
+    rate: float
+    idle: int = 0
+    history: bytearray = field(default_factory=bytearray)
+    pages: list[int] = field(default_factory=list)
+    num_computed: int = 0
+
+
 class Sequence:
     """One choice of a request, or one beam.
 
@@ -90,6 +108,7 @@ class Sequence:
         "finish_reason",
         "followers",
         "group",
+        "guesses",
         "index",
         "leader",
         "max_output",
@@ -125,7 +144,7 @@ class Sequence:
         self.stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stops |= request.eos_token_ids
-        self.waits_until = _waits_until(request, self.stops)
+        self.waits_until = self.known_from
         # What follows is the scheduler's own.
         self.rank = (params.priority, 0, index)  # smaller runs first: priority, order of arrival, choice
         self.max_output = 0  # tokens, set at admission
@@ -133,6 +152,7 @@ class Sequence:
         self.leader: Sequence | None = None  # the one whose follower it is
         self.overtaken = 0  # later arrivals that were admitted while this one waited
         self.started = False
+        self.guesses: Guesses | None = None
         self.group: BeamGroup | None = None
         self.cost = (0, 0)  # after a failed admission: pages it takes, and the step at which to look again
         self.samplers = [_NOWHERE]  # [slot]
@@ -144,6 +164,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and output."""
         return len(self.request.prompt) + len(self.output)
+
+    @property
+    def known_from(self) -> float:
+        """The length of output from which on a token can be drawn before the one before it is known to the host."""
+        return _waits_until(self.request, self.stops)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids at positions start .. stop - 1 of prompt and output."""
@@ -175,9 +200,13 @@ class Sequence:
         self.slot = slot
         self.samplers = [slot]
         self.started = True
+        return self.start()
+
+    def start(self) -> SeqStart:
+        """What the runner is told of who has the slot."""
         request = self.request
         return SeqStart(
-            slot,
+            self.slot,
             request.params,
             _stream(request.seed, self.index),
             request.prompt,
@@ -188,10 +217,8 @@ class Sequence:
 
 
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
-    """The length of output from which on a token can be drawn before the one before it is known to the host.
-
-    Until then the logits are changed by what was drawn: by penalties and by words not to be completed, always; by ends
-    not to be drawn, while the output is shorter than min_tokens.
+    """Until then the logits are changed by what was drawn: by penalties and by words not to be completed, always; by
+    ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
