@@ -22,7 +22,7 @@ __all__ = ["Proposer", "Speculation"]
 
 _FIRST_RATE = 0.6  # what is hoped of a sequence's guesses before there were any
 _TRIALS = 8.0  # guesses after which the older half is forgotten, about
-_HOPE = 0.004  # how much of the way back to hope a step without guesses brings: so they are tried again
+_HOPE = 0.002  # how much of the way back to hope a step without guesses brings: so they are tried again
 _WORTH = 1.03  # guessing must promise this much more than not guessing
 _IDLE = 32  # steps for which a sequence may run ahead before guessing is looked at again
 _NEWEST = 0.1  # weight of the last measurement
