@@ -99,7 +99,7 @@ class Engine:
             key = self.scheduler.sequence_at(slot).request.key
             assert isinstance(key, int)
             self.prompt_logprobs.setdefault(key, []).extend(entries)
-        advanced = self.scheduler.commit(plan, result.tokens)
+        advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
             if sequence is None:
                 continue
