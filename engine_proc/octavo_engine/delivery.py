@@ -100,8 +100,7 @@ class Live:
         deltas = []
         for index, text in enumerate(best):
             entries = tuple(
-                wire.TokenLogprob(*step.top[step.rank], step.rank + 1, tuple(step.top[: params.logprobs or 0]))
-                for step in text.steps
+                wire.TokenLogprob(step.token, step.logprob, step.rank, tuple(step.top)) for step in text.steps
             )
             tokens = tuple(entry.token_id for entry in entries)
             hidden = text.token is not None and not params.include_stop_str_in_output

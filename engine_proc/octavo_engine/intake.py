@@ -125,6 +125,7 @@ class Intake:
             min_tokens=beam.min_tokens,
             length_penalty=beam.length_penalty,
             early_stopping=beam.early_stopping,
+            num_kept=beam.logprobs or 0,
         )
         return SamplingParams(
             temperature=0.0, max_tokens=beam.max_tokens, logprobs=top, ignore_eos=True, priority=beam.priority

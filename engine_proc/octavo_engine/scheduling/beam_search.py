@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["BeamSearch", "Finished", "Step", "Top"]
 
@@ -19,15 +19,13 @@ Top = Sequence[tuple[int, float]]
 
 
 class Step(NamedTuple):
-    """A drawn token: its rank among `top`, from 0, and the step before it."""
+    """A token and the step before it. rank: 1 for the best; top: the best ones, as many as were asked to be kept."""
 
     before: Step | None
+    token: int
+    logprob: float
     rank: int
     top: Top
-
-    @property
-    def token(self) -> int:
-        return self.top[self.rank][0]
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class BeamSearch:
     """`advance` takes what follows each beam, in the order that the last call gave them; at first there is one, empty.
 
     ends: tokens that end a text of at least min_tokens tokens, and may not be drawn before. max_tokens: of a text.
+    num_kept: how many of the best next tokens each Step keeps.
     finished: best first, at most `width`; `done` tells when nothing will change any more.
     """
 
@@ -71,11 +70,13 @@ class BeamSearch:
         max_tokens: int,
         min_tokens: int = 0,
         length_penalty: float = 1.0,
-        early_stopping: bool | Literal["never"] | str = False,
+        early_stopping: bool | str = False,
+        num_kept: int = 0,
     ) -> None:
         self.width, self._ends = width, ends
         self.max_tokens, self._min_tokens = max_tokens, min_tokens
         self._penalty, self._early_stopping = length_penalty, early_stopping
+        self._num_kept = num_kept
         self._beams = [_Beam(0.0, None)]
         self._length = 0
         self.finished: list[Finished] = []
@@ -98,7 +99,8 @@ class BeamSearch:
         running: list[tuple[int, _Beam]] = []
         for place, (total, parent, rank) in enumerate(best):
             top = tops[parent]
-            token, last = top[rank][0], Step(self._beams[parent].last, rank, top)
+            token, logprob = top[rank]
+            last = Step(self._beams[parent].last, token, logprob, rank + 1, top[: self._num_kept])
             ended = token in self._ends
             if not ended and not over:
                 if len(running) < self.width:
