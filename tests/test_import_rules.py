@@ -26,20 +26,23 @@ ROOMS = {
         "models",
         "ops",
         "scheduling",
+        "structured",
         "text",
         "weights",
     },
     "guessing": {"execution", "models", "ops", "scheduling", "text", "weights"},
-    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps"},
+    "core": {"scheduling", "execution", "text", "mailbox", "intake", "delivery", "steps", "structured"},
+    "chats": {"text"},
     "steps": {"scheduling", "execution"},
     "machine": {"config", "execution", "models", "ops"},
-    "intake": {"scheduling", "text"},
+    "intake": {"chats", "scheduling", "text"},
     "delivery": {"scheduling", "text", "mailbox"},
     "mailbox": set(),
     "config": set(),
     "text": {"weights"},
     "scheduling": set(),
-    "execution": {"models", "layers", "ops", "weights", "scheduling"},
+    "structured": {"text"},
+    "execution": {"models", "layers", "ops", "weights", "scheduling", "structured"},
     "models": {"layers", "ops", "weights", "quant"},
     "layers": {"ops", "quant"},
     "quant": {"ops"},
@@ -52,6 +55,7 @@ ONLY_IN = {
     "tvm_ffi": {"octavo_engine/ops"},
     "transformers": {"octavo_engine/text", "octavo_engine/models/fallback"},
     "huggingface_hub": {"octavo_engine/weights"},
+    "llguidance": {"octavo_engine/structured"},
 }
 ENVIRONMENT = {"octavo/process.py", "octavo_engine/config.py"}
 
@@ -85,7 +89,7 @@ def room(path: Path) -> str:
 def test_the_client_imports_only_light_things(path: Path) -> None:
     allowed = {"octavo", "anyio", "msgspec", "zmq", "sniffio"} | set(sys.stdlib_module_names)
     if path.is_relative_to(SDK / "openai"):  # the extra [server]
-        allowed |= {"starlette", "uvicorn", "prometheus_client"}
+        allowed |= {"starlette", "uvicorn", "prometheus_client", "opentelemetry"}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 

@@ -269,40 +269,58 @@ OCTAVO_INLINE void values(const Tile& tile, int64_t row, int64_t column, int las
   }
 }
 
-template <class C, int R, bool kBare>
-__attribute__((noinline)) void block_rows(const Tile& tile, int64_t row, const Block<C>& block, const Logits& logits,
-                                          int64_t head_dim) {
-  alignas(64) float score[R][kBlock];
-  alignas(64) uint32_t words[R][kBlock];
-  float steps[R];
-  // Lines of 16 keys that some row sees: the others' probabilities are +0.
-  int lines = kLines;
-  if (!kBare) {
-    const int64_t seen = (tile.positions[row + R - 1] - block.first) / 16 + 1;
-    lines = seen < kLines ? int(seen) : kLines;
+// Up to kRows rows that have their probabilities for a block and have not gathered its values yet.
+template <class C>
+struct Pass {
+  const Block<C>* block;
+  int64_t row;
+  int rows, lines;  // lines of 16 keys that some row sees: the others' probabilities are +0
+  float steps[kRows];
+  alignas(64) uint32_t words[kRows][kBlock];
+};
+
+template <class C, int R = kRows>
+OCTAVO_INLINE void score_pass(int rows, const Tile& tile, int64_t row, const Block<C>& block, int lines,
+                              float (*score)[kBlock]) {
+  if constexpr (R > 1) {
+    if (rows < R) return score_pass<C, R - 1>(rows, tile, row, block, lines, score);
   }
   scores<C, R>(tile, row, block, lines, score);
-  for (int r = 0; r < R; ++r) steps[r] = softmax<C, kBare>(tile, row + r, score[r], block, logits, words[r]);
+}
+
+template <class C, bool kBare>
+__attribute__((noinline)) void weigh_pass(const Tile& tile, const float (*score)[kBlock], const Logits& logits,
+                                          Pass<C>& pass) {
+  for (int r = 0; r < pass.rows; ++r) {
+    pass.steps[r] = softmax<C, kBare>(tile, pass.row + r, score[r], *pass.block, logits, pass.words[r]);
+  }
+}
+
+template <class C, int R>
+__attribute__((noinline)) void gather(const Tile& tile, const Pass<C>& pass, int64_t head_dim) {
+  const auto& [block, row, rows, lines, steps, words] = pass;
   int64_t column = 0;
   if (row == 0 && column + 16 * kColumns <= head_dim) {
-    values<C, R, kColumns, false, true>(tile, row, column, 16, block, words, steps, lines, head_dim);
+    values<C, R, kColumns, false, true>(tile, row, column, 16, *block, words, steps, lines, head_dim);
     column += 16 * kColumns;
   }
   for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns) {
-    values<C, R, kColumns, false, false>(tile, row, column, 16, block, words, steps, lines, head_dim);
+    values<C, R, kColumns, false, false>(tile, row, column, 16, *block, words, steps, lines, head_dim);
   }
-  for (; column + 16 <= head_dim; column += 16) values<C, R, 1, false, false>(tile, row, column, 16, block, words, steps, lines, head_dim);
-  if (column < head_dim) values<C, R, 1, true, false>(tile, row, column, int(head_dim - column), block, words, steps, lines, head_dim);
+  for (; column + 16 <= head_dim; column += 16) {
+    values<C, R, 1, false, false>(tile, row, column, 16, *block, words, steps, lines, head_dim);
+  }
+  if (column < head_dim) {
+    values<C, R, 1, true, false>(tile, row, column, int(head_dim - column), *block, words, steps, lines, head_dim);
+  }
 }
 
 template <class C, int R = kRows>
-OCTAVO_INLINE void block_rows_n(int rows, const Tile& tile, int64_t row, const Block<C>& block, const Logits& logits,
-                                bool masked, int64_t head_dim) {
+OCTAVO_INLINE void gather_pass(const Tile& tile, const Pass<C>& pass, int64_t head_dim) {
   if constexpr (R > 1) {
-    if (rows < R) return block_rows_n<C, R - 1>(rows, tile, row, block, logits, masked, head_dim);
+    if (pass.rows < R) return gather_pass<C, R - 1>(tile, pass, head_dim);
   }
-  if (logits.plain && !masked) return block_rows<C, R, true>(tile, row, block, logits, head_dim);
-  block_rows<C, R, false>(tile, row, block, logits, head_dim);
+  gather<C, R>(tile, pass, head_dim);
 }
 
 // ---- one item ----------------------------------------------------------------------------------------------------
@@ -446,30 +464,50 @@ struct Item {
 template <class C>
 void run_item(const AttentionArgs& a, const Item& item, const Item* following, const Tile& tile) {
   alignas(64) static const typename C::T zeros[256 * C::kPack] = {};
-  alignas(64) typename C::T mended[2][512];
+  alignas(64) typename C::T mended[2][2][512];
   const auto& [sequence, head, first, tokens, begin, end] = item;
   load_queries<C>(a, sequence, tile, head, first);
   const bool plain = a.softcap == 0.0f && !a.alibi_slopes && !a.alibi_bf16 && a.scale > 0.0f;
   const float factor = plain ? a.scale * kLog2e : 1.0f;
   const Logits logits{plain, factor, kSlack / factor, a.scale, a.softcap, a.sliding_window,
                       a.alibi_bf16 != nullptr};
-  Block<C> block;
-  for (int64_t key = begin / kBlock * kBlock; key < end; key += kBlock) {
-    find_block<C>(a, sequence, head, key, begin, end, zeros, mended, block);
+  // A pass's values are gathered behind the next one's scores: neither waits for what comes just before it, so the
+  // softmax between them costs its arithmetic alone.
+  Block<C> blocks[2];
+  alignas(64) float score[kRows][kBlock];
+  Pass<C> pass;
+  pass.rows = 0;
+  int turn = 0;
+  for (int64_t key = begin / kBlock * kBlock; key < end; key += kBlock, turn ^= 1) {
+    Block<C>& block = blocks[turn];
+    find_block<C>(a, sequence, head, key, begin, end, zeros, mended[turn], block);
     if (key + kBlock < end || !following) {
       find_next<C>(a, sequence, head, key + kBlock, end, block);
     } else {
       find_next<C>(a, following->sequence, following->head, following->begin / kBlock * kBlock, following->end, block);
     }
-    for (int64_t row = 0; row < tile.rows;) {
-      const int rows = pass_rows(tile.rows - row);
+    for (int64_t row = 0, rows; row < tile.rows; row += rows) {
+      rows = pass_rows(tile.rows - row);
       const int64_t low = tile.positions[row], high = tile.positions[row + rows - 1];
       const bool unseen = key > high || (a.sliding_window && key + kBlock - 1 <= low - a.sliding_window);
+      if (unseen) continue;
       const bool whole = key + kBlock - 1 <= low && (!a.sliding_window || key > high - a.sliding_window);
-      if (!unseen) block_rows_n<C>(rows, tile, row, block, logits, !whole, a.head_dim);
-      row += rows;
+      const int64_t seen = (high - key) / 16 + 1;
+      const int lines = seen < kLines ? int(seen) : kLines;
+      score_pass<C>(int(rows), tile, row, block, lines, score);
+      if (pass.rows) gather_pass<C>(tile, pass, a.head_dim);
+      pass.block = &block;
+      pass.row = row;
+      pass.rows = int(rows);
+      pass.lines = lines;
+      if (plain && whole) {
+        weigh_pass<C, true>(tile, score, logits, pass);
+      } else {
+        weigh_pass<C, false>(tile, score, logits, pass);
+      }
     }
   }
+  gather_pass<C>(tile, pass, a.head_dim);
   store_rows(a, sequence, tile, head, first);
 }
 

@@ -21,13 +21,14 @@ from octavo_engine.intake import Intake, InvalidPrompt
 from octavo_engine.mailbox import wrong_protocol
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.steps import Steps
+from octavo_engine.structured import GrammarFailed, Grammars, InvalidGrammar
 
 if TYPE_CHECKING:
     from octavo_engine.execution.runner import Runner, StepResult
     from octavo_engine.mailbox import Client, Mailbox
     from octavo_engine.scheduling.plan import Plan
     from octavo_engine.scheduling.scheduler import Scheduler
-    from octavo_engine.scheduling.sequence import Sequence
+    from octavo_engine.scheduling.sequence import Request, Sequence
     from octavo_engine.text import Text
 
 __all__ = ["Core"]
@@ -51,12 +52,14 @@ class Core:
         *,
         owned: bool,
         clients: set[Client],
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
         self.steps = Steps(scheduler, runner, self._fail_sequence)
         self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake)
+        self.grammars = grammars or Grammars(text, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
         self._deadlines: list[tuple[float, Key, str]] = []
@@ -79,6 +82,7 @@ class Core:
                 self._drain_asked = False
                 self._drain(abort=True)
             self._admit_tokenised()
+            self._admit_compiled()
             self._expire()
             plan = self.scheduler.schedule()
             if plan is not None:
@@ -87,6 +91,7 @@ class Core:
                 self._deliver(done, result)
             self._flush()
         self.intake.close()
+        self.grammars.close()
         for client in self._clients:
             self.mailbox.send(client, [wire.Dying("drained", "the engine was asked to end")])
 
@@ -121,6 +126,7 @@ class Core:
             live = live_of.get(self.scheduler.sequence_at(slot).request.key)
             if live is not None and live.prompt_logprobs is not None:
                 live.prompt_logprobs.extend(entries)
+        broken = [(self.scheduler.sequence_at(slot), error) for slot, error in result.broken.items()]
         advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
         ended: list[Key] = []
@@ -148,6 +154,9 @@ class Core:
         for client, items in deltas.items():
             self._counters["generation_tokens"] += len(items)
             self._outbox[client].append(wire.Deltas(items))
+        for sequence, error in broken:
+            if sequence.finish_reason is None:
+                self._fail_sequence(sequence, error)
         for key in ended:
             live = self._live.pop(key)
             self._counters["request_success"] += 1
@@ -206,11 +215,12 @@ class Core:
         if self._draining:
             self._fail(key, "draining", "the engine is shutting down and takes no new requests")
             return
-        if self.intake.num_pending >= options.max_queued_requests:
+        pending = self.intake.num_pending + self.grammars.num_pending
+        if pending >= options.max_queued_requests:
             self._fail(
                 key,
                 "overloaded",
-                f"{self.intake.num_pending} prompts are waiting to be tokenised; "
+                f"{pending} requests are waiting to be tokenised or for their grammars; "
                 f"EngineOptions.max_queued_requests={options.max_queued_requests}",
             )
             return
@@ -242,9 +252,19 @@ class Core:
         if answer is not None:
             self._outbox[client].append(answer)
 
-    def _admit(self, live: Live, request: Any) -> None:
+    def _admit(self, live: Live, request: Request) -> None:
+        """To the scheduler; where its grammar is still to be compiled, when that is done."""
+        structured = request.params.structured
         try:
+            if structured is not None and request.grammar is None:
+                request.grammar = self.grammars.find(request.key, structured, request)
+                if request.grammar is None:
+                    deadline = self.clock() + self.ready.options.grammar_timeout
+                    heapq.heappush(self._deadlines, (deadline, request.key, "grammar"))
+                    return
             self.scheduler.add(request)
+        except InvalidGrammar as error:
+            self._fail(request.key, "invalid_grammar", str(error))
         except DoesNotFit as error:
             self._fail(request.key, "prompt_too_long", str(error))
         except QueueFull as error:
@@ -273,25 +293,40 @@ class Core:
             else:
                 self._admit(live, request)
 
+    def _admit_compiled(self) -> None:
+        for request, result in self.grammars.ready():
+            if isinstance(result, Exception):
+                self._fail(request.key, "invalid_grammar", str(result))
+            else:
+                request.grammar = result
+                self._admit(self._live[request.key], request)
+
     # ---- ends --------------------------------------------------------------------------------------------------
 
     def _abort(self, key: Key) -> None:
         live = self._live.pop(key, None)
         if live is not None:
-            self.scheduler.abort(key)
+            self._drop(key)
             self._counters["request_aborted"] += 1
             self._close(live, live.finished(self.clock()))
 
     def _fail(self, key: Key, code: str, message: str, which: str | None = None) -> None:
         live = self._live.pop(key, None)
         if live is not None:
-            self.scheduler.abort(key)
+            self._drop(key)
             self._counters["request_failed"] += 1
             self._close(live, live.failed(code, message, self.clock(), which))
 
+    def _drop(self, key: Key) -> None:
+        """Wherever it is by now."""
+        self.grammars.cancel(key)
+        self.scheduler.abort(key)
+
     def _fail_sequence(self, sequence: Sequence, error: Exception) -> None:
         """The model can't go on with it."""
-        if isinstance(error, OutOfMemory):
+        if isinstance(error, GrammarFailed):
+            self._fail(sequence.request.key, "invalid_grammar", str(error))
+        elif isinstance(error, OutOfMemory):
             self._fail(sequence.request.key, "out_of_memory", str(error))
         else:
             self._fail(sequence.request.key, "failed", f"the model failed on this request: {error}")
@@ -310,6 +345,11 @@ class Core:
             live = self._live.get(key)
             if live is None:
                 continue
+            if which == "grammar":
+                if self.grammars.is_pending(key):
+                    limit = f"EngineOptions.grammar_timeout={self.ready.options.grammar_timeout:g} s"
+                    self._fail(key, "invalid_grammar", f"structured: not compiled within {limit}")
+                continue
             if (which == "queue" and live.started is not None) or (
                 which == "first_token" and live.first_token is not None
             ):
@@ -327,7 +367,7 @@ class Core:
         self._clients.discard(client)
         for key in [key for key, live in self._live.items() if live.client == client]:
             del self._live[key]
-            self.scheduler.abort(key)
+            self._drop(key)
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges by the metric names that dashboards know."""
@@ -337,4 +377,6 @@ class Core:
             "num_requests_live": float(len(self._live)),
             "num_clients": float(len(self._clients)),
             "num_prompts_tokenising": float(self.intake.num_pending),
+            "num_grammars_pending": float(self.grammars.num_pending),
+            "grammars_compiled": float(self.grammars.num_compiled),
         }

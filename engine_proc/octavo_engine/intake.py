@@ -16,6 +16,7 @@ from typing import Any
 
 from octavo import wire
 from octavo.options import MAX_LOGPROBS, SamplingParams
+from octavo_engine.chats import chat_length, encode_chat
 from octavo_engine.scheduling.beam_search import BeamSearch
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text, TextError
@@ -50,7 +51,7 @@ class Intake:
     def begin(self, key: Any, message: wire.Generate, arrival: float) -> Request | None:
         """The Request, or None where the prompt went to the worker thread (see `ready`). Raises InvalidPrompt."""
         self._check(message)
-        long = len(message.text or "") + sum(len(m.content) for m in message.messages or ())
+        long = len(message.text or "") + chat_length(message)
         if long <= _INLINE_CHARACTERS:
             return self.request(key, self._tokenise(message), message, arrival)
         self.num_pending += 1
@@ -70,7 +71,7 @@ class Intake:
         if isinstance(message, wire.Detokenize):
             long = len(message.token_ids)
         else:
-            long = len(message.text) + sum(len(m.content) for m in message.messages or ())
+            long = len(message.text) + chat_length(message)
         if long <= _INLINE_CHARACTERS:
             return self._answer(message)
         self.num_pending += 1
@@ -152,7 +153,7 @@ class Intake:
             if isinstance(message, wire.Detokenize):
                 return wire.Texts(message.request_id, tuple(self._texts(message)))
             if message.messages is not None:
-                ids = self._text.encode_chat([{"role": m.role, "content": m.content} for m in message.messages])
+                ids = encode_chat(self._text, message)
             else:
                 ids = self._text.encode(message.text, message.special)
             return wire.Tokens(message.request_id, tuple(ids))
@@ -176,7 +177,7 @@ class Intake:
             if message.token_ids is not None:
                 return message.token_ids
             if message.messages is not None:
-                return self._text.encode_chat([{"role": m.role, "content": m.content} for m in message.messages])
+                return encode_chat(self._text, message)
             return self._text.encode(message.text or "")
         except TextError as error:
             raise InvalidPrompt(str(error)) from error
@@ -195,6 +196,7 @@ class Intake:
                 ("chat messages", message.messages),
                 ("stop", params.stop),
                 ("bad_words", params.bad_words),
+                ("structured", params.structured),
             ):
                 if value:
                     raise InvalidPrompt(f"{name} needs a tokenizer, and the checkpoint has none; use token ids")

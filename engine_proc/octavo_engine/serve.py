@@ -131,6 +131,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.ops import OpsUnavailable
     from octavo_engine.ops.eager import EagerOps
     from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
+    from octavo_engine.structured import Grammars
     from octavo_engine.text import TextError, load_text
     from octavo_engine.weights import SourceError, open_source
 
@@ -142,6 +143,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         ops = machine.ops
         source = open_source(options.model, options.revision, greeter)
         text = load_text(source, tokenizer=options.tokenizer, trust_remote_code=options.trust_remote_code)
+        grammars = Grammars(text, options, greeter.mailbox.wake, begin=True)
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
         dtype = getattr(torch, dtype_name)
         quantization = quantization_of(source.checkpoint, options.quantization)
@@ -214,6 +216,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         proposer = guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
+    runner.use_grammars(grammars.matcher)
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=num_pages,
@@ -225,6 +228,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_queued_requests=options.max_queued_requests,
             max_queued_tokens=options.max_queued_tokens,
             max_in_flight=2 if runner.asynchronous else 1,
+            regimes=shape.regimes.limits,
+            regimes_by_prompt=shape.regimes.by_prompt,
         ),
         proposer=proposer,
     )
@@ -239,7 +244,9 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         quantization.describe() if quantization else "weights as stored",
         num_pages, options.page_size, threads, ops.isa,
     )  # fmt: skip
-    return Core(greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients)
+    return Core(
+        greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients, grammars=grammars
+    )
 
 
 def _torch_name(kv_cache_dtype: str) -> str:
@@ -270,6 +277,7 @@ def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages
         shape.vocab_size,
         num_pages,
         tuple(sorted(text.eos_token_ids)),
+        text.chat_template.sources[-1] if text.has_chat_template else None,
     )
 
 

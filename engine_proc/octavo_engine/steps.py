@@ -131,6 +131,7 @@ class Steps:
             merged.tokens.extend(result.tokens)
             merged.logprobs.extend(result.logprobs)
             merged.prompt_logprobs.update(result.prompt_logprobs)
+            merged.broken.update(result.broken)
         return merged
 
     def _wanted(self, seq: SeqStep) -> bool:

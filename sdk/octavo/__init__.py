@@ -17,6 +17,7 @@ from octavo.errors import (
     EngineNotInstalled,
     EngineStartError,
     EngineUnresponsive,
+    InvalidGrammar,
     InvalidOption,
     InvalidRequest,
     ModelError,
@@ -28,7 +29,16 @@ from octavo.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from octavo.options import EngineOptions, Quantization, SamplingParams
+from octavo.options import (
+    Choice,
+    EngineOptions,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Quantization,
+    Regex,
+    SamplingParams,
+)
 from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
 from octavo.speculation import Draft, NGram
 from octavo.stream import Stream
@@ -37,6 +47,7 @@ from octavo.wire import Message, Progress
 __all__ = [
     "AsyncClient",
     "BeamParams",
+    "Choice",
     "ClientClosed",
     "Completion",
     "CompletionChoice",
@@ -49,8 +60,12 @@ __all__ = [
     "EngineOptions",
     "EngineStartError",
     "EngineUnresponsive",
+    "Grammar",
+    "InvalidGrammar",
     "InvalidOption",
     "InvalidRequest",
+    "JsonObject",
+    "JsonSchema",
     "Message",
     "ModelError",
     "NGram",
@@ -61,6 +76,7 @@ __all__ = [
     "PromptTooLong",
     "ProtocolMismatch",
     "Quantization",
+    "Regex",
     "RequestFailed",
     "RequestTimeout",
     "SamplingParams",

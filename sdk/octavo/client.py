@@ -13,6 +13,7 @@ import anyio
 from octavo import wire
 from octavo.beams import BeamParams
 from octavo.best_of import best, drawn
+from octavo.chats import template_variables, turn
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
 from octavo.results import Completion
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Prompt"]
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str] | wire.Message]
-"""Text, token ids, or the messages of a chat (each with "role" and "content")."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any] | wire.Message]
+"""Text, token ids, or the messages of a chat: each has "role" and "content", and what else the model's template reads
+("tool_calls", "tool_call_id", ...)."""
 
 Params: TypeAlias = SamplingParams | BeamParams
 
@@ -159,8 +161,12 @@ class AsyncClient:
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    async def generate(self, prompt: Prompt, params: Params | None = None) -> Completion:
+    async def generate(
+        self, prompt: Prompt, params: Params | None = None, *, template: Mapping[str, Any] | None = None
+    ) -> Completion:
         """The whole answer to a prompt; cancelling it aborts the request.
+
+        template: what the chat template reads besides the messages: {"tools": [...], "enable_thinking": False, ...}.
 
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
         EngineDead, EngineUnresponsive (no sign of life for options.heartbeat_timeout) or ClientClosed.
@@ -168,7 +174,7 @@ class AsyncClient:
         if isinstance(params, SamplingParams) and params.best_of is not None:
             return best(await self.generate(prompt, drawn(params)), params)
         router = self._session.router
-        request = router.submit(False, _message(prompt, params))
+        request = router.submit(False, _message(prompt, params, template))
         if request.outcome is None:
             request.waiter = waiter = router.loop.waiter()
             try:
@@ -187,7 +193,9 @@ class AsyncClient:
         assert outcome is not None
         raise outcome
 
-    def stream(self, prompt: Prompt, params: Params | None = None) -> Stream:
+    def stream(
+        self, prompt: Prompt, params: Params | None = None, *, template: Mapping[str, Any] | None = None
+    ) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
 
         Leaving the stream in any way aborts the request. A beam search gives one delta a choice, at the end.
@@ -196,15 +204,19 @@ class AsyncClient:
         if isinstance(params, SamplingParams) and params.best_of is not None:
             raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
         router = self._session.router
-        return Stream(self, router, router.submit(True, _message(prompt, params)), params.n)
+        return Stream(self, router, router.submit(True, _message(prompt, params, template)), params.n)
 
     async def chat(
-        self, messages: Sequence[Mapping[str, str] | wire.Message], params: Params | None = None
+        self,
+        messages: Sequence[Mapping[str, Any] | wire.Message],
+        params: Params | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
     ) -> Completion:
         """`generate` for chat messages: {"role": ..., "content": ...}, through the model's chat template."""
         if isinstance(messages, str) or not messages:
             raise InvalidRequest('messages: give at least one {"role": ..., "content": ...}')
-        return await self.generate(messages, params)
+        return await self.generate(messages, params, template=template)
 
     async def abort(self, *streams: Stream) -> None:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
@@ -215,18 +227,25 @@ class AsyncClient:
             router.abort_all()
 
     async def tokenize(
-        self, text: str | Sequence[Mapping[str, str] | wire.Message], *, special: bool = True
+        self,
+        text: str | Sequence[Mapping[str, Any] | wire.Message],
+        *,
+        special: bool = True,
+        template: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The token ids of a text of any length, or of chat messages, by the model's tokenizer (and template).
 
         special: with the tokens that the tokenizer puts around a prompt, so that the result is what `generate(text)`
-        would run; a template writes its own. Raises InvalidRequest where the checkpoint has no tokenizer or template.
+        would run; a chat's template writes its own. template: as in generate. Raises InvalidRequest where the
+        checkpoint has no tokenizer or template.
         """
         if isinstance(text, str):
-            return await self._session.router.tokenize(text, special, None)
+            return await self._session.router.tokenize(text, special, None, None)
         if isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable) or not (items := list(text)):
             raise InvalidRequest(f"text: a string or chat messages are needed, not {text!r:.40}")
-        return await self._session.router.tokenize("", special, [_turn(item) for item in items])
+        return await self._session.router.tokenize(
+            "", special, [turn(item) for item in items], template_variables(template)
+        )
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
@@ -263,7 +282,9 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
     return CurveKeys(server, public, secret)
 
 
-def _message(prompt: Prompt, params: Params | None) -> Callable[[int], wire.Generate]:
+def _message(
+    prompt: Prompt, params: Params | None, template: Mapping[str, Any] | None = None
+) -> Callable[[int], wire.Generate]:
     """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
     params = params or _DEFAULT_PARAMS
     beam = params if isinstance(params, BeamParams) else None
@@ -276,8 +297,8 @@ def _message(prompt: Prompt, params: Params | None) -> Callable[[int], wire.Gene
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
-        messages = [_turn(item) for item in items]
-        return lambda request_id: wire.Generate(request_id, sampling, messages=messages, beam=beam)
+        messages, variables = [turn(item) for item in items], template_variables(template)
+        return lambda request_id: wire.Generate(request_id, sampling, messages=messages, template=variables, beam=beam)
     token_ids = _token_ids(items)
     return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, beam=beam)
 
@@ -293,11 +314,3 @@ def _token_ids(items: list[Any]) -> list[int]:
     if items and (min(items) < 0 or max(items) >= 1 << 31):
         raise InvalidRequest(f"prompt: token ids must be in 0..2**31-1, got {min(items)}..{max(items)}")
     return items
-
-
-def _turn(item: Any) -> wire.Message:
-    if isinstance(item, Mapping):
-        item = wire.Message(item.get("role"), item.get("content"))  # type: ignore[arg-type]
-    if not isinstance(item, wire.Message) or not isinstance(item.role, str) or not isinstance(item.content, str):
-        raise InvalidRequest('messages: each needs a "role" and a "content", both strings')
-    return item

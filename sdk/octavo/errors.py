@@ -3,6 +3,7 @@
 OctavoError
 ├── InvalidOption            a field of EngineOptions or SamplingParams has a wrong value (also a ValueError)
 ├── InvalidRequest           this request can't be served as asked (also a ValueError)
+│   ├── InvalidGrammar       SamplingParams.structured can't be compiled
 │   └── PromptTooLong        it does not fit the context or the whole cache
 ├── Overloaded               admission bounds are full; try again later
 ├── RequestTimeout           one of the request's own deadlines passed; `.partial` keeps what came
@@ -31,6 +32,7 @@ __all__ = [
     "EngineNotInstalled",
     "EngineStartError",
     "EngineUnresponsive",
+    "InvalidGrammar",
     "InvalidOption",
     "InvalidRequest",
     "ModelError",
@@ -61,6 +63,10 @@ class InvalidOption(OctavoError, ValueError):
 
 class InvalidRequest(OctavoError, ValueError):
     """The request can't be served as asked; the message names the value and the option to change."""
+
+
+class InvalidGrammar(InvalidRequest):
+    """What SamplingParams.structured asks for can't be compiled, or not within the limits; the message says why."""
 
 
 class PromptTooLong(InvalidRequest):

@@ -17,8 +17,21 @@ from octavo.checks import number as _number
 from octavo.checks import whole as _whole
 from octavo.errors import InvalidOption
 from octavo.speculation import Draft, NGram, parse
+from octavo.structured import Choice, Grammar, JsonObject, JsonSchema, Regex, Structured
 
-__all__ = ["MAX_LOGPROBS", "EngineOptions", "Quantization", "SamplingParams", "replace"]
+__all__ = [
+    "MAX_LOGPROBS",
+    "Choice",
+    "EngineOptions",
+    "Grammar",
+    "JsonObject",
+    "JsonSchema",
+    "Quantization",
+    "Regex",
+    "SamplingParams",
+    "Structured",
+    "replace",
+]
 
 _GIB = 1 << 30
 MAX_LOGPROBS = 1024
@@ -41,6 +54,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs k: each token's log probability and the k best, of the unprocessed logits; prompt_logprobs likewise.
     priority: smaller runs earlier; waiting requests are overtaken a bounded number of times.
     queue_timeout, first_token_timeout, total_timeout: seconds since the engine took the request, None for no limit.
+    structured: what the output must be: a JsonSchema, JsonObject, Regex, Choice or Grammar. It ends by the
+    end-of-sequence token, before min_tokens too where nothing else can follow.
     """
 
     n: int = 1
@@ -68,6 +83,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     queue_timeout: float | None = None
     first_token_timeout: float | None = None
     total_timeout: float | None = None
+    structured: Structured | None = None
     best_of: int | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +126,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name in ("queue_timeout", "first_token_timeout", "total_timeout"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), 0.0, above=True)
+        if self.structured is not None:
+            if not isinstance(self.structured, Structured):
+                kinds = "None, a JsonSchema, JsonObject, Regex, Choice or Grammar"
+                raise InvalidOption("structured", self.structured, kinds)
+            if self.ignore_eos:
+                raise InvalidOption("ignore_eos", True, "False with structured: such an output ends by that token")
 
     def _freeze_strings(self, name: str) -> None:
         value: Any = getattr(self, name)
@@ -250,6 +272,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
+    max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it
+    may take. grammar_cache_size: compiled grammars kept for the next request, besides those in use, of no more text
+    than 4 * max_grammar_bytes.
     heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
     `EngineUnresponsive`. The engine is asked for one every quarter of it, between two steps: keep it above the longest.
     speculation: guess tokens ahead, with the same output: NGram(...), Draft(model, ...), or as words "ngram",
@@ -280,6 +305,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ready_timeout: float = 120.0
     shutdown_timeout: float = 5.0
     heartbeat_timeout: float = 60.0
+    max_grammar_bytes: int = 1 << 20
+    grammar_timeout: float = 30.0
+    grammar_cache_size: int = 64
     speculation: NGram | Draft | str | None = None
 
     def __post_init__(self) -> None:
@@ -321,6 +349,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _number("ready_timeout", self.ready_timeout, 0.0, above=True)
         _number("shutdown_timeout", self.shutdown_timeout, 0.0, above=True)
         _number("heartbeat_timeout", self.heartbeat_timeout, 0.0, above=True)
+        _whole("max_grammar_bytes", self.max_grammar_bytes, 1)
+        _number("grammar_timeout", self.grammar_timeout, 0.0, above=True)
+        _whole("grammar_cache_size", self.grammar_cache_size, 0)
         if isinstance(self.speculation, str):
             msgspec.structs.force_setattr(self, "speculation", parse(self.speculation))
         elif self.speculation is not None and not isinstance(self.speculation, (NGram, Draft)):

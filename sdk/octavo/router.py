@@ -199,9 +199,11 @@ class Router:
         assert isinstance(answer, wire.Stats)
         return answer.values
 
-    async def tokenize(self, text: str, special: bool, messages: list[wire.Message] | None) -> list[int]:
+    async def tokenize(
+        self, text: str, special: bool, messages: list[wire.Message] | None, template: str | None
+    ) -> list[int]:
         """Token ids of a text or a chat. Raises InvalidRequest where the engine can't tell."""
-        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special, messages))
+        answer = await self._ask(lambda request_id: wire.Tokenize(request_id, text, special, messages, template))
         assert isinstance(answer, wire.Tokens)
         if answer.error is not None:
             raise InvalidRequest(answer.error)

@@ -15,6 +15,7 @@ class ServeOptions(msgspec.Struct, kw_only=True):
     """host, port: where it listens; port 0 takes a free one. api_key: see create_app. served_model_name: likewise.
 
     workers: web processes; one engine serves them all. drain_timeout: seconds that requests have to end after SIGTERM.
+    The rest: see create_app.
     """
 
     host: str = "127.0.0.1"
@@ -25,6 +26,10 @@ class ServeOptions(msgspec.Struct, kw_only=True):
     drain_timeout: float = 30.0
     max_body_bytes: int = 32 << 20
     keep_alive: float = 15.0
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    response_store_bytes: int = 64 << 20
+    access_log: bool = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="to end requests after SIGTERM")
     group.add_argument("--max-body-bytes", type=int, default=32 << 20, metavar="N", help="of one request")
     group.add_argument("--keep-alive", type=float, default=15.0, metavar="S", help="seconds of silence in a stream")
+    group.add_argument("--tool-parser", default="auto", metavar="X", help="how the model calls tools; see create_app")
+    group.add_argument("--reasoning-parser", default="auto", metavar="X", help="how it marks its thoughts; likewise")
+    access = "a line a request on stderr, without its text"
+    group.add_argument("--access-log", action=argparse.BooleanOptionalAction, default=True, help=access)
+    store = "of the last responses, to be continued; kept with one worker only"
+    group.add_argument("--response-store-bytes", type=int, default=64 << 20, metavar="N", help=store)
 
 
 def options_of(arguments: argparse.Namespace) -> ServeOptions:

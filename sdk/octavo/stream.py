@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from octavo import wire
 from octavo.errors import (
+    InvalidGrammar,
     InvalidRequest,
     OctavoError,
     OutOfMemory,
@@ -29,6 +30,8 @@ def error_of(failed: wire.Failed, partial: Completion | None = None) -> OctavoEr
     match failed.code:
         case "invalid_request":
             return InvalidRequest(failed.message)
+        case "invalid_grammar":
+            return InvalidGrammar(failed.message)
         case "prompt_too_long":
             return PromptTooLong(failed.message)
         case "overloaded" | "draining":

@@ -55,14 +55,21 @@ class ScriptedEngine:
     """Answers prompts from a script: a mapping from prompt text (of a chat: the last message) to the answer, or a
     function of the request. What the mapping lacks gets `default`; None refuses it as an invalid request.
 
-    A text's tokens are numbers, one a word, from 0. options: what Ready says.
+    A text's tokens are numbers, one a word, from 0. options, chat_template: what Ready
+    says.
     requests: every request that came, in order. aborted: the ids of those whose reader left or aborted them.
     """
 
     def __init__(
-        self, script: Script | None = None, *, default: Reply | str | None = None, options: EngineOptions | None = None
+        self,
+        script: Script | None = None,
+        *,
+        default: Reply | str | None = None,
+        options: EngineOptions | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self._options = options or EngineOptions(model="scripted")
+        self._chat_template = chat_template
         self._script = script if script is not None else {}
         self._default = default
         self.requests: list[wire.Generate] = []
@@ -105,7 +112,7 @@ class ScriptedEngine:
                 case wire.StatsRequest(token):
                     self._emit(wire.Stats(token, {"num_requests_running": float(len(self._running))}))
                 case wire.Tokenize(request_id, text, _, messages):
-                    text = " ".join([text, *(message.content for message in messages or ())])
+                    text = " ".join([text, *(message.content or "" for message in messages or ())])
                     self._emit(wire.Tokens(request_id, tuple(range(len(text.split())))))
                 case wire.Detokenize(request_id, token_ids, _, each):
                     words = [f"<{token}>" for token in token_ids]
@@ -131,14 +138,24 @@ class ScriptedEngine:
     def _ready(self) -> wire.Ready:
         vocabulary = 1 << 31
         return wire.Ready(
-            wire.PROTOCOL_VERSION, 0, "scripted", self._options, "Scripted", True, True, vocabulary, 1, ()
+            wire.PROTOCOL_VERSION,
+            0,
+            "scripted",
+            self._options,
+            "Scripted",
+            True,
+            True,
+            vocabulary,
+            1,
+            (),
+            self._chat_template,
         )
 
     def _reply(self, message: wire.Generate) -> Reply | str | None:
         if callable(self._script):
             return self._script(message)
-        key = message.messages[-1].content if message.messages else message.text or ""
-        return self._script.get(key, self._default)
+        key = message.messages[-1].content if message.messages else message.text
+        return self._script.get(key or "", self._default)
 
     def _begin(self, message: wire.Generate) -> None:
         self.requests.append(message)

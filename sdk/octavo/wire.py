@@ -48,10 +48,11 @@ PROTOCOL_VERSION = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One turn of a chat prompt."""
+    """One turn of a chat prompt. more: a JSON object, what else the template may read of it (tool_calls, ...)."""
 
     role: str
-    content: str
+    content: str | None
+    more: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -75,6 +76,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
 
+    template: a JSON object, what else the template reads (tools, documents, enable_thinking, ...). It is JSON, and not
+    decoded with the frame, so that whatever a caller nests in it can only fail this request.
     beam: search with it; params are beam.sampling() then. All output comes at the end, one delta a choice.
     """
 
@@ -83,6 +86,7 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     text: str | None = None
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
+    template: str | None = None
     beam: BeamParams | None = None
 
 
@@ -111,13 +115,14 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt.
 
-    messages: a chat instead of the text, through the model's template.
+    messages: a chat instead of the text, through the model's template; template: as of Generate.
     """
 
     request_id: int
     text: str
     special: bool = True
     messages: list[Message] | None = None
+    template: str | None = None
 
 
 class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag=8):
@@ -142,7 +147,10 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """options carries what was resolved: every None and "auto" replaced by what the engine took."""
+    """options carries what was resolved: every None and "auto" replaced by what the engine took.
+
+    chat_template: its source, from which a client sees how the model calls tools.
+    """
 
     protocol: int
     pid: int
@@ -154,6 +162,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
     vocab_size: int
     num_pages: int
     eos_token_ids: tuple[int, ...]
+    chat_template: str | None = None
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -207,8 +216,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The request ended in an error. code: invalid_request, prompt_too_long, overloaded, timeout, failed,
-    out_of_memory, draining.
+    """The request ended in an error. code: invalid_request, invalid_grammar, prompt_too_long, overloaded,
+    timeout, failed, out_of_memory, draining.
     which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
     are given once the request had been admitted."""
 

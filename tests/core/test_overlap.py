@@ -46,6 +46,9 @@ class Letters:
     def flush(self) -> str:
         return ""
 
+    def token_bytes(self) -> tuple[list[bytes], frozenset[int]]:
+        return [letters([token]).encode() for token in range(VOCAB)], frozenset()
+
     def is_special(self, token_id: int) -> bool:
         return False
 
@@ -56,8 +59,12 @@ class Patient(ScriptedMailbox):
     def receive(self, timeout: float | None) -> Iterator[tuple[bytes, Any]]:
         if self.script:
             yield from self.script.pop(0)
-        elif timeout is None:
-            yield CLIENT, wire.Drain(abort=False)
+        elif timeout is None or timeout > 0:
+            if self.pending():
+                self.woken.wait(20 if timeout is None else timeout)
+                self.woken.clear()
+            else:
+                yield CLIENT, wire.Drain(abort=False)
 
 
 class Engine:
@@ -77,13 +84,16 @@ class Engine:
         queue: DeferredQueue = self.runner.queue  # type: ignore[attr-defined]
         return queue
 
-    def run(self, script: Mail) -> ScriptedMailbox:
-        text = Text(Letters(), eos_token_ids=[2])
-        options = EngineOptions(model="m", max_num_batched_tokens=48, max_model_len=120, max_num_seqs=8)
+    def run(self, script: Mail, text: Text | None = None, **changes: Any) -> ScriptedMailbox:
+        text = text or Text(Letters(), eos_token_ids=[2])
+        options = EngineOptions(model="m", max_num_batched_tokens=48, max_model_len=120, max_num_seqs=8, **changes)
         ready = wire.Ready(wire.PROTOCOL_VERSION, 1, "0", options, "Test", True, False, VOCAB, 40, (2,))
         mailbox = Patient(script)
         core = Core(mailbox, self.scheduler, self.runner, text, ready, owned=True, clients={CLIENT})  # type: ignore[arg-type]
+        mailbox.pending = lambda: core.grammars.num_pending
+        self.runner.use_grammars(core.grammars.matcher)
         core.run()
+        self.stats = core.stats()
         self.scheduler.check()
         stats = self.scheduler.stats()
         assert stats["kv_pages_free"] == stats["kv_pages_total"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,6 +46,14 @@ def test_cancel_and_timeouts(smollm2: str) -> None:
     assert "total timeout" in output
     assert "max_model_len" in output
     assert "running at the end: 0" in output
+
+
+def test_structured(smollm2: str) -> None:
+    output = run("structured.py", smollm2)
+    assert "person: {'name'" in output
+    assert re.search("^choice: (yes|no)$", output, re.MULTILINE)
+    assert re.search(r"^dates: \d{4}-\d\d-\d\d", output, re.MULTILINE)
+    assert "refused: structured:" in output
 
 
 def test_trio(smollm2: str) -> None:

@@ -16,7 +16,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
 async def test_transformers_code_in_the_engine(tmp_path: Path) -> None:
-    folder = write("olmo3-windows", tmp_path / "m")
+    folder = write("vaultgemma-caps", tmp_path / "m")
     options = EngineOptions(
         dtype="float32", kv_cache_memory=4 << 20, max_num_seqs=8, num_threads=1,
         max_num_batched_tokens=64,

@@ -17,8 +17,8 @@ def loaded_ops(name: str) -> Ops:
 
 
 @cache
-def loaded_model(name: str, dtype: torch.dtype, quantization: str | None = None) -> CausalLM:
-    return tiny_llama(loaded_ops(name), dtype, quantization)
+def loaded_model(name: str, dtype: torch.dtype, quantization: str | None = None, scaling: str = "default") -> CausalLM:
+    return tiny_llama(loaded_ops(name), dtype, quantization, scaling)
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -21,11 +23,14 @@ VOCAB = 211
 
 
 class RandomSource:
-    """A llama checkpoint of 3 layers with 4 query and 2 key-value heads; the same weights every time."""
+    """A llama checkpoint of 3 layers with 4 query and 2 key-value heads; the same weights every time.
 
-    def __init__(self) -> None:
+    scaling: of a rotation that depends on the length, with regimes of up to 32, 64, 128 and more tokens; or none.
+    """
+
+    def __init__(self, scaling: str = "default") -> None:
         hidden, inner, heads, kv_heads, layers = 64, 96, 4, 2, 3
-        self.config = {
+        self.config: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_size": hidden,
@@ -40,6 +45,8 @@ class RandomSource:
             "rope_theta": 10000.0,
             "tie_word_embeddings": True,
         }
+        if scaling == "dynamic":
+            self.config |= {"max_position_embeddings": 32, "rope_scaling": {"type": scaling, "factor": 16.0}}
         shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
         kv = hidden // heads * kv_heads
         for i in range(layers):
@@ -66,8 +73,8 @@ class RandomSource:
         return self._tensors[name].nbytes
 
 
-def tiny_llama(ops: Ops, dtype: torch.dtype, quantization: str | None = None) -> CausalLM:
-    return load_model(RandomSource(), ops, dtype, None, quantization=quantization)
+def tiny_llama(ops: Ops, dtype: torch.dtype, quantization: str | None = None, scaling: str = "default") -> CausalLM:
+    return load_model(RandomSource(scaling), ops, dtype, None, quantization=quantization)
 
 
 @dataclass(eq=False)
@@ -116,6 +123,7 @@ class Driver:
             kv_dtype=kv_dtype,
         )
         self.page_size, self.steps = page_size, 0
+        self.limits = model.config.regimes.limits
         shuffle = random.Random(seed)
         self.free_pages = shuffle.sample(range(num_pages), num_pages)
         self.free_slots = shuffle.sample(range(max_num_seqs), max_num_seqs)
@@ -172,6 +180,7 @@ class Driver:
                     [s.slot for s in [sequence, *(forks or {}).get(sequence, [])]] if done else [],
                     wanted if of_prompt and wanted is not None else -1,
                     sequence.prompt[end] if of_prompt and end < len(sequence.prompt) else -1,
+                    bisect_left(self.limits, len(sequence.prompt)),
                 )
             )
             sequence.sent, sequence.computed = len(sequence.pages), end

@@ -48,7 +48,7 @@ def found(made: list[Request]) -> list[Texts]:
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
 def test_crowded_beams_find_what_they_find_alone(overlap: bool, kv_dtype: torch.dtype) -> None:
-    setup: Setup = ("cpu", torch.float32, kv_dtype, None)
+    setup = Setup("cpu", torch.float32, kv_dtype)
     alone, one_by_one = Engine(setup, num_pages=200, budget=160, caching=False), searches(8)
     for request in one_by_one:
         alone.scheduler.add(request)

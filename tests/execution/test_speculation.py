@@ -24,7 +24,7 @@ from tests.execution.conftest import loaded_model, loaded_ops
 from tests.execution.driver import VOCAB
 from tests.execution.test_with_scheduler import Engine, Outputs, Setup, requests
 
-F32: Setup = ("cpu", torch.float32, torch.float32, None)
+F32 = Setup("cpu", torch.float32, torch.float32)
 
 
 class OneStepCosts(StepCost):
@@ -91,7 +91,7 @@ def same_model(setup: Setup, kind: type[Runner]) -> Callable[..., Proposer]:
     """The model itself as its draft model."""
 
     def make(**sizes: Any) -> Proposer:
-        runner = kind(loaded_model(setup[0], setup[1], setup[3]), loaded_ops(setup[0]), **sizes)
+        runner = kind(loaded_model(setup.ops, setup.dtype, setup.quantization), loaded_ops(setup.ops), **sizes)
         return DraftModel(runner, limit=4, max_batch=64, page_size=16, max_position=160, chunk=37)
 
     return make
@@ -118,9 +118,9 @@ def test_what_is_drawn_behind_guesses_is_what_is_drawn_alone(wrong: float, overl
 @pytest.mark.parametrize(
     "setup",
     [
-        ("cpu", torch.bfloat16, torch.int8, None),
-        ("cpu", torch.bfloat16, torch.bfloat16, "int4"),
-        ("cpu", torch.bfloat16, torch.bfloat16, "int8:float"),
+        Setup("cpu", torch.bfloat16, torch.int8),
+        Setup("cpu", torch.bfloat16, torch.bfloat16, "int4"),
+        Setup("cpu", torch.bfloat16, torch.bfloat16, "int8:float"),
     ],
     ids=["int8-cache", "int4", "int8-float"],
 )
@@ -134,7 +134,7 @@ def test_a_draft_model_that_is_the_model_is_always_right() -> None:
 
 
 def test_a_draft_model_of_other_weights() -> None:
-    other: Setup = ("cpu", torch.bfloat16, torch.bfloat16, "int4")
+    other = Setup("cpu", torch.bfloat16, torch.bfloat16, "int4")
     assert 0.05 < compare(F32, lambda alone: same_model(other, Runner)) < 1
 
 

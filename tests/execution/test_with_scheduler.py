@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,8 +25,18 @@ from tests.execution.driver import VOCAB
 Key = tuple[int, int]
 Outputs = dict[Key, tuple[list[int], list[TokenLogprob | None]]]
 PromptLogprobs = dict[int, list[TokenLogprob]]
-Setup = tuple[str, torch.dtype, torch.dtype, str | None]
-"""Ops, the dtypes of weights and cache, EngineOptions.quantization."""
+
+
+class Setup(NamedTuple):
+    """quantization: as in EngineOptions. scaling: of the rotation, see RandomSource."""
+
+    ops: str
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    quantization: str | None = None
+    scaling: str = "default"
+
+
 SCHEMES = [
     "int4",
     "int4:symmetric,float,lm_head",
@@ -72,16 +82,17 @@ class Engine:
         overlap: bool = False,
         make_proposer: Callable[..., Proposer] | None = None,
     ) -> None:
-        name, dtype, kv_dtype, quantization = setup
         sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
         make = deferred_runner if overlap else Runner
-        self.runner = make(loaded_model(name, dtype, quantization), loaded_ops(name), **sizes, kv_dtype=kv_dtype)
+        model = loaded_model(setup.ops, setup.dtype, setup.quantization, setup.scaling)
+        self.runner = make(model, loaded_ops(setup.ops), **sizes, kv_dtype=setup.kv_dtype)
         limits: dict[str, Any] = {
             "max_num_batched_tokens": budget,
             "enable_prefix_caching": caching,
             "max_in_flight": 1 + overlap,
+            "regimes": model.config.regimes.limits,
         }
-        proposer = None if make_proposer is None else make_proposer(**sizes, kv_dtype=kv_dtype)
+        proposer = None if make_proposer is None else make_proposer(**sizes, kv_dtype=setup.kv_dtype)
         self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits), proposer=proposer)
         self.steps = Steps(self.scheduler, self.runner, self.fail)
         self.outputs: Outputs = {}
@@ -114,13 +125,14 @@ class Engine:
 @pytest.mark.parametrize(
     "setup",
     [
-        ("reference", torch.float32, torch.float32, None),
-        ("cpu", torch.float32, torch.float32, None),
-        ("cpu", torch.bfloat16, torch.bfloat16, None),
-        ("cpu", torch.bfloat16, torch.int8, None),
-        *[("cpu", torch.bfloat16, torch.bfloat16, scheme) for scheme in SCHEMES],
+        Setup("reference", torch.float32, torch.float32),
+        Setup("cpu", torch.float32, torch.float32),
+        Setup("cpu", torch.bfloat16, torch.bfloat16),
+        Setup("cpu", torch.bfloat16, torch.int8),
+        Setup("cpu", torch.float32, torch.float32, scaling="dynamic"),
+        *[Setup("cpu", torch.bfloat16, torch.bfloat16, scheme) for scheme in SCHEMES],
     ],
-    ids=["reference", "cpu-float32", "cpu-bfloat16", "cpu-int8-cache", *SCHEMES],
+    ids=["reference", "cpu-float32", "cpu-bfloat16", "cpu-int8-cache", "dynamic", *SCHEMES],
 )
 def test_under_memory_pressure(setup: Setup) -> None:
     check_under_memory_pressure(setup, overlap=False)
@@ -129,18 +141,19 @@ def test_under_memory_pressure(setup: Setup) -> None:
 @pytest.mark.parametrize(
     "setup",
     [
-        ("reference", torch.float32, torch.float32, None),
-        ("cpu", torch.float32, torch.float32, None),
-        ("cpu", torch.bfloat16, torch.int8, None),
+        Setup("reference", torch.float32, torch.float32),
+        Setup("cpu", torch.float32, torch.float32),
+        Setup("cpu", torch.bfloat16, torch.int8),
+        Setup("cpu", torch.float32, torch.float32, scaling="dynamic"),
     ],
-    ids=["reference", "cpu-float32", "cpu-int8-cache"],
+    ids=["reference", "cpu-float32", "cpu-int8-cache", "dynamic"],
 )
 def test_overlapped_under_memory_pressure(setup: Setup) -> None:
     check_under_memory_pressure(setup, overlap=True)
 
 
 def check_under_memory_pressure(setup: Setup, *, overlap: bool) -> None:
-    count = 20 if setup[0] == "cpu" else 12
+    count = 20 if setup.ops == "cpu" else 12
     alone = Engine(setup, num_pages=200, budget=160, caching=False)
     for request in requests(count):
         alone.scheduler.add(request)
@@ -165,9 +178,9 @@ def check_under_memory_pressure(setup: Setup, *, overlap: bool) -> None:
     assert crowded.outputs.keys() == alone.outputs.keys()
     for key, (tokens, logprobs) in crowded.outputs.items():
         assert tokens == alone.outputs[key][0], key
-        if setup[0] == "cpu":
+        if setup.ops == "cpu":
             assert logprobs == alone.outputs[key][1], key
-    if setup[0] == "cpu":
+    if setup.ops == "cpu":
         assert crowded.prompt_logprobs == alone.prompt_logprobs
     assert crowded.prompt_logprobs.keys() == alone.prompt_logprobs.keys()
     for request in requests(count):

@@ -26,17 +26,17 @@ Publish = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
 
 @dataclass(frozen=True)
 class Family:
-    """lengths of prompts; max_model_len: what is served, where a scaling is frozen at it, with `grows` False where so
-    no longer sequence can be compared. unseen: tensors that no logits depend on, by regex. rounding: how much more
-    than others rounded weights may move it: scores are sharp, there are many layers, or a mixture of experts may choose
-    another one where two score nearly alike.
+    """lengths of prompts; max_model_len: what is served, where that is more than the config says. octaves: the trained
+    length of a dynamic NTK, whose base we take from the length rounded up to a power of two times this. unseen: tensors
+    that no logits depend on, by regex. rounding: how much more than others rounded weights may move it: scores are
+    sharp, there are many layers, or a mixture of experts may choose another one where two score nearly alike.
     """
 
     config: Callable[[], PreTrainedConfig]
     publish: Publish | None = None
     lengths: tuple[int, ...] = LENGTHS
     max_model_len: int | None = None
-    grows: bool = True
+    octaves: int = 0
     unseen: str = "never"
     attention: str = "eager"
     rounding: float = 1.0

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -48,6 +47,7 @@ LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.25, "high_freq_factor": 4.0, "orig
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 1.7, 3.0, 5.0]}
 FACTORS_MINI = {"short_factor": [1.0 + i / 8 for i in range(6)], "long_factor": [1.0 + i for i in range(6)]}
 LONG = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+CROSSING = (1, 7, 25, 33, 130)  # that of 25 tokens grows over 32
 
 
 def rope(kind: str, theta: float = 10000.0, **values: Any) -> dict[str, Any]:
@@ -156,16 +156,24 @@ def unused_window(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, A
     return config | {"sliding_window": 24}, tensors
 
 
+def beside_images(architecture: str, model_type: str) -> Publish:
+    """The text model nested beside an image model."""
+
+    def publish(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+        nested = {f"language_model.{name}": value for name, value in tensors.items()}
+        nested["vision_tower.vision_model.head.weight"] = torch.ones(3)
+        return {"architectures": [architecture], "model_type": model_type, "text_config": config}, nested
+
+    return publish
+
+
 def gemma3_with_images(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """The text model nested beside an image model, as published from 4b on; local and global theta at the top."""
     params = config.pop("rope_parameters")
     config["rope_theta"] = params["full_attention"].pop("rope_theta")
     config["rope_local_base_freq"] = params["sliding_attention"]["rope_theta"]
     config["rope_scaling"] = params["full_attention"]
-    nested = {f"language_model.{name}": value for name, value in tensors.items()}
-    nested["vision_tower.vision_model.head.weight"] = torch.ones(3)
-    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config}
-    return outer, nested
+    return beside_images("Gemma3ForConditionalGeneration", "gemma3")(config, tensors)
 
 
 def gemma3_pattern(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
@@ -218,9 +226,6 @@ STABLELM = SIZES | {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_
 LLAMA_LIKE: dict[str, Family] = {
     "aquila": Family(of(LlamaConfig, SIZES, rms_norm_eps=1e-5), named("AquilaModel", "aquila")),
     "aquila2-16k": Family(of(LlamaConfig, SIZES, rope("linear", factor=4.0)), named("AquilaForCausalLM", "aquila")),
-    "cohere": Family(of(CohereConfig, SIZES, logit_scale=0.7)),
-    "cohere-plus": Family(of(CohereConfig, SIZES, use_qk_norm=True, attention_bias=True, layer_norm_eps=1e-2)),
-    "cohere-default-scale": Family(of(CohereConfig, SIZES), without("logit_scale", "tie_word_embeddings")),
     "gemma": Family(of(GemmaConfig, GEMMA)),
     "gemma-gelu": Family(of(GemmaConfig, GEMMA), named("GemmaForCausalLM", "gemma", hidden_act="gelu")),
     "gemma2": Family(of(Gemma2Config, GEMMA2)),
@@ -267,12 +272,12 @@ LLAMA_LIKE: dict[str, Family] = {
             rope("dynamic", factor=1.0),
             num_key_value_heads=6,
             attention_bias=True,
-            max_position_embeddings=64,
+            max_position_embeddings=32,
         ),
         internlm,
-        lengths=(130,),
-        max_model_len=130,
-        grows=False,
+        lengths=(7, 25, 130),
+        max_model_len=256,
+        octaves=32,
     ),
     "internlm2": Family(of(LlamaConfig, SIZES, attention_bias=False), internlm2),
     "internlm2-bias": Family(of(LlamaConfig, SIZES, attention_bias=True), internlm2),
@@ -281,6 +286,9 @@ LLAMA_LIKE: dict[str, Family] = {
         of(LlamaConfig, SIZES, num_key_value_heads=6), without("rope_theta", "num_key_value_heads", "head_dim")
     ),
     "llama-mqa-tied": Family(of(LlamaConfig, SIZES, num_key_value_heads=1, tie_word_embeddings=True)),
+    "llama-mha-tied": Family(of(LlamaConfig, SIZES, num_key_value_heads=6, tie_word_embeddings=True)),
+    "llama-head-64": Family(of(LlamaConfig, SIZES, head_dim=64, num_attention_heads=4)),
+    "llama-gelu": Family(of(LlamaConfig, SIZES, hidden_act="gelu")),
     "llama-head-dim": Family(of(LlamaConfig, SIZES, head_dim=20)),
     "llama-biases": Family(of(LlamaConfig, SIZES, attention_bias=True, mlp_bias=True)),
     "llama-theta": Family(of(LlamaConfig, SIZES, rope("default", 500.0)), old_rope_keys),
@@ -291,10 +299,9 @@ LLAMA_LIKE: dict[str, Family] = {
     ),
     "llama-dynamic": Family(of(LlamaConfig, SIZES, rope("dynamic", factor=3.0)), old_rope_keys),
     "llama-dynamic-beyond": Family(
-        of(LlamaConfig, SIZES, rope("dynamic", factor=3.0), max_position_embeddings=64),
-        lengths=(130,),
-        max_model_len=130,
-        grows=False,
+        of(LlamaConfig, SIZES, rope("dynamic", factor=8.0), max_position_embeddings=32),
+        lengths=(7, 25, 130),
+        octaves=32,
     ),
     "mistral": Family(of(MistralConfig, SIZES, sliding_window=24)),
     "mistral-full": Family(of(MistralConfig, SIZES, sliding_window=None), old_rope_keys),
@@ -312,19 +319,13 @@ LLAMA_LIKE: dict[str, Family] = {
     "phi-qk-norm": Family(of(PhiConfig, PHI, num_key_value_heads=2, qk_layernorm=True, layer_norm_eps=1e-2)),
     "phi3": Family(of(Phi3Config, PHI3)),
     "phi3-window": Family(of(Phi3Config, PHI3, sliding_window=24)),
-    "phi3-long": Family(of(Phi3Config, PHI3, LONGROPE), lengths=(33, 130), max_model_len=256),
-    "phi3-short": Family(of(Phi3Config, PHI3, LONGROPE), phi3_names("su"), lengths=(1, 7), max_model_len=32),
-    "phi3-called-yarn": Family(
-        of(Phi3Config, PHI3, LONGROPE), phi3_names("yarn"), lengths=(33, 130), max_model_len=256
-    ),
-    "phi4-mini": Family(
-        of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32), lengths=(33, 130), max_model_len=256
-    ),
+    "phi3-long": Family(of(Phi3Config, PHI3, LONGROPE), lengths=CROSSING),
+    "phi3-short": Family(of(Phi3Config, PHI3, LONGROPE), lengths=(1, 31)),
+    "phi3-called-su": Family(of(Phi3Config, PHI3, LONGROPE), phi3_names("su"), lengths=(7, 130)),
+    "phi3-called-yarn": Family(of(Phi3Config, PHI3, LONGROPE), phi3_names("yarn"), lengths=(7, 130)),
+    "phi4-mini": Family(of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32), lengths=CROSSING),
     "phi4-mini-old-keys": Family(
-        of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32),
-        phi3_names("longrope"),
-        lengths=(33, 130),
-        max_model_len=256,
+        of(Phi3Config, PHI4_MINI, original_max_position_embeddings=32), phi3_names("longrope"), lengths=(7, 130)
     ),
     "qwen2": Family(of(Qwen2Config, SIZES), without("layer_types")),
     "qwen2-window": Family(

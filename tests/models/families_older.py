@@ -26,6 +26,8 @@ _FALCON_NEW = {"num_attention_heads": 6, "num_kv_heads": 2, "new_decoder_archite
 _FALCON_RW = {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 _MPT = {"vocab_size": VOCAB, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}
 
+_OPT = _SIZES | {"ffn_dim": 80, "max_position_embeddings": 160}
+
 
 def _of(config: type[PreTrainedConfig], *values: dict[str, Any], **more: Any) -> Callable[[], PreTrainedConfig]:
     merged: dict[str, Any] = {}
@@ -69,16 +71,12 @@ OLDER: dict[str, Callable[[], PreTrainedConfig]] = {
     "mpt": _of(MptConfig, _MPT),
     "mpt-six-heads-clipped": _of(MptConfig, _MPT, n_heads=6, attn_config={"clip_qkv": 1.5}),
     "mpt-softmax-scale": _of(MptConfig, _MPT, attn_config={"softmax_scale": 0.2}),
+    "gpt2": _of(GPT2Config, _GPT, n_inner=72, activation_function="relu"),
+    "gpt2-unscaled": _of(GPT2Config, _GPT, scale_attn_weights=False),
     "gpt2-by-layer": _of(GPT2Config, _GPT, scale_attn_by_inverse_layer_idx=True),
-    "opt-350m": _of(
-        OPTConfig, _SIZES, ffn_dim=80, max_position_embeddings=160, do_layer_norm_before=False, word_embed_proj_dim=32
-    ),
-    "opt-galactica": _of(
-        OPTConfig,
-        _SIZES,
-        ffn_dim=80,
-        max_position_embeddings=160,
-        enable_bias=False,
-        layer_norm_elementwise_affine=False,
-    ),
+    "opt": _of(OPTConfig, _OPT),
+    "opt-gelu": _of(OPTConfig, _OPT, activation_function="gelu"),
+    "opt-no-final-norm": _of(OPTConfig, _OPT, _remove_final_layer_norm=True),
+    "opt-350m": _of(OPTConfig, _OPT, do_layer_norm_before=False, word_embed_proj_dim=32),
+    "opt-galactica": _of(OPTConfig, _OPT, enable_bias=False, layer_norm_elementwise_affine=False),
 }

@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from tests.models.families import NEW_TOKENS, VOCAB, Family
 from tests.models.families_llama import LLAMA_LIKE
 from tests.models.families_older import OLDER
+from tests.models.families_recent import RECENT
 
 __all__ = ["FAMILIES", "Answer", "answers", "expected_logits", "oracle", "prompts", "reference_logits", "write"]
 
@@ -31,7 +32,7 @@ def _older(name: str) -> Family:
     )
 
 
-FAMILIES: dict[str, Family] = {**LLAMA_LIKE, **{name: _older(name) for name in OLDER}}
+FAMILIES: dict[str, Family] = {**LLAMA_LIKE, **RECENT, **{name: _older(name) for name in OLDER}}
 
 
 @dataclass(frozen=True)
@@ -67,25 +68,33 @@ def prompts(name: str) -> list[list[int]]:
 
 
 @torch.no_grad()
-def reference_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
-    """[tokens, V] float32, recomputed as a whole."""
-    logits: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits
+def reference_logits(model: PreTrainedModel, tokens: list[int], octaves: int = 0) -> Tensor:
+    """[tokens, V] float32, recomputed as a whole. octaves: see Family; tokens that follow change no logits, only the
+    length that transformers sees."""
+    length = octaves
+    while 0 < length < len(tokens):
+        length *= 2
+    if octaves:  # it keeps the base of the longest sequence that it has seen
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    padded = tokens + [0] * (length - len(tokens))
+    logits: Tensor = model(torch.tensor([padded]), use_cache=False).logits[0]
+    return logits[: len(tokens)]
 
 
 @functools.cache
 def expected_logits(name: str) -> list[Tensor]:
     """[tokens, V] of each prompt."""
-    return [reference_logits(oracle(name), prompt) for prompt in prompts(name)]
+    return [reference_logits(oracle(name), prompt, FAMILIES[name].octaves) for prompt in prompts(name)]
 
 
 @functools.cache
 def answers(name: str) -> list[Answer]:
-    result = []
-    for prompt in prompts(name):
-        logits, tokens = reference_logits(oracle(name), prompt), list(prompt)
-        for _ in range(NEW_TOKENS if FAMILIES[name].grows else 0):
-            tokens.append(int(reference_logits(oracle(name), tokens)[-1].argmax()))
+    result, octaves = [], FAMILIES[name].octaves
+    for prompt, logits in zip(prompts(name), expected_logits(name), strict=True):
+        tokens, last = list(prompt), logits[-1]
+        for _ in range(NEW_TOKENS):
+            tokens.append(int(last.argmax()))
+            last = reference_logits(oracle(name), tokens, octaves)[-1]
         result.append(Answer(logits, tokens[len(prompt) :]))
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ class Stepper:
         model: CausalLM,
         ops: Ops,
         *,
-        sequences: int = 4,
+        sequences: int = 5,
         max_len: int = 256,
         recorded: bool = False,
         int8_cache: bool = False,
@@ -42,6 +43,9 @@ class Stepper:
             cache.values.fill_(torch.nan)
         self.kv = cache.layers
         self.lengths = [0] * sequences
+        self.tokens: list[list[int]] = [[] for _ in range(sequences)]
+        self.prompts = [0] * sequences  # their lengths
+        self.reach, self.regimes = model.reach, config.regimes
         self.forward: Callable[..., Tensor] = lambda *tensors: model.forward(Batch.of(tensors, self.kv))
         self.logits: Callable[..., Tensor] = model.logits
         if recorded:
@@ -57,11 +61,13 @@ class Stepper:
             first = self.lengths[sequence]
             self.lengths[sequence] += len(tokens)
             ids += tokens
-            positions += range(first, self.lengths[sequence])
+            shift = self.regime(sequence) * self.regimes.rows
+            positions += range(shift + first, shift + self.lengths[sequence])
             for position in range(first, self.lengths[sequence]):
                 page = int(self.page_table[sequence, position // PAGE_SIZE])
                 slots.append(page * PAGE_SIZE + position % PAGE_SIZE)
             starts.append(len(ids))
+        self.reach(max(self.lengths))
         batch = Batch(
             token_ids=torch.tensor(ids, dtype=torch.int32),
             positions=torch.tensor(positions, dtype=torch.int32),
@@ -75,9 +81,16 @@ class Stepper:
         assert logits.dtype == torch.float32
         return {s: logits[starts[i] : starts[i + 1]] for i, s in enumerate(chunks)}
 
+    def regime(self, sequence: int) -> int:
+        """By the length of what was given to prefill and drawn since."""
+        length = self.prompts[sequence] if self.regimes.by_prompt else len(self.tokens[sequence])
+        return bisect_left(self.regimes.limits, length)
+
     def prefill(self, prompts: list[list[int]], chunk: int = 1000) -> list[Tensor]:
         """All prompts together, at most `chunk` tokens of each a step; logits of every prompt token."""
         parts: list[list[Tensor]] = [[] for _ in prompts]
+        self.tokens = [list(prompt) for prompt in prompts]
+        self.prompts = [len(prompt) for prompt in prompts]
         for at in range(0, max(map(len, prompts)), chunk):
             chunks = {s: prompt[at : at + chunk] for s, prompt in enumerate(prompts) if prompt[at : at + chunk]}
             for s, logits in self.step(chunks).items():
@@ -88,8 +101,13 @@ class Stepper:
         """`count` tokens of every sequence, given the logits [V] of its last token."""
         outputs: list[list[int]] = [[] for _ in last]
         for _ in range(count):
-            for output, logits in zip(outputs, last, strict=True):
+            chunks: dict[int, list[int]] = {}
+            for s, (output, logits) in enumerate(zip(outputs, last, strict=True)):
                 output.append(int(logits.argmax()))
-            stepped = self.step({s: [output[-1]] for s, output in enumerate(outputs)})
+                chunks[s], regime = output[-1:], self.regime(s)
+                self.tokens[s].append(output[-1])
+                if self.regime(s) != regime:  # all of it anew
+                    self.lengths[s], chunks[s] = 0, self.tokens[s]
+            stepped = self.step(chunks)
             last = [stepped[s][-1] for s in range(len(outputs))]
         return outputs

@@ -18,8 +18,8 @@ from octavo_engine.models import CheckpointMismatch, load_model
 from octavo_engine.ops import Ops
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import SourceError, open_source
+from tests.models.family_oracles import expected_logits, prompts
 from tests.models.stepper import Stepper
-from tests.models.tiny import answers, prompts
 
 Folder = Callable[[str], Path]
 FAMILIES = ["llama-mha-tied", "llama-biases", "mistral", "opt", "opt-350m", "gpt2"]
@@ -56,7 +56,7 @@ def rewritten(source: Path, target: Path, tensors: dict[str, Tensor], container:
 def check_logits(folder: Path, name: str) -> None:
     ops = ReferenceOps()
     model = load_model(open_source(folder), ops, torch.float32)
-    for ours, (theirs, _) in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
+    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), expected_logits(name), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 

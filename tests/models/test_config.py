@@ -10,7 +10,6 @@ import torch
 
 from octavo_engine.models import UnsupportedModel, load_model
 from octavo_engine.ops.reference import ReferenceOps
-from tests.models.tiny import GPT2, LLAMA, OPT
 
 
 class NoTensors:
@@ -30,6 +29,17 @@ class Config:
     checkpoint: NoTensors = field(default_factory=NoTensors)
 
 
+LLAMA = {
+    "vocab_size": 103,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+OPT = LLAMA | {"ffn_dim": 80, "num_attention_heads": 4}
+GPT2 = {"vocab_size": 103, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 160}
 LLAMA_LM = {"architectures": ["LlamaForCausalLM"], **LLAMA}
 MISTRAL_LM = {"architectures": ["MistralForCausalLM"], **LLAMA}
 OPT_LM = {"architectures": ["OPTForCausalLM"], **OPT}
@@ -79,9 +89,9 @@ def lm(name: str, **values: Any) -> dict[str, Any]:
         (LLAMA_LM | {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 .* 1.0"),
         (LLAMA_LM | {"head_dim": 7}, "head_dim=7 .* even"),
         (MISTRAL_LM | {"sliding_window": -3}, "sliding_window=-3"),
-        (MISTRAL_LM | {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
-        (OPT_LM | {"num_attention_heads": 5}, "num_attention_heads=5 .* divisor of hidden_size 48"),
-        (GPT2_LM | {"n_head": 5}, "n_head=5"),
+        (MISTRAL_LM | {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types="),
+        (OPT_LM | {"num_attention_heads": 5}, "num_attention_heads=5 .* divisor of the hidden size 48"),
+        (GPT2_LM | {"n_head": 5}, "num_attention_heads=5 .* divisor of the hidden size 48"),
         (GPT2_LM | {"add_cross_attention": True}, "add_cross_attention=True .* allowed: False"),
     ],
 )

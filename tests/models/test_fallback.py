@@ -75,7 +75,7 @@ def test_logits_and_greedy_tokens_equal_transformers(name: str, folder: Folder, 
 
 
 @pytest.mark.parametrize(("scheme", "bound"), [("none", 0.05), ("int8", 0.1), ("int4", 0.6)])
-@pytest.mark.parametrize("name", ["olmo", "nemotron", "cohere2-scaled-logits", "deepseek-v2-narrow-values"])
+@pytest.mark.parametrize("name", ["arcee", "nemotron", "vaultgemma-caps", "deepseek-v2-narrow-values"])
 def test_bfloat16_int8_and_int4(name: str, scheme: str, bound: float, folder: Folder) -> None:
     ops = load_ops("cpu")
     model = loaded(folder(name), ops, torch.bfloat16, scheme)
@@ -86,9 +86,9 @@ def test_bfloat16_int8_and_int4(name: str, scheme: str, bound: float, folder: Fo
 
 def test_float16_weights(folder: Folder) -> None:
     ops = load_ops("cpu")
-    model = loaded(folder("olmo"), ops, torch.float16)
+    model = loaded(folder("arcee"), ops, torch.float16)
     ours = torch.cat(Stepper(model, EagerOps(ops)).prefill(prompts()))
-    expected = torch.cat([theirs("olmo", prompt) for prompt in prompts()])
+    expected = torch.cat([theirs("arcee", prompt) for prompt in prompts()])
     assert (ours - expected).square().mean().sqrt() < 0.01 * expected.square().mean().sqrt()
 
 
@@ -96,7 +96,7 @@ def test_float16_weights(folder: Folder) -> None:
 def test_on_cuda(kind: str, folder: Folder) -> None:
     """Through the runner that a device has, in chunks, mixed with decode steps."""
     cuda = CudaOps() if kind == "device" else emulated_ops(check=False)
-    model = load_model(open_source(folder("olmo3-windows")), cuda, torch.float32)
+    model = load_model(open_source(folder("vaultgemma-caps")), cuda, torch.float32)
     driver = Driver(
         model,
         EagerOps(cuda),
@@ -112,7 +112,7 @@ def test_on_cuda(kind: str, folder: Folder) -> None:
     driver.step([(sequences[0], 1), *((s, 20) for s in sequences[1:])])
     driver.finish(sequences, 4)
     for sequence in sequences:
-        rows = theirs("olmo3-windows", sequence.tokens)[len(sequence.prompt) - 1 : -1]
+        rows = theirs("vaultgemma-caps", sequence.tokens)[len(sequence.prompt) - 1 : -1]
         assert rows.argmax(-1).tolist() == sequence.output
 
 
@@ -133,12 +133,12 @@ def test_what_is_missing_is_said(name: str, folder: Folder) -> None:
 
 
 def test_what_looks_at_other_tokens_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.olmo.modeling_olmo import OlmoMLP
+    from transformers.models.arcee.modeling_arcee import ArceeMLP
 
-    original = OlmoMLP.forward
-    monkeypatch.setattr(OlmoMLP, "forward", lambda self, x: original(self, x + x.roll(1, dims=1)))
+    original = ArceeMLP.forward
+    monkeypatch.setattr(ArceeMLP, "forward", lambda self, x: original(self, x + x.roll(1, dims=1)))
     with pytest.raises(UnsupportedModel, match="nothing but attention looks at other tokens"):
-        loaded(folder("olmo"), load_ops("cpu"))
+        loaded(folder("arcee"), load_ops("cpu"))
 
 
 def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
 
 
 def test_it_is_not_written_as_a_packed_checkpoint(folder: Folder) -> None:
-    with pytest.raises(UnsupportedModel, match=r"OlmoForCausalLM.*allowed: .*LlamaForCausalLM"):
-        load_model(open_source(folder("olmo")), load_ops("cpu"), torch.float32, quantization="int8", made={})
+    with pytest.raises(UnsupportedModel, match=r"ArceeForCausalLM.*allowed: .*LlamaForCausalLM"):
+        load_model(open_source(folder("arcee")), load_ops("cpu"), torch.float32, quantization="int8", made={})
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
 def test_every_tensor_is_accounted_for(change: str, folder: Folder, tmp_path: Path) -> None:
-    source = folder("olmo")
+    source = folder("arcee")
     tensors = load_file(source / "model.safetensors")
     if change == "missing":
         tensors.pop("model.layers.1.mlp.up_proj.weight")
@@ -163,7 +163,7 @@ def test_every_tensor_is_accounted_for(change: str, folder: Folder, tmp_path: Pa
         tensors["surprise.weight"] = torch.ones(3)
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointMismatch, match=f"1 {change} keys as transformers loads OlmoForCausalLM"):
+    with pytest.raises(CheckpointMismatch, match=f"1 {change} keys as transformers loads ArceeForCausalLM"):
         loaded(tmp_path, load_ops("cpu"))
 
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_s_own_code_needs_trust(folder: Folder, tmp_path: Path, mon
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
-    source, target = folder("olmo"), tmp_path / "own"
+    source, target = folder("arcee"), tmp_path / "own"
     target.mkdir()
     config = json.loads((source / "config.json").read_text()) | {
         "model_type": "own",
@@ -183,13 +183,13 @@ def test_a_checkpoint_s_own_code_needs_trust(folder: Folder, tmp_path: Path, mon
     (target / "config.json").write_text(json.dumps(config))
     (target / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
     (target / "modeling_own.py").write_text(
-        "from transformers import OlmoConfig, OlmoForCausalLM\n\n\n"
-        "class OwnConfig(OlmoConfig):\n    model_type = 'own'\n\n\n"
-        "class OwnForCausalLM(OlmoForCausalLM):\n    config_class = OwnConfig\n"
+        "from transformers import ArceeConfig, ArceeForCausalLM\n\n\n"
+        "class OwnConfig(ArceeConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnForCausalLM(ArceeForCausalLM):\n    config_class = OwnConfig\n"
     )
     ops = load_ops("cpu")
     with pytest.raises(UnsupportedModel, match=r"OwnForCausalLM.*trust_remote_code=True\) would run"):
         load_model(open_source(target), ops, torch.float32)
     model = load_model(open_source(target), ops, torch.float32, trust_remote_code=True)
     ours = Stepper(model, EagerOps(ops), sequences=1).prefill([prompts()[2]])[0]
-    torch.testing.assert_close(ours, theirs("olmo", prompts()[2]), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, theirs("arcee", prompts()[2]), atol=2e-4, rtol=1e-4)

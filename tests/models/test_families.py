@@ -17,23 +17,11 @@ from octavo_engine.ops import Ops, load_ops
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import QuantizedCache, open_source
 from tests.models.families import NEW_TOKENS
-from tests.models.family_oracles import FAMILIES, answers, oracle, prompts, reference_logits, write
+from tests.models.family_oracles import FAMILIES, answers, expected_logits, oracle, prompts, reference_logits
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
 
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = write(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return of
 
 
 def loaded(
@@ -49,17 +37,15 @@ def loaded(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_logits_and_greedy_tokens_equal_transformers(name: str, folder: Folder) -> None:
+def test_logits_and_greedy_tokens_equal_transformers(name: str, checkpoint: Folder) -> None:
     """All prompts together in chunks, then each alone and whole."""
     ops = load_ops("cpu")
-    model = loaded(folder(name), ops, name)
+    model = loaded(checkpoint(name), ops, name)
     asked, expected = prompts(name), answers(name)
     together = Stepper(model, ops, sequences=len(asked), recorded=True)
     logits = together.prefill(asked, 50)
     for ours, theirs in zip(logits, expected, strict=True):
         torch.testing.assert_close(ours, theirs.logits, atol=1e-4, rtol=1e-5)
-    if not FAMILIES[name].grows:
-        return
     assert together.greedy([each[-1] for each in logits], NEW_TOKENS) == [answer.tokens for answer in expected]
     for prompt, answer, batched in zip(asked, expected, logits, strict=True):
         alone = Stepper(model, ops, sequences=1)
@@ -69,12 +55,12 @@ def test_logits_and_greedy_tokens_equal_transformers(name: str, folder: Folder) 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_reference_ops_agree(name: str, folder: Folder) -> None:
+def test_the_reference_ops_agree(name: str, checkpoint: Folder) -> None:
     """What the ops are declared to mean is what the families need."""
     ops = ReferenceOps()
-    logits = Stepper(loaded(folder(name), ops, name), ops).prefill(prompts(name))
-    for ours, theirs in zip(logits, answers(name), strict=True):
-        torch.testing.assert_close(ours, theirs.logits, atol=1e-4, rtol=1e-5)
+    logits = Stepper(loaded(checkpoint(name), ops, name), ops).prefill(prompts(name))
+    for ours, theirs in zip(logits, expected_logits(name), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -94,8 +80,8 @@ def test_every_tensor_of_the_oracle_matters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_missing_or_added_tensor_is_an_error(name: str, folder: Folder, tmp_path: Path) -> None:
-    ops, source = ReferenceOps(), folder(name)
+def test_a_missing_or_added_tensor_is_an_error(name: str, checkpoint: Folder, tmp_path: Path) -> None:
+    ops, source = ReferenceOps(), checkpoint(name)
     tensors = load_file(source / "model.safetensors")
 
     def load(changed: dict[str, Tensor]) -> None:
@@ -113,14 +99,22 @@ def test_a_missing_or_added_tensor_is_an_error(name: str, folder: Folder, tmp_pa
 
 @pytest.mark.parametrize(("scheme", "bound"), [("none", 0.04), ("int8", 0.08), ("int4", 0.5)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16_int8_and_int4(name: str, scheme: str, bound: float, folder: Folder) -> None:
+def test_bfloat16_int8_and_int4(name: str, scheme: str, bound: float, checkpoint: Folder) -> None:
     """The error of all logits in root mean square against theirs; 48 random columns round worse than real weights."""
     bound *= FAMILIES[name].rounding
     ops = load_ops("cpu")
-    model = loaded(folder(name), ops, name, torch.bfloat16, scheme)
+    model = loaded(checkpoint(name), ops, name, torch.bfloat16, scheme)
     logits = torch.cat(Stepper(model, ops, recorded=True).prefill(prompts(name)))
-    expected = torch.cat([answer.logits for answer in answers(name)])
+    expected = torch.cat(expected_logits(name))
     assert (logits - expected).square().mean().sqrt() < bound * expected.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("name", ["llama", "opt-350m", "gpt2"])
+def test_float16_weights(name: str, checkpoint: Folder) -> None:
+    ops = load_ops("cpu")
+    model = loaded(checkpoint(name), ops, name, torch.float16)
+    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), expected_logits(name), strict=True):
+        assert (ours - theirs).square().mean().sqrt() < 0.005 * theirs.square().mean().sqrt()
 
 
 SOME = [
@@ -141,10 +135,10 @@ SOME = [
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_the_second_start_reads_the_quantised_cache_alone(name: str, folder: Folder, tmp_path: Path) -> None:
+def test_the_second_start_reads_the_quantised_cache_alone(name: str, checkpoint: Folder, tmp_path: Path) -> None:
     ops, cache = load_ops("cpu"), QuantizedCache(tmp_path / "cache", "0.1.0")
-    first = loaded(folder(name), ops, name, torch.bfloat16, "int4", cache)
-    source = open_source(folder(name))
+    first = loaded(checkpoint(name), ops, name, torch.bfloat16, "int4", cache)
+    source = open_source(checkpoint(name))
 
     def refuse(name: str) -> Tensor:
         raise AssertionError(f"{name} was read from the float checkpoint")
@@ -157,10 +151,10 @@ def test_the_second_start_reads_the_quantised_cache_alone(name: str, folder: Fol
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_only_rows_that_are_read_are_computed(name: str, folder: Folder) -> None:
+def test_only_rows_that_are_read_are_computed(name: str, checkpoint: Folder) -> None:
     """Behind the last cache write the recorded forward runs on the last row of a prompt alone, with the same bits."""
     ops = load_ops("cpu")
-    model = loaded(folder(name), ops, name, torch.bfloat16)
+    model = loaded(checkpoint(name), ops, name, torch.bfloat16)
     prompt = prompts(name)[-1]
     every, kept = Stepper(model, ops, sequences=1), Stepper(model, ops, sequences=1)
     forward = ops.record(lambda *tensors: model.forward(Batch.of(tensors, kept.kv)), BATCH_SPECS, KEPT_ROWS)

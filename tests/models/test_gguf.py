@@ -18,8 +18,9 @@ from octavo_engine.ops import Ops, load_ops
 from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.weights import SourceError, gguf_checkpoint, open_source
 from octavo_engine.weights.gguf_file import GGUFFile
+from tests.models.families_llama import LLAMA3
+from tests.models.family_oracles import expected_logits, oracle, prompts, reference_logits
 from tests.models.stepper import Stepper
-from tests.models.tiny import LLAMA3, answers, oracle, prompts, reference_logits
 from tests.support.checkpoints import real_model
 from tests.support.gguf_files import as_stored, dequantized, permuted, write_gguf
 from tests.support.oracle import transformers_smollm2
@@ -142,12 +143,12 @@ def test_config_and_metadata(tmp_path: Path) -> None:
     assert source.gguf_metadata["tokenizer.ggml.add_bos_token"] is True
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "llama-mha-tied", "llama-mqa"])
+@pytest.mark.parametrize("name", ["llama", "llama-mha-tied", "llama-mqa-tied"])
 def test_a_converted_model_answers_as_before(name: str, ops: Ops, checkpoint: Folder, tmp_path: Path) -> None:
     tensors = load_file(checkpoint(name) / "model.safetensors")
     config = oracle(name).config.to_dict()
     model = load_model(open_source(write_gguf(tmp_path / "m.gguf", config, tensors, "F32")), ops, torch.float32)
-    for ours, (theirs, _) in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
+    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), expected_logits(name), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
@@ -159,13 +160,15 @@ def test_llama3_scaling_comes_as_divisors(checkpoint: Folder, tmp_path: Path) ->
     for i in range(4):
         wavelength = 2 * np.pi * 10000.0 ** (2 * i / 8)
         original, factor = LLAMA3["original_max_position_embeddings"], LLAMA3["factor"]
-        smooth = (original / wavelength - 1.0) / (4.0 - 1.0)
+        low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+        smooth = (original / wavelength - low) / (high - low)
         blend = 1 / ((1 - smooth) / factor + smooth)
-        divisors.append(1.0 if wavelength < original / 4.0 else factor if wavelength > original else blend)
+        divisors.append(1.0 if wavelength < original / high else factor if wavelength > original / low else blend)
     tensors["rope_freqs.weight"] = torch.tensor(divisors)
-    path = write_gguf(tmp_path / "m.gguf", oracle(name).config.to_dict(), tensors, "F32")
+    values = oracle(name).config.to_dict() | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    path = write_gguf(tmp_path / "m.gguf", values, tensors, "F32")
     model = load_model(open_source(path), ops, torch.float32)
-    for ours, (theirs, _) in zip(Stepper(model, ops).prefill(prompts(name)), answers(name), strict=True):
+    for ours, theirs in zip(Stepper(model, ops).prefill(prompts(name)), expected_logits(name), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 

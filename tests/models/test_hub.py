@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from octavo_engine.weights import SourceError, open_source
-from tests.models.tiny import oracle
+from tests.models.family_oracles import oracle
 
 
 class Hub:

@@ -53,6 +53,45 @@ def _head_named(name: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key.replace("embed_out", name): value for key, value in tensors.items()}
 
 
+def _phi(tensors: Tensors, renamed: Callable[[str], str]) -> Tensors:
+    """q, k and v in one, and names by rule."""
+    made = {}
+    for name, value in tensors.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            value = torch.cat([tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+        for new, old in (("input_layernorm", "ln"), ("self_attn", "mixer"), ("q_proj", "Wqkv"), ("dense", "out_proj")):
+            name = name.replace(new, old)
+        made[renamed(name)] = value
+    return made
+
+
+def _phi_msft(name: str) -> str:
+    name = re.sub(r"^lm_head", "lm_head.linear", name).replace("model.final_layernorm", "lm_head.ln")
+    return name.replace("model.embed_tokens", "transformer.embd.wte").replace("model.layers", "transformer.h")
+
+
+def _mixformer(name: str) -> str:
+    name = re.sub(r"model\.layers\.(\d+)", lambda match: f"layers.{int(match[1]) + 1}", name)
+    name = name.replace("model.embed_tokens", "layers.0.wte").replace("model.final_layernorm", "layers.3.ln")
+    return name.replace("lm_head", "layers.3.linear")
+
+
+PHI_SIZES = {
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 256,
+    "rotary_dim": 8,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "pad_vocab_size_multiple": 1,
+}
+PHI_LATER = [
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "hidden_act"),
+    *("num_key_value_heads", "intermediate_size", "layer_norm_eps", "rope_parameters"),
+]
 # of which shape: the keys that the config loses, those it gains, and what happens to the tensors
 SPELLINGS: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Tensors], Tensors]]] = {
     "bloom of 2022": (
@@ -110,6 +149,18 @@ SPELLINGS: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Tensors], T
     ),
     "neox with lm_head": ("neox-parallel", [], {}, _head_named("lm_head")),
     "gptj's buffers": ("gptj", [], {}, _with("transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias")),
+    "phi-msft": (
+        "phi",
+        PHI_LATER,
+        PHI_SIZES | {"model_type": "phi-msft", "n_head_kv": 4, "n_inner": 80},
+        lambda tensors: _phi(tensors, _phi_msft) | {"transformer.h.0.mixer.rotary_emb.inv_freq": torch.ones(2)},
+    ),
+    "mixformer": (
+        "phi",
+        PHI_LATER,
+        PHI_SIZES | {"architectures": ["MixFormerSequentialForCausalLM"], "n_inner": 80},
+        lambda tensors: _phi(tensors, _mixformer),
+    ),
     "mpt's own class": ("mpt", [], {"architectures": ["MPTForCausalLM"]}, _same),
 }
 
@@ -131,7 +182,7 @@ def test_qwen_of_august_2023(tmp_path: Path) -> None:
     (target / "config.json").write_text(json.dumps(config))
     entry = json.loads((folder / "oracle.json").read_text())["prompts"][-1]
     ops = ReferenceOps()
-    model = load_model(open_source(target), ops, torch.float32, max_model_len=entry["max_model_len"])
+    model = load_model(open_source(target), ops, torch.float32, max_model_len=160)
     last = Stepper(model, ops, sequences=1).prefill([entry["ids"]])[0][-1]
     expected = load_file(folder / "logits.safetensors")["last_logits"][-1]
     torch.testing.assert_close(last, expected, atol=1e-4, rtol=1e-5)

@@ -36,7 +36,6 @@ each_oracle = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: fold
 class Prompt:
     ids: list[int]
     greedy: list[int]
-    max_model_len: int | None
     logits: Tensor  # [V], of the last token
 
 
@@ -47,29 +46,24 @@ def read(folder: Path) -> list[Prompt]:
     else:
         numpy = pytest.importorskip("numpy")
         rows = torch.from_numpy(numpy.load(folder / "logits.npz")["last_logits"])
-    return [
-        Prompt(entry["ids"], entry["greedy"], entry.get("max_model_len"), row)
-        for entry, row in zip(entries, rows, strict=True)
-    ]
+    return [Prompt(entry["ids"], entry["greedy"], row) for entry, row in zip(entries, rows, strict=True)]
 
 
-def model_of(folder: Path, ops: Ops, max_model_len: int | None) -> CausalLM:
-    return load_model(open_source(folder), ops, torch.float32, max_model_len=max_model_len)
+def model_of(folder: Path, ops: Ops) -> CausalLM:
+    return load_model(open_source(folder), ops, torch.float32)
 
 
 @each_oracle
 def test_logits_and_greedy_tokens(folder: Path, ops: Ops) -> None:
     prompts = read(folder)
-    for length in dict.fromkeys(prompt.max_model_len for prompt in prompts):
-        model = model_of(folder, ops, length)
-        group = [prompt for prompt in prompts if prompt.max_model_len == length]
-        for batch in (*([prompt] for prompt in group), group):
-            stepper = Stepper(model, ops, sequences=len(batch))
-            last = [rows[-1] for rows in stepper.prefill([prompt.ids for prompt in batch], 50)]
-            for ours, prompt in zip(last, batch, strict=True):
-                torch.testing.assert_close(ours, prompt.logits, atol=1e-4, rtol=1e-5)
-            tokens = len(batch[0].greedy)
-            assert stepper.greedy(last, tokens) == [prompt.greedy for prompt in batch]
+    model = model_of(folder, ops)
+    for batch in (*([prompt] for prompt in prompts), prompts):
+        stepper = Stepper(model, ops, sequences=len(batch))
+        last = [rows[-1] for rows in stepper.prefill([prompt.ids for prompt in batch], 50)]
+        for ours, prompt in zip(last, batch, strict=True):
+            torch.testing.assert_close(ours, prompt.logits, atol=1e-4, rtol=1e-5)
+        tokens = len(batch[0].greedy)
+        assert stepper.greedy(last, tokens) == [prompt.greedy for prompt in batch]
 
 
 @each_oracle
@@ -77,7 +71,7 @@ def test_on_cuda_s_ops(folder: Path) -> None:
     """Emulated: every op of these families is there."""
     ops = emulated_ops(check=False)
     prompt = next(prompt for prompt in read(folder) if len(prompt.ids) == 33)
-    model = model_of(folder, ops, prompt.max_model_len)
+    model = model_of(folder, ops)
     driver = Driver(
         model, ops, kv_dtype=torch.float32, num_pages=40, max_num_seqs=4, max_model_len=64, make=DeviceRunner
     )
@@ -93,19 +87,17 @@ def test_a_missing_or_added_tensor_is_an_error(folder: Path, tmp_path: Path) -> 
     for key in tensors:
         rest = {other: value for other, value in tensors.items() if other != key}
         with pytest.raises(CheckpointMismatch, match="missing"):
-            model_of(rewritten(folder, tmp_path / "m", rest), ReferenceOps(), None)
+            model_of(rewritten(folder, tmp_path / "m", rest), ReferenceOps())
     more = rewritten(folder, tmp_path / "m", tensors | {"surprise.weight": torch.ones(3)})
     with pytest.raises(CheckpointMismatch, match=r"1 tensors .* not used: surprise\.weight"):
-        model_of(more, ReferenceOps(), None)
+        model_of(more, ReferenceOps())
 
 
 @pytest.mark.parametrize(("scheme", "bound"), [("none", 0.05), ("int8", 0.1), ("int4", 0.5)])
 @each_oracle
 def test_bfloat16_int8_and_int4(folder: Path, scheme: str, bound: float) -> None:
     ops = load_ops("cpu")
+    model = load_model(open_source(folder), ops, torch.bfloat16, quantization=scheme)
     for prompt in read(folder):
-        model = load_model(
-            open_source(folder), ops, torch.bfloat16, quantization=scheme, max_model_len=prompt.max_model_len
-        )
         last = Stepper(model, ops, sequences=1, recorded=True).prefill([prompt.ids])[0][-1]
         assert (last - prompt.logits).square().mean().sqrt() < bound * prompt.logits.square().mean().sqrt()

@@ -20,9 +20,10 @@ from octavo_engine.ops.reference import ReferenceOps
 from octavo_engine.ops.reference_quantized import dequantize
 from octavo_engine.quant.formats import resolve, storage
 from octavo_engine.weights import open_source
+from tests.models.families import VOCAB
+from tests.models.family_oracles import prompts
 from tests.models.stepper import Stepper
 from tests.models.test_checkpoints import rewritten
-from tests.models.tiny import CASES, prompts
 
 Folder = Callable[[str], Path]
 # Untied and tied heads, q, k and v merged and published as one, gated and plain MLPs, transposed weights, projections
@@ -81,7 +82,7 @@ def test_with_float_activations_it_is_the_dequantised_model(
     floats = dequantized(checkpoint(name), tmp_path / "m", Quantization.parse(short))
     expected = load_model(open_source(floats), ops, torch.float32)
     for ours, theirs in zip(logits(model, ops, name), logits(expected, ops, name), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, atol=4e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("short", INT8)
@@ -113,7 +114,7 @@ def test_native_and_reference_agree(name: str, short: str, checkpoint: Folder) -
 def test_a_row_does_not_depend_on_its_neighbours_or_chunks(short: str, checkpoint: Folder) -> None:
     name, ops = "llama-biases", load_ops("cpu", num_threads=2)
     model = load_model(open_source(checkpoint(name)), ops, torch.bfloat16, quantization=short)
-    asked = [[(7 * i + j * j) % CASES[name].values["vocab_size"] for j in range(1 + 5 * i % 90)] for i in range(64)]
+    asked = [[(7 * i + j * j) % VOCAB for j in range(1 + 5 * i % 90)] for i in range(64)]
     together = Stepper(model, ops, sequences=64).prefill(asked)
     for chunk in (1, 7, 64):
         for ours, theirs in zip(Stepper(model, ops, sequences=64).prefill(asked, chunk), together, strict=True):
@@ -156,7 +157,7 @@ def test_what_is_quantised_and_what_is_not(checkpoint: Folder) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_checkpoint(dtype: torch.dtype, checkpoint: Folder, tmp_path: Path) -> None:
-    source = checkpoint("llama-gqa")
+    source = checkpoint("llama")
     tensors = {key: value.to(dtype) for key, value in load_file(source / "model.safetensors").items()}
     ops = load_ops("cpu")
     model: Any = load_model(
@@ -182,7 +183,7 @@ def test_any_float_checkpoint(dtype: torch.dtype, checkpoint: Folder, tmp_path: 
 def test_what_can_not_be_quantised_is_named(
     short: str, value: float, message: str, ops: Ops, checkpoint: Folder, tmp_path: Path
 ) -> None:
-    source = checkpoint("llama-gqa")
+    source = checkpoint("llama")
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 20] = value
     broken = open_source(rewritten(source, tmp_path / "m", tensors))

@@ -14,11 +14,11 @@ from octavo_engine.models import load_model
 from octavo_engine.ops import Ops, OpsUnavailable, load_ops
 from octavo_engine.ops.program import Program
 from octavo_engine.weights import open_source
+from tests.models.families import VOCAB
 from tests.models.stepper import Stepper
-from tests.models.tiny import VOCAB
 
 Folder = Callable[[str], Path]
-SHAPES = ["llama-gqa", "llama-biases", "mistral", "opt", "opt-350m", "opt-no-final-norm", "gpt2"]
+SHAPES = ["llama", "llama-biases", "mistral", "opt", "opt-350m", "opt-no-final-norm", "gpt2"]
 # Tokens a sequence and step: decoding alone, chunks, both mixed, few rows after many.
 STEPS = [
     {0: 7},
@@ -73,7 +73,7 @@ def test_quantised_weights_and_caches_too(name: str, scheme: str, int8_cache: bo
 
 def test_an_error_in_a_recorded_op_arrives_and_the_next_run_works(checkpoint: Folder) -> None:
     ops = load_ops("cpu")
-    model = load_model(open_source(checkpoint("llama-gqa")), ops, torch.float32)
+    model = load_model(open_source(checkpoint("llama")), ops, torch.float32)
     recorded, eager = Stepper(model, ops, recorded=True), Stepper(model, ops)
     with pytest.raises(ValueError, match=rf"ids\[1\] is 999; the table has {VOCAB} rows"):
         recorded.step({0: [1, 999, 2]})

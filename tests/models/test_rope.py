@@ -11,34 +11,44 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from octavo_engine.layers.alibi import alibi_slopes
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
-from octavo_engine.layers.rope import Rope
+from octavo_engine.layers.rope import Rope, RotationTable
 
 BASE = {"max_position_embeddings": 256, "hidden_size": 64, "num_attention_heads": 2, "rope_theta": 20000.0}
 LONG = {"short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [1.0 + i for i in range(16)]}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-# scaling, length served, top-level keys
-TABLES: list[tuple[dict[str, Any] | None, int | None, dict[str, Any]]] = [
-    (None, None, {}),
-    ({"rope_type": "default"}, 100, {}),
-    ({"rope_type": "linear", "factor": 3.0}, None, {}),
-    ({"rope_type": "dynamic", "factor": 2.0}, None, {}),
-    ({"rope_type": "dynamic", "factor": 2.0}, 400, {}),
-    ({"rope_type": "llama3", "original_max_position_embeddings": 64, **LLAMA3}, None, {}),
-    ({"rope_type": "llama3", **LLAMA3}, None, {"original_max_position_embeddings": 32}),
-    ({"rope_type": "yarn", "factor": 4.0}, None, {}),
-    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16}, None, {}),
-    ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.3, "truncate": False}, None, {}),
-    ({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.0}, None, {}),
-    ({"rope_type": "longrope", "original_max_position_embeddings": 64, **LONG}, 64, {}),
-    ({"rope_type": "longrope", "original_max_position_embeddings": 64, **LONG}, 65, {}),
-    ({"rope_type": "longrope", "factor": 9.0, **LONG}, 256, {"original_max_position_embeddings": 32}),
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64, **LONG}
+# scaling, lengths of which each table is the longest, top-level keys
+TABLES: list[tuple[dict[str, Any] | None, list[int], dict[str, Any]]] = [
+    (None, [256], {}),
+    ({"rope_type": "default"}, [256], {}),
+    ({"rope_type": "linear", "factor": 3.0}, [768], {}),
+    ({"rope_type": "dynamic", "factor": 1.0}, [256], {}),
+    ({"rope_type": "dynamic", "factor": 2.0}, [256, 512], {}),
+    ({"rope_type": "dynamic", "factor": 3.0}, [256, 512, 1024], {}),
+    ({"rope_type": "llama3", "original_max_position_embeddings": 64, **LLAMA3}, [256], {}),
+    ({"rope_type": "llama3", **LLAMA3}, [256], {"original_max_position_embeddings": 32}),
+    (YARN, [1024], {}),
+    (YARN | {"original_max_position_embeddings": 64, "beta_fast": 16}, [256], {}),
+    (YARN | {"attention_factor": 1.3, "truncate": False}, [1024], {}),
+    (YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}, [1024], {}),
+    (LONGROPE, [64, 256], {}),
+    ({"rope_type": "longrope", "factor": 9.0, **LONG}, [32, 256], {"original_max_position_embeddings": 32}),
 ]
 
 
+def tables(config: dict[str, Any], max_model_len: int | None = None) -> tuple[torch.Tensor, ...]:
+    """[rows, 32] of each regime."""
+    rope = Rope(ConfigReader(config), 32, max_model_len)
+    table = RotationTable(rope, torch.device("cpu"))
+    table.reach(rope.length)
+    return table.values.split(rope.length)
+
+
 @pytest.mark.parametrize("spelling", ["rope_scaling", "type", "rope_parameters"])
-@pytest.mark.parametrize(("scaling", "length", "more"), TABLES)
+@pytest.mark.parametrize(("scaling", "lengths", "more"), TABLES)
 def test_tables_equal_transformers(
-    scaling: dict[str, Any] | None, length: int | None, more: dict[str, Any], spelling: str
+    scaling: dict[str, Any] | None, lengths: list[int], more: dict[str, Any], spelling: str
 ) -> None:
     config: dict[str, Any] = {**BASE, **more}
     if spelling == "rope_parameters":
@@ -47,22 +57,44 @@ def test_tables_equal_transformers(
         config["rope_scaling"] = dict(scaling)
         if spelling == "type":
             config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
-    rope = Rope(ConfigReader(config), 32, length)
-    table = rope.table()
-    assert table.shape == (length or rope.max_position, 32)
-
-    theirs = LlamaRotaryEmbedding(LlamaConfig(**BASE, **more, rope_scaling=dict(scaling) if scaling else None))
-    cos, sin = theirs(torch.empty(1), torch.arange(len(table))[None])
-    torch.testing.assert_close(table[:, :16], cos[0, :, :16], atol=2e-5, rtol=0)
-    torch.testing.assert_close(table[:, 16:], sin[0, :, :16], atol=2e-5, rtol=0)
+    rope = Rope(ConfigReader(config), 32)
+    assert rope.lengths == tuple(lengths)
+    assert rope.regimes.limits == tuple(lengths[:-1])
+    made = tables(config)
+    for length, table in zip(lengths, made, strict=True):
+        assert len(table) == rope.max_position
+        theirs = LlamaRotaryEmbedding(LlamaConfig(**BASE, **more, rope_scaling=dict(scaling) if scaling else None))
+        cos, sin = theirs(torch.empty(1), torch.arange(length)[None])
+        rows = min(length, len(table))
+        torch.testing.assert_close(table[:rows, :16], cos[0, :rows, :16], atol=2e-5, rtol=0)
+        torch.testing.assert_close(table[:rows, 16:], sin[0, :rows, :16], atol=2e-5, rtol=0)
 
 
 def test_su_is_longrope() -> None:
-    new = {"rope_type": "longrope", "original_max_position_embeddings": 64, **LONG}
-    old = {**new, "type": "su"}
+    old = {**LONGROPE, "type": "su"}
     del old["rope_type"]
-    tables = [Rope(ConfigReader({**BASE, "rope_scaling": scaling}), 32).table() for scaling in (new, old)]
-    assert torch.equal(*tables)
+    new, su = (torch.cat(tables({**BASE, "rope_scaling": scaling})) for scaling in (LONGROPE, old))
+    assert torch.equal(new, su)
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "dynamic", "factor": 4.0}, LONGROPE])
+def test_the_longest_sequence_to_serve_changes_no_shorter_one(scaling: dict[str, Any]) -> None:
+    config = {**BASE, "rope_scaling": scaling}
+    every = tables(config, 600)
+    for longest in (50, 200, 256, 300):
+        for one, other in zip(tables(config, longest), every, strict=False):
+            assert torch.equal(one[:longest], other[:longest])
+
+
+def test_rows_are_the_same_in_whatever_steps_they_are_made() -> None:
+    rope = Rope(ConfigReader({**BASE, "max_position_embeddings": 1500, "rope_scaling": LONGROPE}), 32)
+    at_once, in_steps = (RotationTable(rope, torch.device("cpu")) for _ in range(2))
+    at_once.reach(1500)
+    for length in (1, 2, 300, 777, 777, 5000):
+        in_steps.reach(length)
+        ready = min(length, 1500)
+        for one, other in zip(at_once.values.split(1500), in_steps.values.split(1500), strict=True):
+            assert torch.equal(one[:ready], other[:ready])
 
 
 @pytest.mark.parametrize(
@@ -75,10 +107,11 @@ def test_su_is_longrope() -> None:
         ({"type": "yarn", "factor": 4.0}, None, 1024),
         ({"type": "llama3", **LLAMA3}, None, 256),
         ({"type": "longrope", "original_max_position_embeddings": 64, **LONG}, None, 256),
-        ({"type": "dynamic", "factor": 4.0}, None, 256),
-        ({"type": "dynamic", "factor": 4.0}, 100, 256),
-        ({"type": "dynamic", "factor": 4.0}, 700, 700),
+        ({"type": "dynamic", "factor": 4.0}, None, 1024),
         ({"type": "dynamic", "factor": 4.0}, 7000, 1024),
+        ({"type": "dynamic", "factor": 1.0}, None, 256),
+        ({"type": "dynamic", "factor": 1.0}, 100, 256),
+        ({"type": "dynamic", "factor": 1.0}, 700, 700),
     ],
 )
 def test_max_position(scaling: dict[str, Any], max_model_len: int | None, expected: int) -> None:
@@ -97,7 +130,7 @@ def test_max_position(scaling: dict[str, Any], max_model_len: int | None, expect
 )
 def test_what_is_refused(scaling: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModel, match=message):
-        Rope(ConfigReader({**BASE, "rope_scaling": scaling}), 32).table()
+        tables({**BASE, "rope_scaling": scaling})
 
 
 def test_alibi_slopes() -> None:

@@ -138,8 +138,21 @@ async def test_an_error_behind_the_first_token_ends_the_stream() -> None:
         ({"logit_bias": {"hello": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "no name"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools[1].function.name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}, "temperature"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -173,6 +186,26 @@ async def test_text_parts_are_joined() -> None:
         await http.post("/v1/chat/completions", json={"model": "toy", "messages": [{"role": "user", "content": parts}]})
         assert engine.requests[0].messages is not None
         assert engine.requests[0].messages[0].content == "Hel\nlo"
+
+
+async def test_hints_to_openai_s_service_are_taken() -> None:
+    hints = {
+        "user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "safety_identifier": "s",
+        "prompt_cache_key": "k", "prompt_cache_retention": "24h", "verbosity": "low", "reasoning_effort": "low",
+        "parallel_tool_calls": True, "tool_choice": "none",
+    }  # fmt: skip
+    async with served() as (http, engine):
+        answer = await http.post("/v1/chat/completions", json={**CHAT, **hints})
+        assert answer.status_code == 200, answer.text
+        assert engine.requests[0].template == '{"reasoning_effort":"low"}'
+
+
+async def test_an_unknown_field_is_refused_as_openai_does() -> None:
+    async with served() as (http, _):
+        error = (await http.post("/v1/chat/completions", json={**CHAT, "topp": 1})).json()["error"]
+        assert (error["code"], error["param"]) == ("unknown_parameter", "topp")
+        error = (await http.post("/v1/chat/completions", json={"model": "toy"})).json()["error"]
+        assert (error["code"], error["param"]) == ("missing_required_parameter", "messages")
 
 
 async def test_models_tokens_health_and_metrics() -> None:

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import re
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import anyio
 import httpx
 import openai
+import pydantic
 import pytest
+
+from tests.openai.serving import KEY, serving
 
 pytestmark = pytest.mark.slow
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-KEY = "sesame"
-
-
-@contextmanager
-def serving(model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of a server, and its process."""
-    command = [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve", model]
-    command += ["--port", "0", "--served-model-name", "smol", "--api-key", KEY, *arguments]
-    lines: list[str] = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stderr is not None
-        said = process.stderr
-        try:
-            for line in said:
-                lines.append(line)
-                if " on http://" in line:
-                    break
-            else:
-                pytest.fail("".join(lines))
-            rest = threading.Thread(target=lambda: lines.extend(said), daemon=True)
-            rest.start()
-            yield line.split(" on ")[1].strip(), process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        rest.join()
-    assert "Traceback" not in "".join(lines), "".join(lines)
-
-
-@pytest.fixture(scope="module")
-def server(smollm2: str) -> Iterator[str]:
-    with serving(smollm2) as (address, _):
-        yield address
 
 
 def client(address: str) -> openai.OpenAI:
@@ -159,6 +124,40 @@ def test_errors_are_openai_s_classes(server: str) -> None:
         api.chat.completions.create(model="smol", messages=QUESTION, temperature=-1)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+class Person(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    age: int = pydantic.Field(ge=0, le=130)
+    colours: list[Literal["red", "green", "blue"]] = pydantic.Field(min_length=1, max_length=3)
+
+
+def test_parse_gives_what_pydantic_describes(server: str) -> None:
+    api = client(server)
+    question: Any = [{"role": "user", "content": "Make up a person."}]
+    for seed in range(3):
+        parsed = api.chat.completions.parse(model="smol", messages=question, response_format=Person, seed=seed)
+        assert isinstance(parsed.choices[0].message.parsed, Person)
+    with api.chat.completions.stream(model="smol", messages=question, response_format=Person, seed=4) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Person)
+
+
+def test_guided_fields_and_their_errors(server: str) -> None:
+    api = client(server)
+    chosen = api.completions.create(model="smol", prompt="Say", extra_body={"guided_choice": ["yes", "no"]}, n=4)
+    assert {choice.text for choice in chosen.choices} <= {"yes", "no"}
+    told = api.chat.completions.create(
+        model="smol", messages=QUESTION, extra_body={"structured_outputs": {"regex": r"\d{3}"}}
+    )
+    assert re.fullmatch("[0-9]{3}", told.choices[0].message.content or "")
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="unclosed group") as caught:
+            api.chat.completions.create(
+                model="smol", messages=QUESTION, extra_body={"guided_regex": "(a"}, stream=stream
+            )
+        assert caught.value.param == "guided_regex"
 
 
 def test_many_at_once_and_one_that_leaves(server: str) -> None:

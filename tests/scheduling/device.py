@@ -1,7 +1,8 @@
 """A device that runs plans in the order in which they were handed to it, and knows no more of them than a runner would.
 
 In place of keys and values it stores what they depend on: a cache cell holds a number that stands for (cache_salt,
-tokens 0 .. its position). Every step checks that each sequence's page table leads to exactly its own tokens.
+regime, tokens 0 .. its position). Every step checks that each sequence's page table leads to exactly its own tokens,
+written in the regime of its length.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from octavo_engine.scheduling.admission import SchedulerConfig
 from octavo_engine.scheduling.plan import PENDING, REJECTED, Plan, SeqStep
 from octavo_engine.scheduling.sequence import Sequence
 
 Draw = Callable[[Sequence], int]
+
+
+def _root(seq: Sequence, regime: int) -> int:
+    return hash((seq.request.cache_salt, regime))
 
 
 class Work(NamedTuple):
@@ -24,8 +30,9 @@ class Work(NamedTuple):
 
 
 class Device:
-    def __init__(self, page_size: int, max_num_seqs: int) -> None:
-        self.page_size, self.max_num_seqs = page_size, max_num_seqs
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.page_size, self.max_num_seqs = config.page_size, config.max_num_seqs
+        self.regimes, self.by_prompt = config.regimes, config.regimes_by_prompt
         self.cells: dict[tuple[int, int], int] = {}
         self.tables: dict[int, list[int]] = {}  # by slot, for those that have started
         self.last: dict[int, int] = {}  # the last token that a slot drew
@@ -47,10 +54,10 @@ class Device:
             tokens = [self.last[step.slot]] if step.tokens == [PENDING] else step.tokens
             assert PENDING not in tokens
             for i, token in enumerate(tokens):
-                self._write(step.slot, seq, step.start + i, token)
+                self._write(step.slot, _root(seq, step.regime), step.start + i, token)
         for step, seq in zip(plan.seqs, work.sequences, strict=True):
             if check and seq.finish_reason is None:
-                self._attend(step.slot, seq, step.start + len(step.tokens) - step.drafts)
+                self._attend(step.slot, seq, step)
         drawn: list[int] = []
         samplers = iter(work.samplers)
         for step in plan.seqs:
@@ -90,14 +97,21 @@ class Device:
                 if (source, offset) in self.cells:
                     self.cells[target, offset] = self.cells[source, offset]
 
-    def _write(self, slot: int, seq: Sequence, position: int, token: int) -> None:
-        before = self.cells[self._cell(slot, position - 1)] if position else hash(seq.request.cache_salt)
+    def _write(self, slot: int, root: int, position: int, token: int) -> None:
+        before = self.cells[self._cell(slot, position - 1)] if position else root
         self.cells[self._cell(slot, position)] = hash((before, token))
 
-    def _attend(self, slot: int, seq: Sequence, stop: int) -> None:
+    def _attend(self, slot: int, seq: Sequence, step: SeqStep) -> None:
+        stop = step.start + len(step.tokens) - step.drafts
         tokens = seq.tokens(0, stop)
         assert len(tokens) == stop
-        value = hash(seq.request.cache_salt)
+        length = len(seq.request.prompt) if self.by_prompt else stop if step.samplers else seq.num_tokens
+        assert step.regime == len([limit for limit in self.regimes if limit < length])
+        most = (
+            self.regimes[step.regime] if step.regime < len(self.regimes) and not self.by_prompt else stop + step.drafts
+        )
+        assert stop + step.drafts <= most, "guesses beyond the regime"
+        value = _root(seq, step.regime)
         for position, token in enumerate(tokens):
             value = hash((value, token))
             assert self.cells[self._cell(slot, position)] == value, f"position {position} has other tokens"

@@ -100,7 +100,7 @@ class Driver:
         )
         self.scheduler = Scheduler(self.config, hash_page, proposer)
         self.draw = draw or (lambda seq: 1000 + len(seq.output))
-        self.device = Device(page_size, max_num_seqs)
+        self.device = Device(self.config)
         self.flying: deque[tuple[Work, list[int] | None]] = deque()  # with what was drawn, if the device ran it
         self.requests: list[Request] = []
         self.found: list[Request] = []  # whose beam searches ended by themselves

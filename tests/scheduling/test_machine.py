@@ -34,6 +34,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.2]),
         max_in_flight=st.integers(1, 2),
         guessing=st.booleans(),
+        regimes=st.sampled_from([(), (), (4,), (2, 5, 9)]),
+        regimes_by_prompt=st.booleans(),
         seed=st.integers(0, 1 << 30),
     )
     def start(

@@ -43,6 +43,8 @@ def _load(source: random.Random, max_in_flight: int) -> Driver:
         max_overtaken=source.randint(1, 3),
         watermark=source.choice([0.0, 0.2]),
         max_in_flight=max_in_flight,
+        regimes=source.choice([(), (), (4,), (2, 5, 9)]),
+        regimes_by_prompt=source.random() < 0.3,
         draw=lambda seq: source.randrange(4),
         proposer=RandomGuesses(source, 4) if source.random() < 0.5 else None,
     )

@@ -337,3 +337,38 @@ def test_stats_tell_what_is_stored_and_what_is_wasted() -> None:
     driver.run()
     stats = driver.scheduler.stats()
     assert (stats["kv_slots_allocated"], stats["kv_waste_perc"], stats["kv_cache_usage_perc"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_a_sequence_that_outgrows_its_regime_is_computed_again(max_in_flight: int) -> None:
+    driver = Driver(page_size=4, regimes=(8, 12), max_in_flight=max_in_flight)
+    driver.add("short", range(100, 105), max_tokens=4)
+    driver.add("grows", range(6), max_tokens=8)
+    driver.run()
+    grew = driver.requests[1].sequences[0]
+    steps = [(step.regime, step.start, len(step.tokens)) for plan in driver.plans for step in plan.seqs]
+    assert [step for step in steps if step[0]] == [
+        *[(1, 0, 9), (1, 9, 1), (1, 10, 1), (1, 11, 1)],  # from its ninth token on
+        (2, 0, 13),
+    ]
+    assert [step for step in steps if step[1:] == (0, 5) or step[1:] == (0, 6)] == [(0, 0, 5), (0, 0, 6)]
+    assert grew.output == list(range(1000, 1008))
+    assert driver.scheduler.stats()["num_preemptions"] == 0
+
+
+def test_pages_are_shared_within_a_regime() -> None:
+    driver = Driver(page_size=4, regimes=(8,))
+    for key, length in enumerate((8, 9, 8, 10)):
+        driver.add(key, range(length), max_tokens=1)
+        driver.run()
+    assert [request.sequences[0].num_cached for request in driver.requests] == [0, 0, 4, 8]
+
+
+def test_where_the_prompt_chooses_the_regime_nothing_is_computed_again() -> None:
+    driver = Driver(page_size=4, regimes=(8,), regimes_by_prompt=True)
+    driver.add("short", range(7), max_tokens=5)
+    driver.add("long", range(9), max_tokens=5)
+    driver.run()
+    steps = [(step.regime, step.start, len(step.tokens)) for plan in driver.plans for step in plan.seqs]
+    assert steps[:2] == [(0, 0, 7), (1, 0, 9)]
+    assert sorted(steps[2:]) == [(0, 7 + i, 1) for i in range(4)] + [(1, 9 + i, 1) for i in range(4)]

@@ -41,15 +41,16 @@ _MLA = {
 }
 
 RUN: dict[str, tuple[str, dict[str, Any]]] = {
-    "olmo": ("OlmoConfig", _SIZES),
+    "arcee": ("ArceeConfig", _SIZES),
     "nemotron": ("NemotronConfig", _SIZES),
-    "glm4": ("Glm4Config", _SIZES),
-    "olmo3-windows": ("Olmo3Config", _SIZES | {"sliding_window": 24}),
-    "cohere2-scaled-logits": ("Cohere2Config", _SIZES | {"sliding_window": 24, "logit_scale": 0.25}),
+    "apertus": ("ApertusConfig", _SIZES),
     "vaultgemma-caps": ("VaultGemmaConfig", _SIZES | {"sliding_window": 24}),
     "deepseek-v2-narrow-values": ("DeepseekV2Config", _SIZES | _MLA),
-    "ernie": ("Ernie4_5Config", _SIZES),
-    "granite-moe": ("GraniteMoeConfig", _SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "hunyuan": ("HunYuanDenseV1Config", _SIZES),
+    "granite-moe-scaled-logits": (
+        "GraniteMoeConfig",
+        _SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 4.0},
+    ),
 }
 
 _STATE = "nothing but keys and values"
@@ -76,7 +77,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "AttentionInterface",
     ),
     "a base that follows the batch": (
-        "OlmoConfig",
+        "ArceeConfig",
         _SIZES | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
         "rope_type='dynamic'",
     ),

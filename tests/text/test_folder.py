@@ -179,3 +179,14 @@ def test_neither_transformers_nor_jinja_is_imported_without_need(tmp_path: Path)
 def test_text_without_a_template(byte_level: Text) -> None:
     with pytest.raises(TextError, match="no chat template"):
         byte_level.encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_the_template_for_tools_from_each_place(tmp_path: Path) -> None:
+    messages, tools = [{"role": "user", "content": "x"}], {"tools": [{"name": "f"}]}
+    several = [{"name": "tool_use", "template": "T{{ tools[0].name }}"}, {"name": "default", "template": "D"}]
+    write_folder(tmp_path, train_byte_level(), tokenizer_config=CONFIG | {"chat_template": several})
+    assert [load_text(tmp_path).render_chat(messages, asked) for asked in (None, tools)] == ["D", "Tf"]
+    (tmp_path / "chat_template.jinja").write_text("F", encoding="utf-8")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("A{{ tools[0].name }}", encoding="utf-8")
+    assert [load_text(tmp_path).render_chat(messages, asked) for asked in (None, tools)] == ["F", "Af"]

@@ -9,30 +9,56 @@ import pytest
 
 from octavo import wire
 from octavo.beams import BeamParams
-from octavo.options import EngineOptions, SamplingParams
+from octavo.options import Choice, EngineOptions, Grammar, JsonObject, JsonSchema, Regex, SamplingParams
 
 TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Hello(1), "91920101"),
     (
         wire.Generate(7, SamplingParams(max_tokens=5, temperature=0.0), text="héllo"),
-        ("91970207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0"),
+        ("91980207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0c0"),
     ),
     (
         wire.Generate(8, SamplingParams(n=2, stop="x", logit_bias={3: -1.5}, seed=-1), token_ids=[0, 127, 70000]),
         (
-            "91970208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
-            "00c093007fce00011170c0c0"
+            "91980208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
+            "00c093007fce00011170c0c0c0"
         ),
     ),
     (
-        wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")]),
-        "91970209de0000c0c09192a475736572a26869c0",
+        wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")], template='{"a":1}'),
+        "91980209de0000c0c09193a475736572a26869c0a77b2261223a317dc0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=JsonSchema({"type": "object"}, strict=False)), text="x"),
+        (
+            "9198020ade0001aa7374727563747572656483a474797065ab6a736f6e5f736368656d61a6736368656d61b17b"
+            "2274797065223a226f626a656374227da6737472696374c2a178c0c0c0c0"
+        ),
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=JsonObject()), text="x"),
+        "9198020ade0001aa7374727563747572656481a474797065ab6a736f6e5f6f626a656374a178c0c0c0c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=Regex("a+")), text="x"),
+        "9198020ade0001aa7374727563747572656482a474797065a57265676578a77061747465726ea2612ba178c0c0c0c0",
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=Choice(["a", "b"])), text="x"),
+        ("9198020ade0001aa7374727563747572656482a474797065a663686f696365a763686f6963657392a161a162a178c0c0c0c0"),
+    ),
+    (
+        wire.Generate(10, SamplingParams(structured=Grammar("root ::= 'a'")), text="x"),
+        (
+            "9198020ade0001aa7374727563747572656482a474797065a76772616d6d6172a474657874ac726f6f74203a3a"
+            "3d20276127a178c0c0c0c0"
+        ),
     ),
     (
         wire.Generate(9, BeamParams().sampling(), text="x", beam=BeamParams(beam_width=2, early_stopping="never")),
         (
-            "91970209de0001ab74656d7065726174757265cb0000000000000000a178c0c082aa6265616d5f776964746802"
-            "ae6561726c795f73746f7070696e67a56e65766572"
+            "91980209de0001ab74656d7065726174757265cb0000000000000000a178c0c0c082aa6265616d5f7769647468"
+            "02ae6561726c795f73746f7070696e67a56e65766572"
         ),
     ),
     (wire.Abort([7, 300]), "9192039207cd012c"),
@@ -40,8 +66,11 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Drain(), "919205c3"),
     (wire.Drain(abort=False), "919205c2"),
     (wire.Goodbye(), "919106"),
-    (wire.Tokenize(5, "hé"), "91950705a368c3a9c3c0"),
-    (wire.Tokenize(6, "", special=False, messages=[wire.Message("user", "hi")]), "91950706a0c29192a475736572a26869"),
+    (wire.Tokenize(5, "hé"), "91960705a368c3a9c3c0c0"),
+    (
+        wire.Tokenize(6, "", special=False, messages=[wire.Message("user", None, '{"a":1}')]),
+        "91960706a0c29193a475736572c0a77b2261223a317dc0",
+    ),
     (wire.Detokenize(7, [1, 300]), "919508079201cd012cc3c2"),
 ]
 
@@ -49,7 +78,9 @@ TO_CLIENT: list[tuple[Any, str]] = [
     (wire.Progress("load", 1, 98_000_000, "weights"), "919514a46c6f616401ce05d75c80a777656967687473"),
     (
         wire.Ready(1, 42, "0.1.0", EngineOptions(model="m", max_model_len=2048), "Llama", True, False, 49152, 64, (2,)),
-        ("919b15012aa5302e312e30de0002a56d6f64656ca16dad6d61785f6d6f64656c5f6c656ecd0800a54c6c616d61c3c2cdc000409102"),
+        (
+            "919c15012aa5302e312e30de0002a56d6f64656ca16dad6d61785f6d6f64656c5f6c656ecd0800a54c6c616d61c3c2cdc000409102c0"
+        ),
     ),
     (
         wire.Deltas(

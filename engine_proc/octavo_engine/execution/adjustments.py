@@ -107,9 +107,17 @@ class Adjustments:
         if self._words:
             self._tail = [*self._tail, token][-self._tail_length :]
         if self._words or self._forbidden:
-            before, self._forbidden = self._forbidden, self._forbidden_now()
-            for changed in before ^ self._forbidden:
-                self._set_add(changed)
+            self._forbid_now()
+
+    def allow_ends(self) -> None:
+        """Nothing else can follow: min_tokens is not waited for."""
+        self._min_tokens = 0
+        self._forbid_now()
+
+    def _forbid_now(self) -> None:
+        before, self._forbidden = self._forbidden, self._forbidden_now()
+        for changed in before ^ self._forbidden:
+            self._set_add(changed)
 
     def _forbidden_now(self) -> set[int]:
         ids = set(self._end_ids) if self._num_output < self._min_tokens else set()

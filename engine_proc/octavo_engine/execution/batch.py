@@ -22,13 +22,14 @@ class BuiltBatch:
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
-    what layers.batch.KEPT_ROWS asks for them. ahead: drafts.ahead_of, where there are drafts. It holds until the next
-    build, which may write to the same tensors.
+    what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. ahead:
+    drafts.ahead_of, where there are drafts. It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
     draw_slots: list[int]
     draw_rows: torch.Tensor
+    draw_lens: NDArray[np.int32]
     every_row: bool
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
@@ -49,7 +50,7 @@ class BatchBuilder:
     """Keeps each slot's page table between steps, so that a step brings only what is new in it.
 
     The table is int32 [max_num_seqs, ceil(max_model_len / page_size)]. Rows of ended slots are left as they are: a new
-    sequence overwrites what it can reach.
+    sequence overwrites what it can reach. regime_rows: of each of the model's tables of positions.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class BatchBuilder:
         page_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        regime_rows: int = 0,
     ) -> None:
         self._kv = kv
+        self._regime_rows = regime_rows
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
         self._last: _Decode | None = None
@@ -99,6 +102,9 @@ class BatchBuilder:
         cache_slots -= pages
         cache_slots *= size
         cache_slots += positions
+        if self._regime_rows:
+            first = np.array([seq.regime * self._regime_rows for seq in seqs], np.int32)
+            positions = positions + (first if num_tokens == num_seqs else np.repeat(first, lengths))
         num_pages = (int(seq_lens.max()) - 1) // size + 1
         samplers = [seq.samplers for seq in seqs]
         drafted = any(seq.drafts for seq in seqs)
@@ -107,14 +113,16 @@ class BatchBuilder:
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
-            drawn_by, draw_rows = None, self._count[:num_seqs].copy()
+            drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
-            draw_rows = query_start[drawn_by + 1] - 1
+            draw_rows, draw_lens = query_start[drawn_by + 1] - 1, seq_lens[drawn_by]
             if drafted:
-                draw_rows -= np.concatenate(
+                back = np.concatenate(
                     [np.arange(seq.drafts, -1, -1) if seq.drafts else np.zeros(len(seq.samplers), int) for seq in seqs]
-                )
+                ).astype(np.int32)
+                draw_rows -= back
+                draw_lens -= back
         batch = Batch(
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
@@ -125,7 +133,7 @@ class BatchBuilder:
             kv=self._kv,
         )
         built = BuiltBatch(
-            batch, draw_slots, torch.from_numpy(draw_rows), every_row, ahead_of(seqs) if drafted else None
+            batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, ahead_of(seqs) if drafted else None
         )
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
@@ -137,8 +145,7 @@ class BatchBuilder:
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: torch.Tensor) -> tuple[torch.Tensor, ...]:
         starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
-        lengths = built.batch.positions[built.draw_rows] + 1
-        return built.draw_rows, starts_of_one, lengths, built.batch.page_table[drawn_by]
+        return built.draw_rows, starts_of_one, torch.from_numpy(built.draw_lens), built.batch.page_table[drawn_by]
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
         return torch.from_numpy(self._table[slots, :num_pages])

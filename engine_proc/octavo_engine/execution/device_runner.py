@@ -109,6 +109,7 @@ class DeviceRunner(Runner):
     """
 
     asynchronous = True
+    _builder_class = _Builder
     _sampler: DeviceSampler
 
     def __init__(self, model: CausalLM, ops: Ops, *, queue: Queue | None = None, **sizes: Any) -> None:
@@ -126,11 +127,6 @@ class DeviceRunner(Runner):
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
         return max_num_seqs
-
-    def _make_builder(
-        self, kv: list[tuple[Tensor, Tensor]], page_size: int, max_num_seqs: int, max_model_len: int
-    ) -> BatchBuilder:
-        return _Builder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
 
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> DeviceSampler:
         return DeviceSampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
@@ -176,7 +172,7 @@ class DeviceRunner(Runner):
         prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
-        return StepResult(tokens, logprobs, prompt_logprobs)
+        return StepResult(tokens, logprobs, prompt_logprobs, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
         """Wait for a step whose results nobody wants, errors included; only DeviceLost is raised."""
@@ -197,16 +193,14 @@ class DeviceRunner(Runner):
         work = _Work(step, copies, self._sampler.take_new_masks())
         if not plan.seqs:
             return work
-        built = self._builder.build(plan.seqs)
+        built = self._build(plan.seqs)
         step.slots, work.num_pages = built.draw_slots, built.batch.page_table.shape[1]
         step.drafted = built.ahead is not None
         arrays = self._batch_arrays(plan.seqs, built, work)
         if step.slots:
-            last_rows = built.batch.positions.numpy()
             if not built.every_row:
                 arrays["draw_rows"] = built.draw_rows.numpy()
-                last_rows = last_rows[arrays["draw_rows"]]
-            arrays |= self._sampler.arrays(step.slots, last_rows + 1, built.ahead)
+            arrays |= self._sampler.arrays(step.slots, built.draw_lens, built.ahead)
             step.asked, work.tops = self._sampler.asked(step.slots)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)

@@ -26,6 +26,7 @@ class Draw:
     positions: Tensor
     entries: tuple[Tensor, Tensor, Tensor, Tensor]  # adjust_start, adjust_ids, adjust_scale, adjust_add
     mask: tuple[Tensor | None, Tensor | None]
+    new_rows: tuple[Tensor, Tensor] | None = None  # of the masks: slots (int64) and bits, for this draw
 
 
 class DeviceSampler(Sampler):
@@ -33,7 +34,7 @@ class DeviceSampler(Sampler):
 
     Positions come from the plan, so that nothing has to be counted: a step can run before the one ahead of it is known
     to have succeeded, and again when it has not. The output is counted where `commit` tells of it; what depends on it
-    (adjustments) is right for slots that do not draw in two steps at a time.
+    (adjustments, constraints) is right for slots that do not draw in two steps at a time.
     """
 
     def __init__(self, ops: Ops, *, max_num_seqs: int, vocab_size: int) -> None:
@@ -55,7 +56,7 @@ class DeviceSampler(Sampler):
     def start(self, start: SeqStart) -> None:
         super().start(start)
         self._prompt_length[start.slot] = len(start.prompt)
-        if start.slot in self._masked:
+        if start.slot in self._masked and start.slot not in self._constraints:
             assert self._masks is not None
             self._new_masks[start.slot] = torch.from_numpy(self._masks[start.slot].copy())
 
@@ -80,6 +81,10 @@ class DeviceSampler(Sampler):
             arrays["adjust_scale"], arrays["adjust_add"] = scale.numpy(), add.numpy()
         if self._masked:
             arrays["mask_rows"] = self._mask_row[index]
+        constrained = [slot for slot in slots if slot in self._constraints] if self._constraints else []
+        if constrained:
+            arrays["mask_slots"] = np.array(constrained, np.int64)
+            arrays["mask_bits"] = np.concatenate([self._constraints[slot].row for slot in constrained])
         return arrays
 
     def prepare(self, slots: list[int], sent: dict[str, Tensor]) -> Draw:
@@ -94,13 +99,16 @@ class DeviceSampler(Sampler):
                 assert self._masks is not None
                 self._device_masks = torch.zeros(self._masks.shape, dtype=torch.int32, device=self._ops.device)
             mask = self._device_masks, sent["mask_rows"]
+        new_rows = None
+        if "mask_slots" in sent:
+            new_rows = sent["mask_slots"], sent["mask_bits"].view(len(sent["mask_slots"]), -1)
         start, ids, scale, add = self._nothing
         if len(slots) >= len(start):  # there are drafts
             start = start.new_zeros(len(slots) + 1)
         entries = start[: len(slots) + 1], ids, scale, add
         if "adjust_start" in sent:
             entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
-        return Draw(kept["draw_slots"], parameters, sent["draw_positions"], entries, mask)
+        return Draw(kept["draw_slots"], parameters, sent["draw_positions"], entries, mask, new_rows)
 
     def take_new_masks(self) -> dict[int, Tensor]:
         """Rows of masks, by slot, that the device has to be given before the next draw."""
@@ -114,6 +122,9 @@ class DeviceSampler(Sampler):
 
     def sample(self, logits: Tensor, draw: Draw) -> Tensor:
         """[R] int32, one token a row; -1 where nothing is left to choose."""
+        if draw.new_rows is not None:
+            assert self._device_masks is not None
+            self._device_masks.index_copy_(0, *draw.new_rows)
         return self._ops.sample(logits, *draw.parameters, draw.positions, *draw.entries, *draw.mask)
 
     def asked(self, slots: list[int]) -> tuple[list[int], list[int]]:

@@ -3,14 +3,14 @@ by itself the next step can be scheduled meanwhile; on the CPU submit does the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.wire import TokenLogprob
-from octavo_engine.execution.batch import BatchBuilder
+from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.sampler import Sampler, token_logprobs
@@ -19,7 +19,9 @@ from octavo_engine.ops import Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
+    from octavo.options import Structured
     from octavo_engine.models.base import CausalLM
+    from octavo_engine.structured import GrammarFailed, Matcher
 
 __all__ = ["Runner", "Step", "StepResult", "independent_copies"]
 
@@ -34,11 +36,13 @@ class StepResult:
 
     tokens: flattened in the order of plan.seqs[i].samplers; logprobs alongside, None where not asked for.
     prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk.
+    broken: by slot, who can't go on behind the token drawn, and why.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    broken: dict[int, GrammarFailed] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +80,7 @@ class Runner:
     """
 
     asynchronous = False
+    _builder_class: type[BatchBuilder] = BatchBuilder
 
     def __init__(
         self,
@@ -112,7 +117,14 @@ class Runner:
             self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
-        self._builder = self._make_builder(kv, page_size, max_num_seqs, max_model_len)
+        self._builder = self._builder_class(
+            kv,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            regime_rows=config.regimes.rows,
+        )
+        self._reach, self._page_size = model.reach, page_size
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._copied = -1  # the step whose copies are done
 
@@ -121,13 +133,12 @@ class Runner:
         """How many rows of logits are made at a time."""
         return max(16, _LOGIT_BLOCK_BYTES // (4 * vocab_size) // 16 * 16)
 
-    def _make_builder(
-        self, kv: list[tuple[torch.Tensor, torch.Tensor]], page_size: int, max_num_seqs: int, max_model_len: int
-    ) -> BatchBuilder:
-        return BatchBuilder(kv, page_size=page_size, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
-
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
         return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+
+    def use_grammars(self, matcher_of: Callable[[Structured], Matcher]) -> None:
+        """matcher_of: Grammars.matcher; asked at the start of each sequence with SamplingParams.structured."""
+        self._sampler.matcher_of = matcher_of
 
     def submit(self, plan: Plan) -> Step:
         """Start a step, or run the last one again, whole or a part of its sequences at a time.
@@ -138,7 +149,7 @@ class Runner:
             self._take_over(plan)
             if not plan.seqs:
                 return Step(plan.step, StepResult([], []))
-            built = self._builder.build(plan.seqs)
+            built = self._build(plan.seqs)
             found: dict[int, list[TokenLogprob]] = {}
             if built.every_row:
                 hidden = self._forward(*built.batch.tensors)
@@ -154,6 +165,7 @@ class Runner:
             result = StepResult(tokens, logprobs, found)
         if tokens:
             self._sampler.commit(*standing(built.draw_slots, tokens))
+            result.broken = self._sampler.broken
         return Step(plan.step, result)
 
     def collect(self, step: Step) -> StepResult:
@@ -162,6 +174,11 @@ class Runner:
 
     def discard(self, step: Step) -> None:
         """Wait for a step whose results nobody wants."""
+
+    def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
+        built = self._builder.build(seqs)
+        self._reach(built.batch.page_table.shape[1] * self._page_size)
+        return built
 
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:

@@ -6,17 +6,20 @@ in its sequence's output. So a request draws the same tokens in any batch, and a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.options import Structured
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.adjustments import Adjustments
+from octavo_engine.execution.constraint import Constraint
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import SeqStart
+from octavo_engine.structured import GrammarFailed, Matcher
 
 __all__ = ["NothingAllowed", "Sampler", "logprob_entries", "nothing_allowed", "token_logprobs"]
 
@@ -44,8 +47,8 @@ class NothingAllowed(Exception):
 
 def nothing_allowed(slot: int) -> NothingAllowed:
     return NothingAllowed(
-        f"no token can be drawn for the sequence in slot {slot}: allowed_token_ids, logit_bias, bad_words and "
-        "min_tokens together forbid every token, or the model's logits are NaN"
+        f"no token can be drawn for the sequence in slot {slot}: allowed_token_ids, logit_bias, bad_words, structured "
+        "and min_tokens together forbid every token, or the model's logits are NaN"
     )
 
 
@@ -70,6 +73,9 @@ class Sampler:
         self._masked: set[int] = set()
         self._mask_row = np.full(max_num_seqs, -1, np.int32)
         self._masks: NDArray[np.int32] | None = None  # [max_num_seqs, ceil(V / 32)] bit sets, see Ops.sample
+        self.matcher_of: Callable[[Structured], Matcher] | None = None
+        self.broken: dict[int, GrammarFailed] = {}  # by slot, of the last commit
+        self._constraints: dict[int, Constraint] = {}
         self._rows: _Rows | None = None
         self._no_entries = torch.zeros(max_num_seqs + 1, dtype=torch.int32)
 
@@ -89,12 +95,15 @@ class Sampler:
             self._allow(slot, params.allowed_token_ids)
         if Adjustments.needed(start):
             self._adjustments[slot] = Adjustments(start)
+        if params.structured is not None:
+            self._constrain(start, params.structured)
 
     def end(self, slot: int) -> None:
         """The slot is free. Idempotent."""
         self._rows = None
         self._adjustments.pop(slot, None)
         self._logprobs.pop(slot, None)
+        self._constraints.pop(slot, None)
         if slot in self._masked:
             self._masked.remove(slot)
             self._mask_row[slot] = -1
@@ -151,6 +160,43 @@ class Sampler:
                 adjustments = self._adjustments.get(slot)
                 if adjustments is not None:
                     adjustments.push(token)
+        self.broken = {}
+        if self._constraints:
+            for slot, token in zip(slots, tokens, strict=True):
+                constraint = self._constraints.get(slot)
+                if constraint is not None:
+                    self._go_on(slot, constraint, token)
+
+    def _go_on(self, slot: int, constraint: Constraint, token: int) -> None:
+        try:
+            constraint.push(token)
+        except GrammarFailed as error:
+            self.broken[slot] = error
+        else:
+            self._mind_the_end(slot, constraint)
+
+    def _mind_the_end(self, slot: int, constraint: Constraint) -> None:
+        if constraint.only_ends and slot in self._adjustments:
+            self._adjustments[slot].allow_ends()
+
+    def _constrain(self, start: SeqStart, structured: Structured) -> None:
+        """The mask's row is right from here on, at every draw: who pushes a token fills it for the next.
+
+        It allows nothing where a grammar fails that had not before: the draw then tells whose fault it is.
+        """
+        assert self.matcher_of is not None
+        slot, matcher = start.slot, self.matcher_of(structured)
+        row = self._mask_of(slot)
+        allowed = None
+        if start.params.allowed_token_ids is not None:  # what ends the output is allowed besides
+            allowed = self._bits((*start.params.allowed_token_ids, *start.eos_ids))
+        try:
+            constraint = Constraint(matcher, row, allowed, frozenset(start.eos_ids), start.output)
+        except GrammarFailed:
+            row[:] = 0
+            return
+        self._constraints[slot] = constraint
+        self._mind_the_end(slot, constraint)
 
     def _gather(self, slots: list[int]) -> _Rows:
         index = np.array(slots, np.intp)
@@ -191,16 +237,23 @@ class Sampler:
         )
 
     def _allow(self, slot: int, token_ids: tuple[int, ...]) -> None:
-        words = -(-self._vocab_size // 32)
+        self._mask_of(slot)[:] = self._bits(token_ids)
+
+    def _mask_of(self, slot: int) -> NDArray[np.int32]:
+        """The slot's row of masks, in use from now on."""
         if self._masks is None:
-            self._masks = np.zeros((len(self._mask_row), words), np.int32)
-        bits = np.zeros(words * 32, np.uint8)
-        bits[: self._vocab_size][list(token_ids)] = (
-            1  # IndexError beyond the vocabulary, before anything native sees the id
-        )
-        self._masks[slot] = np.packbits(bits, bitorder="little").view("<i4")
+            self._masks = np.zeros((len(self._mask_row), -(-self._vocab_size // 32)), np.int32)
         self._mask_row[slot] = slot
         self._masked.add(slot)
+        row: NDArray[np.int32] = self._masks[slot]
+        return row
+
+    def _bits(self, token_ids: tuple[int, ...]) -> NDArray[np.int32]:
+        """Raises IndexError beyond the vocabulary, before anything native sees the id."""
+        bits = np.zeros(-(-self._vocab_size // 32) * 32, np.uint8)
+        bits[: self._vocab_size][list(token_ids)] = 1
+        packed: NDArray[np.int32] = np.packbits(bits, bitorder="little").view("<i4")
+        return packed
 
 
 def token_logprobs(ops: Ops, logits: torch.Tensor, tokens: torch.Tensor, tops: list[int]) -> list[TokenLogprob]:

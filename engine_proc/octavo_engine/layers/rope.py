@@ -1,38 +1,59 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864) and its extensions to longer contexts.
 
-A table holds, a position, R/2 cosines then R/2 sines in float32 (see Ops.rope_and_cache). It is computed once at
-load, in float32 as the published models were trained, so a rotation depends on its position alone (law 6). The two
-scalings that depend on the current length in their papers, dynamic NTK and LongRoPE, are frozen at the engine's
-max_model_len: keys that are cached once can't follow a base that changes at every token. So a sequence of that length
-is answered as a whole recomputation by the paper's formula would, and shorter ones as if they were that long.
+A table holds, a position, R/2 cosines then R/2 sines in float32 (see Ops.rope_and_cache), computed in float32 as the
+published models were trained.
+
+Two scalings depend on the length of the sequence: LongRoPE, with one set of factors up to the original context and
+another beyond, and dynamic NTK, whose base grows with the length. A cached key was rotated when it was written, so all
+of a sequence must be rotated for one length; and what else runs must not choose it (law 6). So these have a table a
+regime, a range of lengths, and a sequence that outgrows its regime is computed again in the next: what each token sees
+is what a whole recomputation at its length would give. For LongRoPE that is what transformers does too. For dynamic
+NTK the length is rounded up to the next power of two times the trained one, as Qwen's own code does it: with
+transformers' base, which changes at every token, either nothing could be cached or keys of different bases would meet.
+Qwen's code takes the length of the prompt and keeps it (`by_prompt`). max_model_len changes none of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 
-__all__ = ["Rope", "rotary_dim"]
+__all__ = ["Regimes", "Rope", "RotationTable", "params_of_kind", "rotary_dim"]
 
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_BLOCK = 256  # rows computed at a time
+
+
+class Regimes(NamedTuple):
+    """Which of its tables of positions, one after the other, a model uses for a sequence.
+
+    limits: ascending; the first table serves sequences of up to limits[0] tokens and so on, the last all longer ones.
+    rows: of each. by_prompt: the prompt's length decides for all that follows it, else the current one.
+    """
+
+    limits: tuple[int, ...] = ()
+    rows: int = 0
+    by_prompt: bool = False
 
 
 class Rope:
     """The rotation that a config describes, in `rope_scaling` (key "type" or "rope_type") or `rope_parameters`.
 
     rotary_dim: R, even. max_model_len: the longest sequence to serve; None: what the scaling was made for.
-    max_position: tokens that a sequence may have. Dynamic NTK changes nothing up to the trained length, which is its
-    default; a max_model_len beyond, up to `factor` times as long, takes the base of that length for all positions. (A
-    factor of 1, InternLM's, still stretches the base beyond the trained length, without saying how far: any length.)
+    max_position: tokens that a sequence may have, by dynamic NTK `factor` times the trained length. (A factor of 1,
+    InternLM's, still stretches the base beyond the trained length, without saying how far: to any max_model_len.)
+    lengths: for each table, the longest sequence that it serves.
     """
 
-    def __init__(self, config: ConfigReader, rotary_dim: int, max_model_len: int | None = None) -> None:
+    def __init__(
+        self, config: ConfigReader, rotary_dim: int, max_model_len: int | None = None, *, by_prompt: bool = False
+    ) -> None:
         params: Mapping[str, Any] = config.get("rope_parameters", "rope_scaling", default={})
         if not isinstance(params, Mapping) or any(isinstance(value, Mapping) for value in params.values()):
             raise UnsupportedModel("rope_parameters", params, "one flat table for all layers")
@@ -56,20 +77,28 @@ class Rope:
         self.max_position = self.trained
         if kind in ("linear", "yarn"):
             self.max_position = int((self.original if kind == "yarn" else self.trained) * self.factor)
-        elif kind == "dynamic" and max_model_len is not None:
-            most = int(self.trained * self.factor) if self.factor > 1 else max_model_len
-            self.max_position = max(self.trained, min(max_model_len, most))
+        elif kind == "dynamic":
+            self.max_position = max(self.trained, int(self.trained * self.factor))
+            if self.factor == 1 and max_model_len is not None:
+                self.max_position = max(self.trained, max_model_len)
         self.length = max_model_len or self.max_position
+        lengths = [self.length]
+        if kind == "dynamic":
+            lengths = [self.trained]
+            while lengths[-1] < self.length:
+                lengths.append(2 * lengths[-1])
+        elif self._scale is _longrope and self.original < self.length:
+            lengths = [self.original, self.length]
+        self.lengths = tuple(lengths)
+        self.regimes = Regimes(self.lengths[:-1], self.length, by_prompt) if len(lengths) > 1 else Regimes()
 
     @property
     def factor(self) -> float:
         return self.params.number("factor")
 
-    def table(self) -> Tensor:
-        """[max_model_len, R] float32: R/2 cosines, then R/2 sines."""
-        inverse, magnitude = self._scale(self)
-        angles = torch.arange(self.length, dtype=torch.float32)[:, None] * inverse
-        return torch.cat((angles.cos(), angles.sin()), dim=1).mul_(magnitude)
+    def frequencies(self, length: int) -> tuple[Tensor, float]:
+        """[R/2] float32 radians a position, for one of `lengths`, and what cosines and sines are multiplied with."""
+        return self._scale(self, length)
 
     def powers(self, theta: float | None = None) -> Tensor:
         """[R/2] theta^(2i/R): the wavelength of pair i over 2 pi."""
@@ -88,25 +117,62 @@ def rotary_dim(config: ConfigReader, head_dim: int, default: float = 1.0) -> int
     return int(head_dim * factor)
 
 
-Scaling = Callable[[Rope], tuple[Tensor, float]]
+class RotationTable:
+    """The tables of a Rope's regimes, one after the other: values [regimes * length, R] float32.
+
+    On the CPU a row is computed, and takes memory, when a sequence first grows so long: Gemma 3's two tables for
+    131,072 positions would take 268 MB. A device's are computed at once.
+    """
+
+    def __init__(self, rope: Rope, device: torch.device) -> None:
+        self._length = rope.length
+        self._scales = [rope.frequencies(length) for length in rope.lengths]
+        self.values = torch.empty((len(self._scales) * self._length, rope.rotary_dim), device=device)
+        self._ready = 0
+        if device.type != "cpu":
+            self.reach(self._length)
+
+    def reach(self, length: int) -> None:
+        """See that the rows of positions below `length` are there, in all tables."""
+        # Always by whole blocks: the last bit of a cosine may depend on its place among those computed together.
+        while self._ready < min(length, self._length):
+            stop = min(self._ready + _BLOCK, self._length)
+            positions = torch.arange(self._ready, stop, dtype=torch.float32)[:, None]
+            for i, (inverse, magnitude) in enumerate(self._scales):
+                angles, first = positions * inverse, i * self._length
+                rows = self.values[first + self._ready : first + stop]
+                rows.copy_(torch.cat((angles.cos(), angles.sin()), dim=1).mul_(magnitude))
+            self._ready = stop
 
 
-def _default(rope: Rope) -> tuple[Tensor, float]:
+def params_of_kind(config: ConfigReader, kind: str) -> Mapping[str, Any]:
+    """The rotation's parameters in layers of a kind, "full_attention" or "sliding_attention": nested by kind, or flat,
+    which is of full attention alone."""
+    params: Mapping[str, Any] = config.get("rope_parameters", "rope_scaling", default={})
+    if any(isinstance(value, Mapping) for value in params.values()):
+        return params.get(kind) or {}
+    return params if kind == "full_attention" else {}
+
+
+Scaling = Callable[[Rope, int], tuple[Tensor, float]]
+
+
+def _default(rope: Rope, length: int) -> tuple[Tensor, float]:
     return 1.0 / rope.powers(), 1.0
 
 
-def _linear(rope: Rope) -> tuple[Tensor, float]:
+def _linear(rope: Rope, length: int) -> tuple[Tensor, float]:
     """Position interpolation (arXiv 2306.15595)."""
     return 1.0 / rope.powers() / rope.factor, 1.0
 
 
-def _dynamic(rope: Rope) -> tuple[Tensor, float]:
-    """NTK-aware scaling of the base, for the longest sequence to serve."""
-    stretch = rope.factor * max(rope.length, rope.trained) / rope.trained - (rope.factor - 1)
+def _dynamic(rope: Rope, length: int) -> tuple[Tensor, float]:
+    """NTK-aware scaling of the base."""
+    stretch = rope.factor * length / rope.trained - (rope.factor - 1)
     return 1.0 / rope.powers(rope.theta * stretch ** (rope.rotary_dim / (rope.rotary_dim - 2))), 1.0
 
 
-def _llama3(rope: Rope) -> tuple[Tensor, float]:
+def _llama3(rope: Rope, length: int) -> tuple[Tensor, float]:
     """LLaMA 3.1: long wavelengths are divided by `factor`, short ones kept, a linear blend between."""
     low, high = rope.params.number("low_freq_factor"), rope.params.number("high_freq_factor")
     inverse = 1.0 / rope.powers()
@@ -115,7 +181,7 @@ def _llama3(rope: Rope) -> tuple[Tensor, float]:
     return inverse * keep + inverse / rope.factor * (1.0 - keep), 1.0
 
 
-def _yarn(rope: Rope) -> tuple[Tensor, float]:
+def _yarn(rope: Rope, length: int) -> tuple[Tensor, float]:
     """YaRN (arXiv 2309.00071): interpolation by frequency, and scores sharpened by the square of `magnitude`."""
     params, factor, half = rope.params, rope.factor, rope.rotary_dim // 2
 
@@ -140,9 +206,9 @@ def _yarn(rope: Rope) -> tuple[Tensor, float]:
     return mixed, params.number("attention_factor", default=magnitude)
 
 
-def _longrope(rope: Rope) -> tuple[Tensor, float]:
+def _longrope(rope: Rope, length: int) -> tuple[Tensor, float]:
     """LongRoPE (arXiv 2402.13753): searched factors a frequency, one set for short and one for long contexts."""
-    key = "long_factor" if rope.length > rope.original else "short_factor"
+    key = "long_factor" if length > rope.original else "short_factor"
     factors = torch.tensor(rope.params.get(key), dtype=torch.float32)
     if factors.shape != (rope.rotary_dim // 2,):
         raise UnsupportedModel(f"rope {key}", f"{len(factors)} numbers", f"{rope.rotary_dim // 2} numbers")
@@ -151,7 +217,7 @@ def _longrope(rope: Rope) -> tuple[Tensor, float]:
     return 1.0 / (factors * rope.powers()), rope.params.number("attention_factor", default=magnitude)
 
 
-def _freq_factors(rope: Rope) -> tuple[Tensor, float]:
+def _freq_factors(rope: Rope, length: int) -> tuple[Tensor, float]:
     """GGUF's form of LLaMA 3.1's scaling: a divisor a frequency, from the tensor rope_freqs.weight."""
     factors = torch.tensor(rope.params.get("freq_factors"), dtype=torch.float32)
     if factors.shape != (rope.rotary_dim // 2,):

@@ -6,6 +6,8 @@ normalises the rows of its head, at every step as trained and once at load here;
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octavo_engine.layers.alibi import alibi_slopes
 from octavo_engine.layers.attention import Attention
 from octavo_engine.layers.blocks import SequentialBlock
@@ -33,7 +35,9 @@ class Baichuan(Decoder):
         norm_head = "z_loss_weight" in config or sizes.vocab_size == _BAICHUAN2_VOCAB
         cos_sin = slopes = None
         if "max_position_embeddings" in config:
-            cos_sin = Rope(config, sizes.head_dim, max_model_len).table().to(loader.ops.device)
+            rope = Rope(config, sizes.head_dim, max_model_len)
+            self.config = replace(sizes, max_position=rope.max_position, regimes=rope.regimes)
+            cos_sin = self.rotation(rope, loader.ops.device)
         else:
             slopes = alibi_slopes(sizes.num_heads).to(loader.ops.device)
         body = loader.at("model.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from octavo_engine.layers.config import UnsupportedModel
+from octavo_engine.layers.rope import Regimes, Rope, RotationTable
 
 if TYPE_CHECKING:
     from octavo_engine.layers.batch import Batch
@@ -27,7 +28,8 @@ class ModelConfig:
     """What the engine needs to know of a model besides its forward.
 
     max_position: tokens a sequence may have by the checkpoint's own config. dtype: of the weights. recordable: forward
-    and logits compute by ops alone, as Ops.record asks; else give the runner ops.EagerOps.
+    and logits compute by ops alone, as Ops.record asks; else give the runner ops.EagerOps. regimes: which rows of its
+    position tables a sequence uses; `positions` in a Batch are those rows.
     """
 
     architecture: str
@@ -41,12 +43,17 @@ class ModelConfig:
     dtype: torch.dtype
     sliding_window: int = 0
     recordable: bool = True
+    regimes: Regimes = field(default_factory=Regimes)
 
 
 class CausalLM(Protocol):
     """A decoder-only language model, T tokens of S sequences at a time."""
 
     config: ModelConfig
+
+    def reach(self, length: int) -> None:
+        """To be called before a forward over sequences of up to `length` tokens."""
+        ...
 
     def forward(self, batch: Batch) -> Tensor:
         """The residual stream [T, H] float32 after the last layer, before the final norm; writes the KV cache."""
@@ -107,6 +114,17 @@ class Decoder:
     norm: Norm
     head: Linear
     softcap: float = 0.0  # of the logits
+    tables: Sequence[RotationTable] = ()
+
+    def rotation(self, rope: Rope, device: torch.device) -> Tensor:
+        """The values of a new RotationTable, kept filled by `reach`."""
+        table = RotationTable(rope, device)
+        self.tables = [*self.tables, table]
+        return table.values
+
+    def reach(self, length: int) -> None:
+        for table in self.tables:
+            table.reach(length)
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, H] float32

@@ -8,6 +8,8 @@ the config otherwise: RefinedWeb is 40b, RefinedWebModel 7b and rw.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from octavo_engine.layers.alibi import alibi_slopes
@@ -37,9 +39,8 @@ class Falcon(Decoder):
         if alibi and loader.ops.name == "cuda":
             raise UnsupportedModel("alibi", True, "false on CUDA, whose attention does not round Falcon's bias yet")
         rope = Rope(config, config.integer("hidden_size", "n_embed") // heads, max_model_len)
-        self.config = sizes = read_sizes(
-            "FalconForCausalLM", config, loader, kv_heads=kv_heads, max_position=rope.max_position
-        )
+        sizes = read_sizes("FalconForCausalLM", config, loader, kv_heads=kv_heads, max_position=rope.max_position)
+        self.config = sizes if alibi else replace(sizes, regimes=rope.regimes)
         hidden, d = sizes.hidden_size, sizes.head_dim
         width = config.integer("ffn_hidden_size", default=4 * hidden)
         eps = config.number("layer_norm_epsilon", default=1e-5)
@@ -47,7 +48,7 @@ class Falcon(Decoder):
         bias = config.flag("bias", default=False)
         parallel = new or config.flag("parallel_attn", default=True)
         two_norms = new and config.integer("num_ln_in_parallel_attn", default=2) == 2
-        cos_sin = None if alibi else rope.table().to(loader.ops.device)
+        cos_sin = None if alibi else self.rotation(rope, loader.ops.device)
         slopes = alibi_slopes(heads).to(loader.ops.device, torch.bfloat16) if alibi else None
         parts = (hidden, kv_heads * d, kv_heads * d)
         body = loader.at("transformer.")

@@ -8,14 +8,13 @@ image model's are left unread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from octavo_engine.layers.attention import QKVEdit
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.loading import Loader
-from octavo_engine.layers.norm import query_key_norms
-from octavo_engine.layers.rope import Rope
+from octavo_engine.layers.rope import Rope, params_of_kind
 from octavo_engine.models.gemma2 import Gemma2
 
 __all__ = ["Gemma3", "Gemma3Multimodal"]
@@ -37,23 +36,18 @@ class Gemma3(Gemma2):
     }
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
-        scaling = config.get("rope_parameters", "rope_scaling", default={})
-        nested = any(isinstance(value, Mapping) for value in scaling.values())
         trained = config.integer("max_position_embeddings")
 
-        def rope(kind: str, theta_key: str, theta: float, params: Mapping[str, Any]) -> Rope:
-            params = {"rope_theta": config.number(theta_key, default=theta), **params}
+        def rope(kind: str, theta_key: str, theta: float) -> Rope:
+            params = {"rope_theta": config.number(theta_key, default=theta), **params_of_kind(config, kind)}
             flat = {"rope_parameters": params, "max_position_embeddings": trained}
             made = Rope(ConfigReader(flat), self.heads.dim, max_model_len or trained)
             made.max_position = trained  # as scaled
             return made
 
-        def of(kind: str) -> Mapping[str, Any]:
-            return scaling.get(kind) or {} if nested else scaling if kind == "full_attention" else {}
-
         super().read(config.without("rope_parameters", "rope_scaling"), max_model_len or trained)
-        full = rope("full_attention", "rope_theta", 1e6, of("full_attention"))
-        local = rope("sliding_attention", "rope_local_base_freq", 1e4, of("sliding_attention"))
+        full = rope("full_attention", "rope_theta", 1e6)
+        local = rope("sliding_attention", "rope_local_base_freq", 1e4)
         self.ropes = [local if window else full for window in self.windows]
 
     def slides(self, config: ConfigReader, i: int) -> bool:
@@ -61,9 +55,7 @@ class Gemma3(Gemma2):
         return (i + 1) % pattern != 0
 
     def edits(self, loader: Loader) -> Sequence[QKVEdit]:
-        q, k = (1 + loader.vector(f"{name}.weight", self.heads.dim) for name in ("q_norm", "k_norm"))
-        weights = q.repeat(self.heads.num), k.repeat(self.heads.num_kv)
-        return query_key_norms(self.ops, weights, None, self.eps, head_dim=self.heads.dim)
+        return self.head_norms(loader, offset=1.0)
 
 
 class Gemma3Multimodal(Gemma3):

@@ -22,12 +22,12 @@ class GPTJ(Decoder):
         config.only("tie_word_embeddings", [False])
         self.config = sizes = read_sizes("GPTJForCausalLM", config, loader)
         positions = ConfigReader({"max_position_embeddings": sizes.max_position})
-        cos_sin = Rope(positions, config.integer("rotary_dim", default=64), max_model_len).table()
+        rope = Rope(positions, config.integer("rotary_dim", default=64), max_model_len)
         hidden = sizes.hidden_size
         width = config.integer("n_inner", default=4 * hidden)
         eps = config.number("layer_norm_epsilon", default=1e-5)
         act = config.activation("activation_function", default="gelu_new")
-        cos_sin = cos_sin.to(loader.ops.device)
+        cos_sin = self.rotation(rope, loader.ops.device)
         body = loader.at("transformer.")
         body.ignore(r".*\.attn\.(bias|masked_bias|embed_positions)")  # buffers
 

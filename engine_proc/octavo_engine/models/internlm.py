@@ -1,16 +1,17 @@
 """InternLM (Shanghai AI Laboratory 2023): LLaMA with `bias` on q, k, v and o, and a `rotary` table in the config.
 
-Its dynamic NTK stretches theta beyond the trained length, by a factor of 1; see layers/rope.py for what is frozen.
+Its dynamic NTK stretches theta beyond the trained length, by a factor of 1; see layers/rope.py for how far.
+InternLM3 (2025) is LLaMA with a key for the biases of q, k and v and one for all others.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.models.llama import Llama
 
-__all__ = ["InternLM"]
+__all__ = ["InternLM", "InternLM3"]
 
 
 class InternLM(Llama):
@@ -27,3 +28,15 @@ class InternLM(Llama):
         scaling = {"rope_theta": rotary.get("base", 10000), **kinds[kind]}
         super().read(ConfigReader({**config.values, "rope_parameters": scaling}), max_model_len)
         self.qkv_bias = self.out_bias = config.flag("bias", default=True)
+
+
+class InternLM3(Llama):
+    """InternLM3ForCausalLM."""
+
+    architecture = "InternLM3ForCausalLM"
+    defaults: ClassVar = {"num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 32768}
+
+    def read(self, config: ConfigReader, max_model_len: int | None) -> None:
+        super().read(config, max_model_len)
+        self.qkv_bias = config.flag("qkv_bias", default=False)
+        self.out_bias = self.mlp_bias = config.flag("bias", default=False)

@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 
 from octavo_engine.layers.attention import Attention, Heads, QKVEdit
 from octavo_engine.layers.blocks import Block, FeedForward, Norm, SequentialBlock
-from octavo_engine.layers.config import ConfigReader
+from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
-from octavo_engine.layers.rope import Rope
+from octavo_engine.layers.norm import query_key_norms
+from octavo_engine.layers.rope import Regimes, Rope
 from octavo_engine.models.base import Decoder, ModelConfig
 
 __all__ = ["Llama"]
@@ -59,8 +60,9 @@ class Llama(Decoder):
             max_position=min(rope.max_position for rope in self.ropes if rope is not None),
             dtype=loader.dtype,
             sliding_window=max(self.windows),
+            regimes=self.common_regimes(),
         )
-        self.tables = {rope: rope.table().to(loader.ops.device) for rope in set(self.ropes) if rope is not None}
+        self.rotations = {rope: self.rotation(rope, loader.ops.device) for rope in set(self.ropes) if rope is not None}
         loader.ignore(r".*\.rotary_emb\.inv_freq")  # a buffer that older files carry
 
         self.embed, self.head = loader.embedding_and_head(
@@ -72,7 +74,7 @@ class Llama(Decoder):
             bias=self.head_bias,
             scale=self.embedding_scale,
         )
-        self.layers = [self.block(loader.at(f"model.layers.{i}."), i) for i in range(layers)]
+        self.layers = [self.block(loader.at(self.layer_name(i)), i) for i in range(layers)]
         self.norm = self.new_norm(loader, self.norm_name, scale=self.logit_scale)
 
     def read(self, config: ConfigReader, max_model_len: int | None) -> None:
@@ -88,6 +90,16 @@ class Llama(Decoder):
     def rotary_dim(self, config: ConfigReader) -> int:
         config.only("partial_rotary_factor", [1.0])
         return self.heads.dim
+
+    def common_regimes(self) -> Regimes:
+        """Of all layers: they share a batch's positions."""
+        found = {rope.regimes for rope in self.ropes if rope is not None}
+        if len(found) > 1:
+            raise UnsupportedModel("rope_parameters", found, "the same dependence on the length in all layers")
+        return found.pop()
+
+    def layer_name(self, i: int) -> str:
+        return f"model.layers.{i}."
 
     def block(self, loader: Loader, i: int) -> Block:
         return SequentialBlock(
@@ -109,7 +121,7 @@ class Llama(Decoder):
             num_heads=self.heads.num,
             scale=self.scale,
             edits=self.edits(loader),
-            cos_sin=None if rope is None else self.tables[rope],
+            cos_sin=None if rope is None else self.rotations[rope],
             interleaved=self.interleaved,
             sliding_window=self.windows[i],
             softcap=self.scores_cap,
@@ -122,6 +134,12 @@ class Llama(Decoder):
     def edits(self, loader: Loader) -> Sequence[QKVEdit]:
         """What happens to q, k and v before they are rotated."""
         return ()
+
+    def head_norms(self, loader: Loader, offset: float = 0.0) -> Sequence[QKVEdit]:
+        """RMSNorm of each head by offset + q_norm or k_norm, one weight for all heads of either."""
+        q, k = (offset + loader.vector(f"{name}.weight", self.heads.dim) for name in ("q_norm", "k_norm"))
+        weights = q.repeat(self.heads.num), k.repeat(self.heads.num_kv)
+        return query_key_norms(self.ops, weights, None, self.eps, head_dim=self.heads.dim)
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
         return self.gated_mlp(loader.at("mlp."), self.width)
@@ -137,6 +155,14 @@ class Llama(Decoder):
             ),
             loader.linear(down, self.hidden, width, Parallel.ROW, bias=bias),
         )
+
+    def merged_mlp(self, loader: Loader) -> MLP:
+        """The same with gate and up in one gate_up_proj, the gate first; no biases."""
+        both = self.width, self.width
+        up = loader.linear(
+            "gate_up_proj", sum(both), self.hidden, Parallel.COLUMN, bias=False, act=self.act, gated=True, parts=both
+        )
+        return MLP(up, loader.linear("down_proj", self.hidden, self.width, Parallel.ROW, bias=False))
 
     def plain_mlp(self, loader: Loader, up: str, down: str) -> MLP:
         """W_down act(W_up x)."""

@@ -12,36 +12,23 @@ from torch import Tensor
 
 from octavo_engine.layers.attention import Attention
 from octavo_engine.layers.batch import Batch
-from octavo_engine.layers.config import ConfigReader, UnsupportedModel
+from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import Loader
 from octavo_engine.layers.mlp import MLP
-from octavo_engine.models.base import ModelConfig
+from octavo_engine.models.base import Decoder, ModelConfig, read_sizes
 
 __all__ = ["OPT"]
 
 _POSITION_OFFSET = 2
 
 
-class OPT:
+class OPT(Decoder):
     """OPTForCausalLM."""
 
     def __init__(self, config: ConfigReader, loader: Loader, max_model_len: int | None = None) -> None:
-        hidden = config.integer("hidden_size")
-        heads = config.integer("num_attention_heads")
-        if hidden % heads:
-            raise UnsupportedModel("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
-        self.config = ModelConfig(
-            architecture="OPTForCausalLM",
-            num_layers=config.integer("num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=hidden // heads,
-            hidden_size=hidden,
-            vocab_size=config.integer("vocab_size"),
-            max_position=config.integer("max_position_embeddings", default=2048),
-            dtype=loader.dtype,
-        )
+        self.config = read_sizes("OPTForCausalLM", config, loader)
+        hidden = self.config.hidden_size
         vocab_size, width = self.config.vocab_size, config.integer("word_embed_proj_dim", default=hidden)
         pre_norm = config.flag("do_layer_norm_before", default=True)
         affine = config.flag("layer_norm_elementwise_affine", default=True)
@@ -68,6 +55,7 @@ class OPT:
         x = self.embed(batch.token_ids)  # [T, E] float32
         if self.project_in is not None:
             x = self.project_in(self.ops.cast(x, self.act_dtype), torch.float32)  # [T, H]
+        assert self.embed_positions is not None
         self.embed_positions.add_to(x, batch.positions)
         for layer, kv in zip(self.layers, batch.kv, strict=True):
             x = layer(x, batch, kv)

@@ -13,7 +13,6 @@ from octavo_engine.layers.blocks import FeedForward
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
 from octavo_engine.layers.linear import Linear, Parallel
 from octavo_engine.layers.loading import Loader
-from octavo_engine.layers.mlp import MLP
 from octavo_engine.layers.rope import rotary_dim
 from octavo_engine.models.llama import Llama
 
@@ -46,8 +45,4 @@ class Phi3(Llama):
         return loader.linear("qkv_proj", sum(parts), self.hidden, Parallel.COLUMN, bias=self.qkv_bias, parts=parts)
 
     def mlp(self, loader: Loader, i: int) -> FeedForward:
-        at, both = loader.at("mlp."), (self.width, self.width)
-        up = at.linear(
-            "gate_up_proj", sum(both), self.hidden, Parallel.COLUMN, bias=False, act=self.act, gated=True, parts=both
-        )
-        return MLP(up, at.linear("down_proj", self.hidden, self.width, Parallel.ROW, bias=False))
+        return self.merged_mlp(loader.at("mlp."))

@@ -1,14 +1,15 @@
 """Qwen (arXiv 2309.16609), the first generation: LLaMA's blocks with a bias on c_attn alone, and the MLP's gate in w2.
 
 Beyond the trained seq_length: use_logn_attn multiplies a query at position p by log_seq_length(p + 1), and
-use_dynamic_ntk widens the rotary base. The paper's code takes that base from the prompt's length and then keeps it;
-here it is max_model_len's for all (see layers/rope.py), and up to seq_length nothing changes. intermediate_size is
-twice the width of each of w1 and w2.
+use_dynamic_ntk widens the rotary base, by powers of two of the prompt's length over the trained one; what follows the
+prompt keeps its base. intermediate_size is twice the width of each of w1 and w2.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,21 +36,26 @@ class Qwen(Decoder):
         config.only("rotary_pct", [1.0])
         trained = config.integer("seq_length", "n_positions", default=8192)
         longest = trained
-        if config.flag("use_dynamic_ntk", default=False) and max_model_len is not None:
-            longest = max(trained, max_model_len)
-        self.config = sizes = read_sizes("QWenLMHeadModel", config, loader, max_position=longest)
+        scaling: dict[str, Any] = {}
+        if config.flag("use_dynamic_ntk", default=False):
+            longest = max(trained, max_model_len or config.integer("max_position_embeddings", default=trained))
+            # Qwen's alpha, 2^(ceil(log2(L / trained)) + 1) - 1, is the stretch of a factor of 2.
+            scaling = {"rope_type": "dynamic", "factor": 2.0}
+        sizes = read_sizes("QWenLMHeadModel", config, loader, max_position=longest)
         d = config.integer("kv_channels", default=sizes.head_dim)
         if d != sizes.head_dim:
             raise UnsupportedModel("kv_channels", d, f"hidden / heads, which is {sizes.head_dim}")
         hidden = sizes.hidden_size
         width = config.integer("intermediate_size", "ffn_hidden_size") // 2
         eps = config.number("layer_norm_epsilon", default=1e-6)
-        theta = config.number("rotary_emb_base", default=10000.0) * _ntk(longest, trained) ** (d / (d - 2))
-        positions = ConfigReader({"rope_theta": theta, "max_position_embeddings": longest})
-        cos_sin = Rope(positions, d, max_model_len).table().to(loader.ops.device)
+        scaling["rope_theta"] = config.number("rotary_emb_base", default=10000.0)
+        positions = ConfigReader({"rope_parameters": scaling, "max_position_embeddings": trained})
+        rope = Rope(positions, d, max_model_len or longest, by_prompt=True)
+        cos_sin = self.rotation(rope, loader.ops.device)
+        self.config = replace(sizes, regimes=rope.regimes)
         logn = None
         if config.flag("use_logn_attn", default=True) and longest > trained:
-            logn = _logn(longest, trained).to(loader.ops.device)
+            logn = _logn(rope.length, trained).repeat(len(rope.lengths)).to(loader.ops.device)
         ops = loader.ops
 
         def scale_queries(qkv: Tensor, positions: Tensor) -> None:
@@ -83,11 +89,6 @@ class Qwen(Decoder):
         self.embed, self.head = body.embedding_and_head("wte", sizes.vocab_size, hidden, head="lm_head", tied=False)
         self.layers = [layer(body.at(f"h.{i}.")) for i in range(sizes.num_layers)]
         self.norm = body.rms_norm("ln_f", hidden, eps)
-
-
-def _ntk(length: int, trained: int) -> float:
-    """The factor alpha of the base, by powers of two of the length over the trained one."""
-    return max(2.0 ** math.ceil(math.log2(length / trained) + 1) - 1, 1.0)
 
 
 def _logn(length: int, trained: int) -> Tensor:

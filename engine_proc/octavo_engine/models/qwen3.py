@@ -11,7 +11,6 @@ from typing import ClassVar
 from octavo_engine.layers.attention import QKVEdit
 from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.loading import Loader
-from octavo_engine.layers.norm import query_key_norms
 from octavo_engine.models.qwen2 import Qwen2
 
 __all__ = ["Qwen3"]
@@ -28,6 +27,4 @@ class Qwen3(Qwen2):
         self.qkv_bias = self.out_bias = config.flag("attention_bias", default=False)
 
     def edits(self, loader: Loader) -> Sequence[QKVEdit]:
-        q, k = (loader.vector(f"{name}.weight", self.heads.dim) for name in ("q_norm", "k_norm"))
-        weights = q.repeat(self.heads.num), k.repeat(self.heads.num_kv)
-        return query_key_norms(self.ops, weights, None, self.eps, head_dim=self.heads.dim)
+        return self.head_norms(loader)

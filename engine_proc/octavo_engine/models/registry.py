@@ -14,22 +14,29 @@ from octavo_engine.models.baichuan import Baichuan
 from octavo_engine.models.base import CausalLM, ModelBuilder
 from octavo_engine.models.bloom import Bloom
 from octavo_engine.models.cohere import Cohere
+from octavo_engine.models.cohere2 import Cohere2
+from octavo_engine.models.ernie4_5 import Ernie45
+from octavo_engine.models.exaone4 import Exaone4
 from octavo_engine.models.falcon import Falcon
 from octavo_engine.models.gemma import Gemma
 from octavo_engine.models.gemma2 import Gemma2
 from octavo_engine.models.gemma3 import Gemma3, Gemma3Multimodal
+from octavo_engine.models.glm import Glm, Glm4
 from octavo_engine.models.gpt2 import GPT2
 from octavo_engine.models.gpt_bigcode import GPTBigCode, SantaCoder
 from octavo_engine.models.gpt_neox import GPTNeoX
 from octavo_engine.models.gptj import GPTJ
 from octavo_engine.models.granite import Granite
-from octavo_engine.models.internlm import InternLM
+from octavo_engine.models.internlm import InternLM, InternLM3
 from octavo_engine.models.internlm2 import InternLM2
 from octavo_engine.models.llama import Llama
-from octavo_engine.models.mistral import Mistral
+from octavo_engine.models.minicpm import MiniCPM
+from octavo_engine.models.mistral import Mistral, Mistral3
 from octavo_engine.models.mixtral import Mixtral
 from octavo_engine.models.mpt import MPT
+from octavo_engine.models.olmo import Olmo
 from octavo_engine.models.olmo2 import Olmo2
+from octavo_engine.models.olmo3 import Olmo3
 from octavo_engine.models.olmoe import Olmoe
 from octavo_engine.models.opt import OPT
 from octavo_engine.models.packed import packed_contents, packed_loader, quantization_of
@@ -40,6 +47,7 @@ from octavo_engine.models.qwen2 import Qwen2
 from octavo_engine.models.qwen2_moe import Qwen2MoE
 from octavo_engine.models.qwen3 import Qwen3
 from octavo_engine.models.qwen3_moe import Qwen3MoE
+from octavo_engine.models.seed_oss import SeedOss
 from octavo_engine.models.smollm3 import SmolLM3
 from octavo_engine.models.stablelm import StableLM
 from octavo_engine.models.starcoder2 import Starcoder2
@@ -81,6 +89,9 @@ FAMILIES = (
     # BloomModel: as the first uploads say
     Family("BLOOM, BLOOMZ", Bloom, ("BloomForCausalLM", "BloomModel"), ("bloom",), ("bloom",)),
     Family("Command R, R+", Cohere, ("CohereForCausalLM",), ("cohere",), ("command-r",)),
+    Family("Command R7B, Command A", Cohere2, ("Cohere2ForCausalLM",), ("cohere2",)),
+    Family("ERNIE 4.5, dense", Ernie45, ("Ernie4_5ForCausalLM",), ("ernie4_5",)),
+    Family("EXAONE 4", Exaone4, ("Exaone4ForCausalLM",), ("exaone4",)),
     Family(
         "Falcon 7B, 40B, 180B, 11B, RW",
         Falcon,
@@ -92,6 +103,8 @@ FAMILIES = (
     Family("Gemma 2", Gemma2, ("Gemma2ForCausalLM",), ("gemma2",), ("gemma2",)),
     Family("Gemma 3", Gemma3, ("Gemma3ForCausalLM",), ("gemma3_text",), ("gemma3",)),
     Family("Gemma 3 with images, its text model", Gemma3Multimodal, ("Gemma3ForConditionalGeneration",), ("gemma3",)),
+    Family("GLM-4-9B (-hf)", Glm, ("GlmForCausalLM",), ("glm",)),
+    Family("GLM-4-0414, 9B and 32B", Glm4, ("Glm4ForCausalLM",), ("glm4",)),
     Family("GPT-2", GPT2, ("GPT2LMHeadModel",), ("gpt2",), ("gpt2",)),
     Family("GPT BigCode: StarCoder", GPTBigCode, ("GPTBigCodeForCausalLM",), ("gpt_bigcode",), ("starcoder",)),
     Family("GPT BigCode: SantaCoder", SantaCoder, ("GPT2LMHeadCustomModel",), ()),
@@ -100,23 +113,46 @@ FAMILIES = (
     Family("Granite 3", Granite, ("GraniteForCausalLM",), ("granite",), ("granite",)),
     Family("InternLM", InternLM, ("InternLMForCausalLM",), ("internlm",)),
     Family("InternLM2, 2.5", InternLM2, ("InternLM2ForCausalLM",), ("internlm2",), ("internlm2",)),
+    Family("InternLM3", InternLM3, ("InternLM3ForCausalLM",), ("internlm3",)),
     # LLaMA: as the first conversions spelled it
     Family(
         "LLaMA 1, 2, 3, TinyLlama, SmolLM2", Llama, ("LlamaForCausalLM", "LLaMAForCausalLM"), ("llama",), ("llama",)
     ),
-    Family("Mistral", Mistral, ("MistralForCausalLM",), ("mistral",), ("llama",)),
+    Family("MiniCPM 1B, 2B", MiniCPM, ("MiniCPMForCausalLM",), ("minicpm",)),
+    Family(
+        "Mistral, Mistral Small 3, Ministral",
+        Mistral,
+        ("MistralForCausalLM", "MinistralForCausalLM"),
+        ("mistral", "ministral"),
+        ("llama",),
+    ),
+    Family(
+        "Mistral Small 3.1, 3.2 with images, its text model",
+        Mistral3,
+        ("Mistral3ForConditionalGeneration",),
+        ("mistral3",),
+    ),
     Family("Mixtral", Mixtral, ("MixtralForCausalLM",), ("mixtral",), ("llama",)),
     Family("MPT, Replit Code", MPT, ("MPTForCausalLM", "MptForCausalLM"), ("mpt",), ("mpt",)),
+    Family("OLMo", Olmo, ("OlmoForCausalLM",), ("olmo",)),
     Family("OLMo 2", Olmo2, ("Olmo2ForCausalLM",), ("olmo2",), ("olmo2",)),
+    Family("OLMo 3", Olmo3, ("Olmo3ForCausalLM",), ("olmo3",)),
     Family("OLMoE", Olmoe, ("OlmoeForCausalLM",), ("olmoe",), ("olmoe",)),
     Family("OPT, Galactica", OPT, ("OPTForCausalLM",), ("opt",)),
-    Family("Phi-1, 1.5, 2", Phi, ("PhiForCausalLM",), ("phi",), ("phi2",)),
+    Family(
+        "Phi-1, 1.5, 2",
+        Phi,
+        ("PhiForCausalLM", "MixFormerSequentialForCausalLM"),
+        ("phi", "phi-msft", "mixformer-sequential"),
+        ("phi2",),
+    ),
     Family("Phi-3, 3.5, 4, 4-mini", Phi3, ("Phi3ForCausalLM",), ("phi3",), ("phi3",)),
     Family("Qwen", Qwen, ("QWenLMHeadModel",), ("qwen",), ("qwen",)),
     Family("Qwen2, 2.5", Qwen2, ("Qwen2ForCausalLM",), ("qwen2",), ("qwen2",)),
     Family("Qwen1.5-MoE, Qwen2-MoE", Qwen2MoE, ("Qwen2MoeForCausalLM",), ("qwen2_moe",), ("qwen2moe",)),
     Family("Qwen3", Qwen3, ("Qwen3ForCausalLM",), ("qwen3",), ("qwen3",)),
     Family("Qwen3-MoE", Qwen3MoE, ("Qwen3MoeForCausalLM",), ("qwen3_moe",), ("qwen3moe",)),
+    Family("Seed-OSS", SeedOss, ("SeedOssForCausalLM",), ("seed_oss",)),
     Family("SmolLM3", SmolLM3, ("SmolLM3ForCausalLM",), ("smollm3",), ("smollm3",)),
     Family(
         "StableLM 3B, StableLM 2",

@@ -23,6 +23,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_overtaken: later arrivals that may be admitted before a waiting sequence; then it is next.
     watermark: share of the pages that admission leaves free for the growth of what runs already.
     max_in_flight: plans that may be handed out and not yet committed, 1 or 2.
+    regimes, regimes_by_prompt: `limits` and `by_prompt` of the model's layers.rope.Regimes.
     """
 
     num_pages: int
@@ -36,6 +37,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_overtaken: int = 64
     watermark: float = 0.01
     max_in_flight: int = 1
+    regimes: tuple[int, ...] = ()
+    regimes_by_prompt: bool = False
 
     def __post_init__(self) -> None:
         names = ("num_pages", "page_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "max_overtaken")

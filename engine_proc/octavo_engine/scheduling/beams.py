@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from octavo_engine.scheduling.admission import SchedulerConfig
 from octavo_engine.scheduling.beam_search import Top
 from octavo_engine.scheduling.page_tables import PageTables
 from octavo_engine.scheduling.running import Running
@@ -31,7 +32,8 @@ class Scored(Protocol):
 class Beams:
     """All searches of a scheduler, whose tables and lists it works on."""
 
-    def __init__(self, tables: PageTables, running: Running, waiting: WaitingQueue) -> None:
+    def __init__(self, config: SchedulerConfig, tables: PageTables, running: Running, waiting: WaitingQueue) -> None:
+        self._config = config
         self._tables, self._running, self._waiting = tables, running, waiting
         self._found: list[Request] = []
 
@@ -105,10 +107,12 @@ class Beams:
         """Let it run on the pages of `source`, which may be itself; or wait, where that can't be."""
         if heir.slot >= 0 and source.slot >= 0:
             if heir is not source:
+                heir.regime, heir.limit = source.regime, source.limit
                 self._tables.share(source, heir)
             self._running.decode(heir)
             return
         self._vacate(heir)
+        heir.choose_regime(self._config.regimes, self._config.regimes_by_prompt)
         self._waiting.push(heir)
 
     def _vacate(self, seq: Beam) -> None:

@@ -3,6 +3,7 @@
 When a decode finds no page, the running sequence of the largest rank (lowest priority, latest arrival) gives its pages
 back and waits to be recomputed, which the prefix cache makes cheap while its pages survive. The smallest rank never
 gives way, so there is always progress. While a step is in flight nobody gives way: who lacks a page waits.
+A sequence that outgrows its regime (layers.rope) gives its pages back in the same way, to be computed anew in the next.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class Decoding:
         for seq in islice(self._running.decoding, self._config.max_num_batched_tokens):
             start = seq.num_computed
             if start < seq.room:
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers))
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers, regime=seq.regime))
             elif self._make_room(seq, plan, ahead=False):
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers))
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers, regime=seq.regime))
             else:
                 break
             seq.num_computed = start + 1
@@ -79,13 +80,16 @@ class Decoding:
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
             token = PENDING if pending else seq.output[-1]
-            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers))
+            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers, regime=seq.regime))
             seq.num_computed = start + 1
             decodes.append(seq)
         return decodes
 
     def _make_room(self, seq: Sequence, plan: Plan, *, ahead: bool) -> bool:
         """See that its next token can be written. False: `seq` itself had to give way, or has to wait."""
+        if seq.num_computed >= seq.limit:  # what it draws is in flight: the change of regime must wait for that
+            self.stalled = True
+            return False
         while self._tables.needs_page(seq):
             if self._tables.pool.num_available:
                 self._tables.add_page(seq, plan.copies)
@@ -95,16 +99,29 @@ class Decoding:
                 return False
             if self._preempt() is seq:
                 return False
-        seq.room = len(seq.pages) * self._config.page_size
+        seq.room = min(len(seq.pages) * self._config.page_size, seq.limit)
         return True
+
+    def change_regimes(self) -> None:
+        """Requeue what has outgrown its regime; nothing is in flight."""
+        for seq in [seq for seq in self._running.decoding if seq.num_computed >= seq.limit]:
+            self._running.decoding.remove(seq)
+            self._requeue(seq)
+
+    def _requeue(self, seq: Sequence) -> None:
+        """It runs no more, gives back slot and pages, and waits to be recomputed."""
+        self.vacate(seq)
+        seq.choose_regime(self._config.regimes, self._config.regimes_by_prompt)
+        self._waiting.push(seq)
 
     def _preempt(self) -> Sequence:
         """The last gives way. It waits to be recomputed, unless it is a beam that has drawn."""
         victim = self._running.pop_last()
-        self.vacate(victim)
         self._counters.preemptions += 1
         if victim.group is None or victim not in victim.group.tops:
-            self._waiting.push(victim)
+            self._requeue(victim)
+        else:
+            self.vacate(victim)
         return victim
 
     def shelve(self) -> bool:

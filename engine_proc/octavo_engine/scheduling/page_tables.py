@@ -2,7 +2,7 @@
 
 A sequence's `room` is the position below which the next token can be written without looking at its pages. It is 0
 until the first decode, so that after a fork every choice looks, and after `store` exchanged a page, so that the runner
-is told; else a multiple of the page size, so that it looks again whenever a page is full.
+is told; else a multiple of the page size, so that it looks again whenever a page is full, or its regime's limit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PageTables:
             return found
         size, request = self.page_size, seq.request
         limit = request.prompt_scored if request.wants_prompt_scored else seq.num_tokens - 1
-        parent: Parent = request.cache_salt
+        parent: Parent = seq.cache_root
         for start in range(0, limit // size * size, size):
             entry = self.cache.find(parent, seq.token_bytes(start, start + size))
             if entry is None:
@@ -72,7 +72,7 @@ class PageTables:
         seq.pages = [entry.page for entry in found]
         seq.num_computed = len(found) * self.page_size
         if self._caching:
-            seq.node = found[-1] if found else seq.request.cache_salt
+            seq.node = found[-1] if found else seq.cache_root
 
     def grow(self, seq: Sequence, stop: int) -> None:
         """Pages for all positions below `stop`."""

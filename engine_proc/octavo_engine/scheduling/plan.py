@@ -42,7 +42,8 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     pages: page ids to store in the slot's page table from entry `page_offset` on: what is new since the slot's last
     step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
     not reach the end; several when choices fork here. prompt_logprobs k >= 0: the logprobs (and k best) of tokens[1:]
-    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none.
+    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. regime: which of the model's tables
+    of positions the sequence uses, the same from its SeqStart on.
     drafts: so many of `tokens`, the last ones, are guesses. The one sampler then draws drafts + 1 tokens: from the
     logits before each guess and of the last one, as if the guesses before were its output; REJECTED behind a wrong one.
     """
@@ -55,6 +56,7 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     samplers: list[int]
     prompt_logprobs: int = -1
     next_token: int = -1
+    regime: int = 0
     drafts: int = 0
 
     @property

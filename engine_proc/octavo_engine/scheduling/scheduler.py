@@ -3,6 +3,7 @@
 A step has a token budget. Running sequences decode first, one token each; then prompts are computed in chunks; then
 waiting sequences are admitted. Where a decode finds no page, somebody gives way (decoding.py).
 
+
 With max_in_flight 2 a step is scheduled while the one before it runs and what that draws is known by its place only
 (plan.PENDING). Nobody gives way then: who lacks a page waits until all that was handed out is committed.
 """
@@ -50,7 +51,7 @@ class Scheduler:
         self.waiting = WaitingQueue(config.max_overtaken)
         self.requests: dict[Hashable, Request] = {}
         self.running = Running(config.max_num_seqs)
-        self.beams = Beams(self.tables, self.running, self.waiting)
+        self.beams = Beams(config, self.tables, self.running, self.waiting)
         self.counters = census.Counters()
         self.decoding = Decoding(config, self.tables, self.running, self.waiting, self.counters)
         self._watermark = int(config.num_pages * config.watermark)
@@ -75,6 +76,7 @@ class Scheduler:
         for seq in request.sequences:
             seq.max_output = room
             seq.rank = (request.params.priority, self._arrivals, seq.index)
+            seq.choose_regime(self.config.regimes, self.config.regimes_by_prompt)
         if request.search is not None:
             request.search.max_tokens = room
         self.requests[request.key] = request
@@ -131,6 +133,8 @@ class Scheduler:
         if self.decoding.stalled:
             return None
         plan = Plan(self._step, [], [], [], [])
+        if self.config.regimes and not self.flights:
+            self.decoding.change_regimes()
         preempted = self.counters.preemptions
         decodes = self.decoding.add(plan, ahead=bool(self.flights))
         drafted = 0
@@ -248,7 +252,7 @@ class Scheduler:
         forks = self._fork(seq, plan) if stop == seq.num_tokens else []
         samplers = [seq, *forks] if stop == seq.num_tokens else []
         slots = [sampler.slot for sampler in samplers]
-        step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots)
+        step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots, regime=seq.regime)
         if request.wants_prompt_scored and start == request.prompt_scored:
             request.prompt_scored = stop
             assert request.params.prompt_logprobs is not None

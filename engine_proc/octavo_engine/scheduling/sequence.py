@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from array import array
+from bisect import bisect_left
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,8 +29,9 @@ class Request:
 
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
-    cache_salt: prefix-cache pages are shared only between requests with the same salt.
-    may_guess: what it may draw does not depend on its output in ways that the sampler can't look ahead.
+    cache_salt: prefix-cache pages are shared only between requests with the same salt. grammar: what params.structured
+    was compiled to; the runner finds it for as long as it is held here. may_guess: what it may draw does not depend on
+    its output in ways that the sampler can't look ahead, as a grammar's is.
     search: the answers are found by beam search; its sequences are the beams. params.logprobs are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
@@ -41,6 +44,7 @@ class Request:
     arrival: float
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
+    grammar: object = None
     search: BeamSearch | None = None
     may_guess: bool = True
     sequences: list[Sequence] = field(init=False)
@@ -83,7 +87,8 @@ class Guesses:
 
     rate: the probability that a guess is right whose predecessors were, as far as is known. idle: steps since guessing
     did not pay. history: the tokens as int32 bytes, as far as a proposer has looked at them. pages, num_computed: the
-    page table by which a draft model has computed so many tokens since the sequence took its slot.
+    page table by which a draft model has computed so many tokens since the sequence took its slot; asked: it
+    was, since.
     """
 
     rate: float
@@ -91,6 +96,7 @@ class Guesses:
     history: bytearray = field(default_factory=bytearray)
     pages: list[int] = field(default_factory=list)
     num_computed: int = 0
+    asked: bool = False
 
 
 class Sequence:
@@ -100,7 +106,7 @@ class Sequence:
     plans handed out have run; as many as num_tokens when the next one is still to be drawn. pages: the page table.
     slot: -1 while waiting. finish_reason: "stop", "length" or "abort" once finished; stop_reason: the stop string or
     token id that ended it, None for end-of-sequence. num_cached: prompt tokens that were found in the cache when it
-    first ran.
+    first ran. regime: which of the model's tables of positions it uses, see layers.rope.
     """
 
     __slots__ = (
@@ -111,6 +117,7 @@ class Sequence:
         "guesses",
         "index",
         "leader",
+        "limit",
         "max_output",
         "node",
         "num_cached",
@@ -119,6 +126,7 @@ class Sequence:
         "overtaken",
         "pages",
         "rank",
+        "regime",
         "request",
         "room",
         "samplers",
@@ -141,6 +149,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.num_cached = 0
+        self.regime = 0
         self.stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stops |= request.eos_token_ids
@@ -159,6 +168,7 @@ class Sequence:
         self.node: Parent | None = None  # entry of its last full page; None: its pages are not stored
         self.sent = 0  # entries of `pages` that the runner has
         self.room = 0  # a token at a position below this can be written as things are
+        self.limit = sys.maxsize  # so many tokens it may have in its regime
 
     @property
     def num_tokens(self) -> int:
@@ -169,6 +179,19 @@ class Sequence:
     def known_from(self) -> float:
         """The length of output from which on a token can be drawn before the one before it is known to the host."""
         return _waits_until(self.request, self.stops)
+
+    @property
+    def cache_root(self) -> bytes:
+        """The prefix cache's parent of its first page: pages are shared within a cache_salt and a regime."""
+        return b"%d:%b" % (self.regime, self.request.cache_salt)
+
+    def choose_regime(self, limits: tuple[int, ...], by_prompt: bool) -> None:
+        """By its length as it is now. It holds no pages."""
+        self.regime = bisect_left(limits, len(self.request.prompt) if by_prompt else self.num_tokens)
+        if self.regime < len(limits) and not by_prompt:
+            self.limit = limits[self.regime]
+        else:
+            self.limit = sys.maxsize
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids at positions start .. stop - 1 of prompt and output."""
@@ -187,9 +210,10 @@ class Sequence:
         return array("i", self.tokens(start, stop)).tobytes()
 
     def ended_by(self, token: int) -> tuple[FinishReason, int | None] | None:
-        """finish_reason and stop_reason if `token`, just appended, is the last."""
+        """finish_reason and stop_reason if `token`, just appended, is the last. A structured output ends before
+        min_tokens where nothing else can follow; an end that could be put off is not drawn then."""
         params, drawn = self.request.params, len(self.output)
-        if token in self.stops and drawn >= params.min_tokens:
+        if token in self.stops and (drawn >= params.min_tokens or params.structured is not None):
             is_eos = token in self.request.eos_token_ids and not params.ignore_eos
             return "stop", None if is_eos else token
         return ("length", None) if drawn >= self.max_output else None
@@ -217,10 +241,12 @@ class Sequence:
 
 
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
-    """Until then the logits are changed by what was drawn: by penalties and by words not to be completed, always; by
-    ends not to be drawn, while the output is shorter than min_tokens.
+    """Until then the logits are changed by what was drawn: by penalties, by words not to be completed and by a grammar,
+    always; by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
+    if params.structured is not None:
+        return math.inf
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if penalties or any(len(word) > 1 for word in request.bad_words):
         return math.inf

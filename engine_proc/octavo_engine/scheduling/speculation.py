@@ -50,10 +50,10 @@ class Speculation:
 
     def begin(self, seq: Sequence) -> None:
         """It has taken a slot."""
-        if seq.group is None and seq.request.may_guess:
+        if seq.group is None and seq.request.may_guess and seq.request.params.structured is None:
             if seq.guesses is None:
                 seq.guesses = Guesses(_FIRST_RATE)
-            seq.guesses.pages, seq.guesses.num_computed = [], 0
+            seq.guesses.pages, seq.guesses.num_computed, seq.guesses.asked = [], 0, False
             seq.waits_until = math.inf  # its last token must be known to guess the next
 
     def add(self, plan: Plan, decodes: list[Sequence], max_tokens: int) -> int:
@@ -62,8 +62,10 @@ class Speculation:
         for seq, step in zip(decodes, plan.seqs, strict=True):
             if step.tokens[0] == PENDING:
                 self._rest(seq)
-            elif seq.guesses is not None and (room := seq.max_output - len(seq.output) - 1):
-                chosen.append((step, seq, room))
+            elif seq.guesses is not None:
+                room = min(seq.max_output - len(seq.output) - 1, seq.limit - seq.num_computed)
+                if room > 0:
+                    chosen.append((step, seq, room))
         if not chosen:
             return 0
         budget = (max_tokens - len(decodes)) // len(chosen)
@@ -80,10 +82,14 @@ class Speculation:
             seq.waits_until = math.inf  # how many of its tokens stand must be known before it goes on
             reach = tables.grow_for_guesses(seq, seq.num_computed + min(room, length))
             wanted.append((seq, max(0, reach - seq.num_computed)))
+        known = all(seq.guesses is not None and seq.guesses.asked for seq, _ in wanted)
         start = self._clock()
         found = self._proposer.propose(wanted)
-        self._time(self._clock() - start, length)
+        if known:  # else a draft model has whole prompts to compute
+            self._time(self._clock() - start, length)
         for (step, seq, _), guesses in zip(chosen, found, strict=True):
+            if seq.guesses is not None:
+                seq.guesses.asked = True
             tables.trim(seq, len(guesses))
             step.tokens += guesses
             step.drafts = len(guesses)
@@ -95,7 +101,7 @@ class Speculation:
         return drafted
 
     def _time(self, seconds: float, length: int) -> None:
-        """Guessing took so long. What a draft model has to catch up at times is no measure of it."""
+        """Guessing took so long; now and then a draft model has something to catch up with as well."""
         each, known = seconds / length, self._guessing
         self._guessing += _NEWEST * (min(each, 3 * known) - known) if known else each
 
@@ -132,6 +138,7 @@ class Speculation:
     def _rest(self, seq: Sequence) -> None:
         """Nothing is guessed of it in a step: hope comes back. For a while it need not wait for its last token."""
         guesses = seq.guesses
+        self._guessing *= 1 - _HOPE
         if guesses is not None:
             guesses.rate += _HOPE * (_FIRST_RATE - guesses.rate)
             guesses.idle = (guesses.idle + 1) % _IDLE

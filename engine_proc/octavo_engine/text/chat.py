@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from octavo_engine.text.calls import has_calls, wants_text, with_arguments
 from octavo_engine.text.errors import TextError
 
 __all__ = ["ChatTemplate"]
 
+_FAILURES = (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError)
+_DEFAULTS = {"tools": None, "documents": None, "add_generation_prompt": True}
+
 
 class ChatTemplate:
-    """source: the template. tokens: bos_token, eos_token and the like, as template variables.
+    """source: the template. tokens: bos_token, eos_token and the like, as template variables. tool_use: the template
+    that takes its place where there are tools, as some checkpoints have one.
 
     Compiled when first used: importing jinja2 and compiling cost 60 ms, which a start without chat can spare.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        self.source = source
+    def __init__(self, source: str, tokens: Mapping[str, str], tool_use: str | None = None) -> None:
+        self.sources = [source] if tool_use is None else [source, tool_use]
         self._tokens = dict(tokens)
-        self._template: Any = None
+        self._templates: dict[str, Any] = {}
+        self._argument_texts: dict[str, bool] = {}
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt's text. Raises TextError with the template's own words where it refuses the messages."""
+    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
+        """The prompt's text. variables: what else the template reads, tools and documents first of all.
+
+        Raises TextError with the template's own words where it refuses the messages.
+        """
+        variables = {**_DEFAULTS, **(variables or {})}
+        source = self.sources[-1 if variables["tools"] else 0]
+        if has_calls(messages):
+            if source not in self._argument_texts:
+                self._argument_texts[source] = wants_text(partial(self._render, source, variables=_DEFAULTS))
+            messages = with_arguments(messages, as_text=self._argument_texts[source])
+        return self._render(source, messages, variables)
+
+    def _render(self, source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         import jinja2
 
         try:
-            if self._template is None:
-                self._template = _compile(self.source)
-            rendered: str = self._template.render(
-                **self._tokens,
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
+            template = self._templates.get(source)
+            if template is None:
+                template = self._templates[source] = _compile(source)
+            rendered: str = template.render(
+                {**self._tokens, **variables, "messages": [dict(message) for message in messages]}
             )
         except jinja2.TemplateSyntaxError as error:
             raise TextError(f"the chat template does not compile: {error} (line {error.lineno})") from error
         except jinja2.TemplateError as error:
             raise TextError(f"the chat template refused the messages: {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        except _FAILURES as error:
             raise TextError(f"the chat template failed on the messages: {type(error).__name__}: {error}") from error
         return rendered
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo_engine.text.pieces import StreamFactory, stream_factory
+from octavo_engine.text.pieces import StreamFactory, stream_factory, token_bytes
 
 __all__ = ["FastBackend"]
 
@@ -28,6 +28,9 @@ class FastBackend:
 
     def stream_factory(self, skip_special_tokens: bool) -> StreamFactory:
         return stream_factory(self.tokenizer, skip_special_tokens)
+
+    def token_bytes(self) -> tuple[list[bytes] | None, frozenset[int]]:
+        return token_bytes(self.tokenizer), self._special
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special

@@ -40,7 +40,7 @@ def text_from_folder(folder: Path, trust_remote_code: bool = False) -> Text:
         named = {**found, **named}
     else:
         return Text(eos_token_ids=eos_ids(folder))
-    source, variables, stops = _template(folder, config), named, set()
+    (source, tool_use), variables, stops = _templates(folder, config), named, set()
     if source is None:
         known = chat_format(
             _json(folder / "config.json"),
@@ -57,7 +57,7 @@ def text_from_folder(folder: Path, trust_remote_code: bool = False) -> Text:
         backend,
         eos_token_ids=eos_ids(folder, ids.get("eos_token")) | {stop for stop in stops if stop is not None},
         bos_token_id=ids.get("bos_token"),
-        chat_template=ChatTemplate(source, variables) if source else None,
+        chat_template=ChatTemplate(source, variables, tool_use) if source else None,
     )
 
 
@@ -153,17 +153,20 @@ def _wrap(tokenizer: Any, config: Mapping[str, Any], named: Mapping[str, str]) -
     )
 
 
-def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else the config's (of several, the one named default), else chat_template.json's."""
-    path = folder / "chat_template.jinja"
+def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """chat_template.jinja, else the config's (of several, the one named default), else chat_template.json's.
+
+    And the one named tool_use, if there is one.
+    """
+    path, tool_use = folder / "chat_template.jinja", folder / "additional_chat_templates" / "tool_use.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), tool_use.read_text(encoding="utf-8") if tool_use.is_file() else None
     source = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(source, list):
         source = {entry["name"]: entry["template"] for entry in source}
     if isinstance(source, dict):
-        source = source.get("default") or next(iter(source.values()), None)
-    return source
+        return source.get("default") or next(iter(source.values()), None), source.get("tool_use")
+    return source, None
 
 
 def eos_ids(folder: Path, tokenizer_eos: int | None = None) -> set[int]:

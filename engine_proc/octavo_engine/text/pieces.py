@@ -15,10 +15,10 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-__all__ = ["BYTE_CHARS", "Stream", "StreamFactory", "stream_factory", "window_factory"]
+__all__ = ["BYTE_CHARS", "Stream", "StreamFactory", "stream_factory", "token_bytes", "window_factory"]
 
 REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -268,20 +268,53 @@ class WindowStream:
 def stream_factory(tokenizer: Any, skip_special: bool) -> StreamFactory:
     """How sequences of this `tokenizers.Tokenizer` become text; build once, it owns the tables."""
     parts = _decoder_parts(tokenizer.decoder)
-    kinds = " ".join(part["type"] for part in parts)
     vocabulary = _Vocabulary(tokenizer, skip_special)
-    if re.fullmatch(r"(Fuse )?ByteLevel( Fuse)?", kinds):
-        bytes_of = _ByteLevelTable(vocabulary)
-        return lambda visible_before: ByteLevelStream(bytes_of)
-    if re.fullmatch(r"(Replace )*ByteFallback( Fuse( Strip)?)?", kinds) and not parts[-1].get("stop"):
-        pieces = _FallbackTable(vocabulary, tokenizer.decoder)
-        lead, space = parts[-1].get("start", 0), parts[-1].get("content", " ")
-        return lambda visible_before: ByteFallbackStream(pieces, 0 if visible_before else lead, space)
-    if re.fullmatch(r"((Replace|Metaspace|WordPiece) ?)*(Fuse)?", kinds):
-        decode = tokenizer.decoder.decode if parts else " ".join
-        first, rest = _LocalTable(vocabulary, decode, []), _LocalTable(vocabulary, decode, ["a"])
-        return lambda visible_before: LocalStream(first, rest, not visible_before)
+    match _kind(parts):
+        case "bytes":
+            bytes_of = _ByteLevelTable(vocabulary)
+            return lambda visible_before: ByteLevelStream(bytes_of)
+        case "fallback":
+            pieces = _FallbackTable(vocabulary, tokenizer.decoder)
+            lead, space = parts[-1].get("start", 0), parts[-1].get("content", " ")
+            return lambda visible_before: ByteFallbackStream(pieces, 0 if visible_before else lead, space)
+        case "local":
+            decode = tokenizer.decoder.decode if parts else " ".join
+            first, rest = _LocalTable(vocabulary, decode, []), _LocalTable(vocabulary, decode, ["a"])
+            return lambda visible_before: LocalStream(first, rest, not visible_before)
     return window_factory(lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special))
+
+
+def token_bytes(tokenizer: Any) -> list[bytes] | None:
+    """What each token of this `tokenizers.Tokenizer` adds to a text that has begun, special ones by their names; empty
+    for an id without a token. None where that depends on the tokens around it."""
+    parts, vocabulary = _decoder_parts(tokenizer.decoder), _Vocabulary(tokenizer, False)
+    table: Mapping[int, str | bytes | int | None]
+    match _kind(parts):
+        case "bytes":
+            table = _ByteLevelTable(vocabulary)
+        case "fallback":
+            table = _FallbackTable(vocabulary, tokenizer.decoder)
+        case "local":
+            table = _LocalTable(vocabulary, tokenizer.decoder.decode if parts else " ".join, ["a"])
+        case _:
+            return None
+    return [_as_bytes(table[token]) for token in range(tokenizer.get_vocab_size(with_added_tokens=True))]
+
+
+def _as_bytes(piece: str | bytes | int | None) -> bytes:
+    if isinstance(piece, int):
+        return bytes((piece,))
+    return piece.encode() if isinstance(piece, str) else piece or b""
+
+
+def _kind(parts: list[dict[str, Any]]) -> str:
+    """Which table holds the pieces of a decoder of these parts: bytes, fallback, local or none."""
+    kinds = " ".join(part["type"] for part in parts)
+    if re.fullmatch(r"(Fuse )?ByteLevel( Fuse)?", kinds):
+        return "bytes"
+    if re.fullmatch(r"(Replace )*ByteFallback( Fuse( Strip)?)?", kinds) and not parts[-1].get("stop"):
+        return "fallback"
+    return "local" if re.fullmatch(r"((Replace|Metaspace|WordPiece) ?)*(Fuse)?", kinds) else "none"
 
 
 def window_factory(decode: Callable[[list[int]], str]) -> StreamFactory:

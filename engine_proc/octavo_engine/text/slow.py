@@ -35,6 +35,9 @@ class SlowBackend:
 
         return window_factory(decode)
 
+    def token_bytes(self) -> tuple[list[bytes] | None, frozenset[int]]:
+        return None, self._special
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 

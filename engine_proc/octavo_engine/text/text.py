@@ -21,6 +21,8 @@ class Backend(Protocol):
 
     def stream_factory(self, skip_special_tokens: bool) -> StreamFactory: ...
 
+    def token_bytes(self) -> tuple[list[bytes] | None, frozenset[int]]: ...
+
     def is_special(self, token_id: int) -> bool: ...
 
 
@@ -75,12 +77,14 @@ class Text:
             raise TextError(_NO_TOKENIZER)
         return self._backend.encode(text, add_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of the template applied to {"role", "content"} messages, ready for the assistant's answer. The
-        template writes the BOS where the model wants one. Raises TextError."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        template writes the BOS where the model wants one. variables: see ChatTemplate. Raises TextError."""
+        return self.encode(self.render_chat(messages, variables), add_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
         """The prompt that encode_chat encodes. Raises TextError."""
         if self._backend is None:
             raise TextError(_NO_TOKENIZER)
@@ -89,7 +93,7 @@ class Text:
                 "the checkpoint has no chat template: give the prompt as text, or name a tokenizer that has one in "
                 "EngineOptions.tokenizer"
             )
-        return self.chat_template.render(messages)
+        return self.chat_template.render(messages, variables)
 
     def encode_bad_words(self, words: Iterable[str]) -> list[list[int]]:
         """Token sequences to forbid: each word as at the start of a text and, where that is another first token
@@ -104,6 +108,19 @@ class Text:
             if len(spaced) == len(bare) and spaced[0] != bare[0]:
                 found.append(spaced)
         return found
+
+    def token_bytes(self) -> tuple[list[bytes], frozenset[int]]:
+        """What each token id adds to a text that has begun, as UTF-8 or a part of it, special tokens by their names;
+        and which are special. Raises TextError where there is no tokenizer, or one whose pieces depend on each other.
+        """
+        if self._backend is None:
+            raise TextError(_NO_TOKENIZER)
+        pieces, special = self._backend.token_bytes()
+        if pieces is None:
+            raise TextError(
+                "the tokenizer's tokens have no text of their own: what one adds depends on those around it"
+            )
+        return pieces, special
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence by itself. Unknown ids have none."""

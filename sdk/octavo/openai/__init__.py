@@ -3,8 +3,8 @@
     client = AsyncClient("path/or/hub-id")
     app = create_app(client)                       # or: host.mount("/llm", create_app(client))
 
-`octavo serve MODEL` runs it. Routes: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize,
-/health, /metrics. What a request may hold: octavo.openai.fields.
+`octavo serve MODEL` runs it. Routes: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize,
+/detokenize, /health, /metrics, /openapi.json, which tells what each may hold.
 """
 
 from octavo.openai.app import create_app

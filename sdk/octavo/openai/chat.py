@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from octavo.openai.answer import Answer, Part, Thoughts
 from octavo.openai.events import EventStream, Write, until_gone
+from octavo.openai.tools import Arguments, Call
 from octavo.openai.usage import usage_of
 
 if TYPE_CHECKING:
@@ -12,56 +15,71 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from octavo.openai.app import Server
+    from octavo.openai.dialogue import Dialogue
     from octavo.openai.fields import ChatRequest
 
 __all__ = ["chat"]
 
 
 async def chat(server: Server, http: Request, request: ChatRequest) -> Response:
-    messages, params = request.prompt(), request.params()
+    dialogue = await server.dialogues.open(
+        request.prompt(),
+        request.params(),
+        request.toolbox(),
+        effort=request.reasoning_effort,
+        variables=request.chat_template_kwargs,
+    )
     kind = "chat.completion.chunk" if request.stream else "chat.completion"
     head = server.head("chatcmpl", kind, request.model)
     if request.stream:
 
         async def produce(write: Write) -> None:
-            await _stream(server, request, messages, head, write)
+            await _stream(server, request, dialogue, head, write)
 
         return EventStream(produce, server.keep_alive)
     watch = server.metrics.watch()
-    done = await until_gone(http, lambda: server.client.generate(messages, params))
+    done = await until_gone(
+        http, lambda: server.client.generate(dialogue.messages, dialogue.params, template=dialogue.template)
+    )
     watch.finished(done.usage)
-    choices = [
-        {
-            "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
-            "logprobs": await server.pieces.chat(choice.logprobs),
-            "finish_reason": finish(choice.finish_reason),
-            "stop_reason": choice.stop_reason,
-        }
-        for choice in done.choices
-    ]
+    choices = []
+    for choice in done.choices:
+        answer = dialogue.answer()
+        answer.feed(choice.text, last=True)
+        choices.append(
+            {
+                "index": choice.index,
+                "message": {**answer.message(), "refusal": None, "annotations": []},
+                "logprobs": await server.pieces.chat(choice.logprobs),
+                "finish_reason": finish(choice.finish_reason, called=bool(answer.calls)),
+                "stop_reason": choice.stop_reason,
+            }
+        )
     return server.json({**head, "choices": choices, "usage": usage_of(done.usage)})
 
 
-async def _stream(server: Server, request: ChatRequest, messages: Any, head: dict[str, Any], write: Write) -> None:
+async def _stream(server: Server, request: ChatRequest, dialogue: Dialogue, head: dict[str, Any], write: Write) -> None:
     usage: dict[str, Any] = {"usage": None} if request.include_usage else {}
-    begun: set[int] = set()
+    answers: defaultdict[int, Answer] = defaultdict(dialogue.answer)
 
     async def send(index: int, delta: dict[str, Any], logprobs: Any = None, **end: Any) -> None:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None, **end}
         await write({**head, "choices": [choice], **usage})
 
     watch = server.metrics.watch()
-    async with server.client.stream(messages, request.params()) as deltas:
+    async with server.client.stream(dialogue.messages, dialogue.params, template=dialogue.template) as deltas:
         async for delta in deltas:
             watch.tokens(len(delta.token_ids))
-            if delta.index not in begun:
-                begun.add(delta.index)
+            if delta.index not in answers:
                 await send(delta.index, {"role": "assistant", "content": "", "refusal": None})
-            if delta.text or delta.logprobs:
-                await send(delta.index, {"content": delta.text}, await server.pieces.chat(delta.logprobs))
+            answer, last = answers[delta.index], delta.finish_reason is not None
+            said = [_delta(part, answer) for part in answer.feed(delta.text, last=last)]
+            logprobs = await server.pieces.chat(delta.logprobs)
+            for part in said or ([{"content": ""}] if delta.logprobs else []):
+                await send(delta.index, part, logprobs)
+                logprobs = None
             if delta.finish_reason is not None:
-                reason = finish(delta.finish_reason)
+                reason = finish(delta.finish_reason, called=bool(answer.calls))
                 await send(delta.index, {}, finish_reason=reason, stop_reason=delta.stop_reason)
     assert deltas.usage is not None
     watch.finished(deltas.usage)
@@ -69,6 +87,19 @@ async def _stream(server: Server, request: ChatRequest, messages: Any, head: dic
         await write({**head, "choices": [], "usage": usage_of(deltas.usage)})
 
 
-def finish(reason: str) -> str:
+def _delta(part: Part, answer: Answer) -> dict[str, Any]:
+    match part:
+        case Thoughts(text):
+            return {"reasoning_content": text}
+        case Call(index, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": answer.calls[index].id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case Arguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    return {"content": part.text}
+
+
+def finish(reason: str, called: bool = False) -> str:
     """OpenAI knows no "abort": what an operator cut off has stopped."""
-    return "length" if reason == "length" else "stop"
+    return "length" if reason == "length" else "tool_calls" if called else "stop"

@@ -17,7 +17,7 @@ from octavo.errors import (
     PromptTooLong,
     RequestTimeout,
 )
-from octavo.openai.fields import WrongField
+from octavo.openai.wrong import WrongField
 
 __all__ = ["HTTPError", "answer_of", "report"]
 
@@ -49,6 +49,20 @@ def report(path: str, error: Exception) -> None:
         log.error("%s: %s: %s", path, type(error).__name__, error, exc_info=None if expected else error)
 
 
+def _misfit(message: str) -> tuple[str | None, str | None]:
+    """OpenAI's code and the field's name, of a request that does not fit its type."""
+    what, _, where = message.partition(" - at `$")
+    path = where.rstrip("`").removeprefix(".")
+    for words, code in (
+        ("contains unknown field", "unknown_parameter"),
+        ("missing required field", "missing_required_parameter"),
+    ):
+        if words in what:
+            name = what.partition("`")[2].rstrip("`")
+            return code, f"{path}.{name}" if path else name
+    return "invalid_type" if path else None, path or None
+
+
 def _meaning(error: Exception) -> tuple[int, str, str | None, str | None, dict[str, str]]:
     invalid = "invalid_request_error"
     match error:
@@ -60,7 +74,9 @@ def _meaning(error: Exception) -> tuple[int, str, str | None, str | None, dict[s
             return 400, invalid, None, error.param, {}
         case InvalidOption():
             return 400, invalid, None, error.field, {}
-        case InvalidRequest() | msgspec.ValidationError() | msgspec.DecodeError():
+        case msgspec.ValidationError():
+            return 400, invalid, *_misfit(str(error)), {}
+        case InvalidRequest() | msgspec.DecodeError():
             return 400, invalid, None, None, {}
         case Overloaded():
             return 429, "rate_limit_error", "rate_limit_exceeded", None, _RETRY_AFTER

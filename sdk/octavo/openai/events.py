@@ -48,6 +48,7 @@ async def until_gone(request: Request, work: Callable[[], Awaitable[Any]]) -> An
 
 class EventStream(Response):
     """produce(write) is run with `write(object)`, which sends one event of JSON, and ends in data: [DONE].
+    titled: with the event's name, which is its member "type", and without that end, as /v1/responses has it.
 
     What it raises before the first event becomes a plain error answer, later an event that holds the error. A comment
     is sent whenever nothing else was for `keep_alive` seconds, so that no proxy closes what only waits.
@@ -55,10 +56,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, produce: Callable[[Write], Awaitable[None]], keep_alive: float) -> None:
+    def __init__(self, produce: Callable[[Write], Awaitable[None]], keep_alive: float, *, titled: bool = False) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._produce, self._keep_alive = produce, keep_alive
+        self._produce, self._keep_alive, self._titled = produce, keep_alive, titled
+        self.named: Callable[[Exception], Exception] = lambda error: error  # what is told of an error
         self._lock = anyio.Lock()
         self._begun = self._wrote = self._gone = False
 
@@ -71,8 +73,8 @@ class EventStream(Response):
             try:
                 await self._produce(self._write)
             except Exception as error:
-                failure = error
-                report(scope["path"], error)
+                failure = self.named(error)
+                report(scope["path"], failure)
             tasks.cancel_scope.cancel()
         if self._gone:
             return
@@ -82,7 +84,8 @@ class EventStream(Response):
             return
         if failure is not None:
             await self._write(answer_of(failure)[1])
-        await self._raw(b"data: [DONE]\n\n")
+        if not self._titled:
+            await self._raw(b"data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _watch(self, receive: Receive, scope: anyio.CancelScope) -> None:
@@ -99,7 +102,8 @@ class EventStream(Response):
                 await self._raw(b": keep-alive\n\n")
 
     async def _write(self, event: Any) -> None:
-        await self._raw(b"data: " + _encode(event) + b"\n\n")
+        name = b"event: " + event["type"].encode() + b"\n" if self._titled and "type" in event else b""
+        await self._raw(name + b"data: " + _encode(event) + b"\n\n")
 
     async def _raw(self, chunk: bytes) -> None:
         self._wrote = True

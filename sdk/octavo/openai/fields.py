@@ -1,6 +1,7 @@
 """What the requests hold: the fields of OpenAI's specification that mean something to a local text model, and ours.
 
-A field that is known but not served is refused by name. Unknown ones are ignored, as clients send hints of their own.
+A field that is known but not served is refused by name, and an unknown one as OpenAI does. Those that only tell
+OpenAI's service who asks, or how to bill, keep and route it, mean nothing here and are taken: `Hints`.
 Ours, beyond OpenAI's: the fields of SamplingParams that it lacks (top_k, min_p, repetition_penalty, ...).
 """
 
@@ -10,19 +11,22 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import InvalidRequest
+from octavo.openai.formats import Formats
+from octavo.openai.tool_fields import Tool, Toolbox, toolbox
+from octavo.openai.wrong import WrongField
 from octavo.options import SamplingParams
-from octavo.wire import Message
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "TokenizeRequest", "WrongField"]
-
-
-class WrongField(InvalidRequest):
-    """A field of a request has a value that can't be served; `param` names it."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "ContentPart",
+    "DetokenizeRequest",
+    "Sampling",
+    "TokenizeRequest",
+    "WrongField",
+    "refuse",
+    "text_of",
+]
 
 
 class StreamOptions(msgspec.Struct):
@@ -30,8 +34,22 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None  # padding against traffic analysis; a local server sends none
 
 
-class _Sampling(msgspec.Struct, kw_only=True):
-    """What both kinds of generation take. None is OpenAI's default, which is SamplingParams' too."""
+class Hints(Formats, kw_only=True):
+    """Taken and left alone."""
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class Sampling(Hints, kw_only=True, forbid_unknown_fields=True):
+    """What all kinds of generation take. None is OpenAI's default, which is SamplingParams' too."""
 
     model: str
     n: int | None = None
@@ -64,7 +82,7 @@ class _Sampling(msgspec.Struct, kw_only=True):
         """Raises InvalidOption, whose `field` is the name that the caller used."""
         if self.stream_options is not None and not self.stream:
             raise WrongField("stream_options", "stream_options is only allowed when stream is true")
-        names = set(SamplingParams.__struct_fields__) & set(_Sampling.__struct_fields__)
+        names = set(SamplingParams.__struct_fields__) & set(Sampling.__struct_fields__)
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.logit_bias is not None:
             try:
@@ -73,6 +91,7 @@ class _Sampling(msgspec.Struct, kw_only=True):
                 raise WrongField("logit_bias", f"logit_bias: keys are token ids, got {self.logit_bias}") from None
         if given.get("stop") == "":  # what some clients send for none
             del given["stop"]
+        given["structured"] = self.structured()
         return SamplingParams(**given, **{name: value for name, value in more.items() if value is not None})
 
     @property
@@ -83,32 +102,63 @@ class _Sampling(msgspec.Struct, kw_only=True):
 class ContentPart(msgspec.Struct):
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str = "{}"
+
+
+class MessageCall(msgspec.Struct):
+    """A tool call in the history."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
 
 
 class ChatMessage(msgspec.Struct):
     role: str
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
+    name: str | None = None
+    tool_calls: list[MessageCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    function_call: Any = None
 
-    def plain(self, i: int) -> Message:
-        where = f"messages[{i}]"
+    def plain(self, where: str) -> dict[str, Any]:
+        """As chat templates read it; where: its place in the request."""
+        if self.function_call is not None:
+            raise WrongField(f"{where}.function_call", f"{where}: function_call has become tool_calls; give those")
+        content = text_of(self.content, where)
+        message: dict[str, Any] = {"role": self.role, "content": self.refusal if content is None else content}
         if self.tool_calls:
-            raise WrongField(f"{where}.tool_calls", f"{where}: tool calls are not served yet")
-        if isinstance(self.content, str):
-            return Message(self.role, self.content)
-        if self.content is None:
+            message["tool_calls"] = msgspec.to_builtins(self.tool_calls)
+        elif message["content"] is None:
             raise WrongField(f"{where}.content", f"{where} has no content")
-        texts = []
-        for part in self.content:
-            if part.type not in ("text", "input_text") or part.text is None:
-                raise WrongField(
-                    f"{where}.content", f"{where}: a part of type {part.type!r}; this model reads text only"
-                )
-            texts.append(part.text)
-        return Message(self.role, "\n".join(texts))
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
+        return message
 
 
-class ChatRequest(_Sampling, kw_only=True):
+def text_of(content: str | list[ContentPart] | None, where: str) -> str | None:
+    """Its text parts, a line each. Raises WrongField for others."""
+    if content is None or isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in ("text", "input_text", "output_text", "reasoning_text", "refusal") or text is None:
+            what = f"a part of type {part.type!r:.80}; this model reads text only"
+            raise WrongField(f"{where}.content", f"{where}: {what}")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+class ChatRequest(Sampling, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage]
@@ -116,26 +166,35 @@ class ChatRequest(_Sampling, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
     functions: list[Any] | None = None
+    function_call: Any = None
     audio: Any = None
     prediction: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+    # Ours.
+    chat_template_kwargs: dict[str, Any] | None = None
 
-    def prompt(self) -> list[Message]:
+    def prompt(self) -> list[dict[str, Any]]:
         if not self.messages:
             raise WrongField("messages", "messages: give at least one")
-        return [message.plain(i) for i, message in enumerate(self.messages)]
+        return [message.plain(f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+    def toolbox(self) -> Toolbox:
+        functions = []
+        for i, tool in enumerate(self.tools or ()):
+            if tool.type != "function" or tool.function is None:
+                raise WrongField(f"tools[{i}]", f"tools[{i}]: of type {tool.type!r:.80}; functions alone are served")
+            functions.append(tool.function)
+        return toolbox(functions, self.tool_choice, self.parallel_tool_calls)
 
     def params(self) -> SamplingParams:
-        _refuse(self, "functions", "audio", "prediction")
-        if self.tools and self.tool_choice != "none":
-            raise WrongField("tools", "tools are not served yet; leave them out or say tool_choice: 'none'")
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            kind = self.response_format.get("type")
-            raise WrongField("response_format", f"response_format of type {kind!r} is not served yet; allowed: 'text'")
+        refuse(self, "functions", "function_call", "audio", "prediction", "web_search_options", "moderation")
         if self.modalities not in (None, ["text"]):
             raise WrongField("modalities", f"modalities={self.modalities}: this model writes text only")
         if self.top_logprobs is not None and not self.logprobs:
@@ -144,7 +203,7 @@ class ChatRequest(_Sampling, kw_only=True):
         return self._params(max_tokens=limit, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
-class CompletionRequest(_Sampling, kw_only=True):
+class CompletionRequest(Sampling, kw_only=True):
     """POST /v1/completions. prompt: a text, a list of texts, token ids, or a list of those."""
 
     prompt: str | list[str | int | list[int]] | None = None
@@ -166,7 +225,7 @@ class CompletionRequest(_Sampling, kw_only=True):
         return [prompt] if kinds == {int} else prompt
 
     def params(self) -> SamplingParams:
-        _refuse(self, "suffix")
+        refuse(self, "suffix")
         best_of = None if self.best_of == (self.n or 1) else self.best_of
         if best_of is not None and self.stream:
             raise WrongField("best_of", f"best_of={best_of}: which are best is known only at the end: not with stream")
@@ -182,7 +241,12 @@ class TokenizeRequest(msgspec.Struct):
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool = True
+    tools: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     model: str | None = None
+
+    def template(self) -> dict[str, Any]:
+        return {**(self.chat_template_kwargs or {}), **({"tools": self.tools} if self.tools else {})}
 
 
 class DetokenizeRequest(msgspec.Struct):
@@ -192,7 +256,8 @@ class DetokenizeRequest(msgspec.Struct):
     model: str | None = None
 
 
-def _refuse(request: msgspec.Struct, *names: str) -> None:
+def refuse(request: msgspec.Struct, *names: str) -> None:
+    """Raises WrongField for any of these that is given."""
     for name in names:
         if getattr(request, name):
             raise WrongField(name, f"{name} is not served")

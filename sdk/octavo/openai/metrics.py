@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from octavo.openai.telemetry import used
+
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
@@ -51,6 +53,7 @@ class Watch:
             self._last = now
 
     def finished(self, usage: Usage) -> None:
+        used(usage)
         metrics = self._metrics
         metrics.whole.observe(usage.total_seconds)
         metrics.queue.observe(usage.queue_seconds)

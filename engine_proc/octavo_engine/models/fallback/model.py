@@ -85,6 +85,9 @@ class TransformersModel:
             recordable=False,
         )
 
+    def reach(self, length: int) -> None:
+        """Positions are transformers' own."""
+
     def forward(self, batch: Batch) -> Tensor:
         with attention(self._attention.over(batch)):
             return self._hidden(batch.token_ids, batch.positions)

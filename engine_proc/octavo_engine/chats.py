@@ -1,0 +1,33 @@
+"""The chats of Generate and Tokenize: wire messages to what a template reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo import wire
+from octavo_engine.text import Text, TextError
+
+__all__ = ["chat_length", "encode_chat"]
+
+_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def chat_length(message: wire.Generate | wire.Tokenize) -> int:
+    """Characters of the chat that the message holds, of its tools and other variables too; 0 without one."""
+    turns = sum(len(m.content or "") + len(m.more or "") for m in message.messages or ())
+    return turns + len(message.template or "")
+
+
+def encode_chat(text: Text, message: wire.Generate | wire.Tokenize) -> list[int]:
+    """Token ids of the message's chat. Raises TextError."""
+    turns = [{"role": m.role, "content": m.content, **_object(m.more)} for m in message.messages or ()]
+    return text.encode_chat(turns, _object(message.template))
+
+
+def _object(encoded: str | None) -> dict[str, Any]:
+    try:
+        return _decoder.decode(encoded) if encoded is not None else {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TextError(f"what the chat template reads is no JSON object: {error}") from error

@@ -1,0 +1,152 @@
+"""What the neighbours feel of a large schema that compiles.    python -m tests.bench.grammar_latency
+
+Streams decode, and their inter-token latency is taken in windows of three kinds, in turn: nothing else runs; short
+requests without a grammar come one after the other; the same requests with a new JSON schema of 200 kB each, so that
+one is always compiling. The first is what the third is compared to; the second tells what of it is due to the
+requests' own steps. The aim is a rise of the mean by at most 10 %. A second table takes the costliest schema of that
+size that was found (a union of 3,600 objects, which the library refuses after it has compiled it) in place of a common
+one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import numpy as np
+
+from octavo import AsyncClient, InvalidGrammar, JsonSchema, SamplingParams
+from tests.bench.machine import save
+from tests.bench.report import table
+from tests.support.checkpoints import real_model
+
+KINDS = ("alone", "requests", "schemas")
+
+
+def common(number: int) -> JsonSchema:
+    """200 kB as one finds them: definitions that refer to each other, with descriptions, enums and bounds."""
+
+    def field(i: int, j: int) -> dict[str, Any]:
+        about = {"description": f"The property {j} of kind {i}, which says what such a property says."}
+        kinds: list[dict[str, Any]] = [
+            {"type": "string", "maxLength": 40},
+            {"type": "integer", "minimum": 0, "maximum": 1000 + j},
+            {"enum": [f"value-{i}-{k}" for k in range(6)]},
+            {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/kind{(i * 7 + j) % 150}"}]},
+            {"type": "array", "items": {"$ref": f"#/$defs/kind{(i * 3 + j) % 150}"}},
+        ]
+        return {**kinds[j % 5], **about}
+
+    defs = {
+        f"kind{i}": {"type": "object", "properties": {f"field_{i}_{j}": field(i, j) for j in range(10)}}
+        for i in range(150)
+    }
+    return JsonSchema({"title": f"number {number}", "$ref": "#/$defs/kind0", "$defs": defs})
+
+
+def costly(number: int) -> JsonSchema:
+    union = [
+        {"anyOf": [{"type": "object", "properties": {f"x{i}_{j}": {"type": "string"}}} for i in range(60)]}
+        for j in range(60)
+    ]
+    return JsonSchema({"title": f"number {number}", "anyOf": union})
+
+
+class Neighbours:
+    """Streams that go on; when each got its tokens."""
+
+    def __init__(self, client: AsyncClient, count: int) -> None:
+        self._client, self._count = client, count
+        self.arrivals: list[list[float]] = [[] for _ in range(count)]
+
+    async def run(self, i: int) -> None:
+        params = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
+        while True:
+            async for _ in self._client.stream(f"Chapter {i}. It was", params):
+                self.arrivals[i].append(time.perf_counter())
+
+    def gaps(self, begin: float, end: float) -> list[float]:
+        found: list[float] = []
+        for times in self.arrivals:
+            inside = [t for t in times if begin <= t <= end]
+            found += np.diff(inside).tolist()
+        return found
+
+
+async def measure(make: Callable[[int], JsonSchema], streams: int, rounds: int, seconds: float) -> dict[str, Any]:
+    gaps: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    served = dict.fromkeys(KINDS, 0)
+    schemas = [make(i) for i in range(2000)] if make is common else [make(i) for i in range(100)]
+    size = len(str(schemas[0].schema))
+    waits: list[float] = []
+    async with AsyncClient(str(real_model())) as client:
+        neighbours = Neighbours(client, streams)
+
+        async def plain() -> None:
+            await client.generate("A", SamplingParams(max_tokens=1))
+
+        async def bound() -> None:
+            start = time.perf_counter()
+            with contextlib.suppress(InvalidGrammar):
+                await client.generate("A", SamplingParams(max_tokens=1, structured=schemas.pop()))
+            waits.append(time.perf_counter() - start)
+
+        works: dict[str, Callable[[], Awaitable[None]] | None] = {"alone": None, "requests": plain, "schemas": bound}
+        async with anyio.create_task_group() as group:
+            for i in range(streams):
+                group.start_soon(neighbours.run, i)
+            await anyio.sleep(2)
+            await bound()
+            for _ in range(rounds):
+                for kind, work in works.items():
+                    begin = time.perf_counter()
+                    with anyio.move_on_after(seconds):
+                        while work is not None:
+                            await work()
+                            served[kind] += 1
+                        await anyio.sleep_forever()
+                    gaps[kind] += neighbours.gaps(begin, time.perf_counter())
+            group.cancel_scope.cancel()
+    figures = {
+        kind: {
+            "tokens": len(gaps[kind]),
+            "requests": served[kind],
+            "mean_ms": 1000 * float(np.mean(gaps[kind])),
+            "p50_ms": 1000 * float(np.percentile(gaps[kind], 50)),
+            "p99_ms": 1000 * float(np.percentile(gaps[kind], 99)),
+            "max_ms": 1000 * float(np.max(gaps[kind])),
+        }
+        for kind in KINDS
+    }
+    rise = figures["schemas"]["mean_ms"] / figures["alone"]["mean_ms"] - 1
+    return {"schema_bytes": size, "request_ms": 1000 * float(np.median(waits)), "rise": rise, "windows": figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each window (default: 3)")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"streams": arguments.streams}
+    for make in (common, costly):
+        found = anyio.run(measure, make, arguments.streams, arguments.rounds, arguments.seconds)
+        result[make.__name__] = found
+        rows = [
+            [kind, f"{w['tokens']:,}", f"{w['requests']}", *(f"{w[k]:.2f}" for k in ("mean_ms", "p50_ms", "p99_ms"))]
+            for kind, w in found["windows"].items()
+        ]
+        title = (
+            f"{make.__name__}: {found['schema_bytes'] / 1000:.0f} kB, a request {found['request_ms']:.0f} ms; the mean "
+            f"rises by {found['rise']:.1%} (aim 10 %)"
+        )
+        print(table(title, ["window", "tokens", "requests", "ITL ms", "p50", "p99"], rows))
+    save("grammar_latency", result)
+
+
+if __name__ == "__main__":
+    main()

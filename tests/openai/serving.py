@@ -1,0 +1,44 @@
+"""`octavo serve` as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+__all__ = ["KEY", "serving"]
+
+KEY = "sesame"
+
+
+@contextmanager
+def serving(model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server, and its process."""
+    command = [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve", model]
+    command += ["--port", "0", "--served-model-name", "smol", "--api-key", KEY, *arguments]
+    lines: list[str] = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = process.stderr
+        try:
+            for line in said:
+                lines.append(line)
+                if " on http://" in line:
+                    break
+            else:
+                pytest.fail("".join(lines))
+            rest = threading.Thread(target=lambda: lines.extend(said), daemon=True)
+            rest.start()
+            yield line.split(" on ")[1].strip(), process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        rest.join()
+    assert "Traceback" not in "".join(lines), "".join(lines)
