@@ -5,14 +5,6 @@
 namespace octavo::binding {
 namespace {
 
-const float* vector_of(const Optional<TensorView>& t, const char* name, int64_t width) {
-  if (!t.has_value()) return nullptr;
-  check_float32(*t, name);
-  check_shape(*t, name, {width});
-  check_contiguous(*t, name);
-  return data<const float>(*t);
-}
-
 NormArgs prepare(const TensorView& out, const TensorView& x, double eps) {
   NormArgs a{};
   check_float32(x, "x");

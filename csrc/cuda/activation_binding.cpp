@@ -18,12 +18,7 @@ void linear_epilogue(TensorView out, TensorView y, Optional<TensorView> bias, in
   a.out_type = float_type(out, "out");
   a.y_type = float_type(y, "y");
   if (add) check_float32(out, "out");
-  if (bias.has_value()) {
-    check_float32(*bias, "bias");
-    check_shape(*bias, "bias", {y.size(1)});
-    check_contiguous(*bias, "bias");
-    a.bias = device_data<const float>(*bias);
-  }
+  a.bias = device_vector(bias, "bias", y.size(1));
   if (act < 0 || act > 4) TVM_FFI_THROW(ValueError) << "activation " << act << "; allowed: 0 to 4";
   a.act = cuda::Activation(act);
   a.gated = gated;

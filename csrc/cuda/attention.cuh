@@ -190,14 +190,26 @@ struct Cache {
   }
 };
 
-// distance = key - position. tanh by ex2: tanh.approx is off by 2^-11, 0.01 in a score of 30.
-OCTAVO_DEVICE float adjust(const Scoring& scoring, float x, float slope, int distance) {
+OCTAVO_DEVICE float slope_of(const AttentionArgs& a, int head) {
+  if (!a.alibi_slopes) return 0.0f;
+  if (!a.scoring.rounded) return static_cast<const float*>(a.alibi_slopes)[head];
+  return unpack_bf16(static_cast<const uint16_t*>(a.alibi_slopes)[head]).x;
+}
+OCTAVO_DEVICE float round_bf16(float x) { return unpack_bf16(pack_bf16(x, 0.0f)).x; }
+OCTAVO_DEVICE float rounded_bias(float slope, int key) { return round_bf16(mul_rn(slope, round_bf16(float(key)))); }
+
+// tanh by ex2: tanh.approx is off by 2^-11, 0.01 in a score of 30. A rounded bias counts from the row's own position,
+// which the softmax does not see, so that scores of long sequences stay small.
+OCTAVO_DEVICE float adjust(const Scoring& scoring, float x, float slope, int key, int position) {
   x = mul_rn(x, scoring.scale);
   if (scoring.softcap > 0.0f) {
     const float e = exp2_approx(mul_rn(x, scoring.cap_factor));
     x = mul_rn(scoring.softcap, fma_rn(-2.0f, rcp_approx(add_rn(1.0f, e)), 1.0f));
   }
-  return fma_rn(slope, float(distance), x);
+  if (scoring.rounded) {
+    return fma_rn(scoring.scale, sub_rn(rounded_bias(slope, key), rounded_bias(slope, position)), x);
+  }
+  return fma_rn(slope, float(key - position), x);
 }
 // The factor of accumulators whose reference moves.
 OCTAVO_DEVICE float rescale(const Scoring& scoring, float from, float to) {

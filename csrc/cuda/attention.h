@@ -43,6 +43,7 @@ struct Scoring {
   float factor;
   float scale, softcap, cap_factor;  // of an adjusted score: times scale, capped if softcap > 0, and the slope's part
   bool adjusted;
+  bool rounded;  // slopes are bfloat16, and so is slope * bfloat16(key), which is then scaled too: Falcon's ALiBi
 };
 
 struct PlanArgs {
@@ -78,12 +79,12 @@ struct AttentionArgs {
   int32_t num_seqs, tokens, max_pages;
   int32_t num_heads, num_kv_heads, head_dim, page_size;
   int32_t sliding_window;  // 0: none
-  const float* alibi_slopes;  // [num_heads] or null
+  const void* alibi_slopes;  // [num_heads] float32, or bfloat16 where scoring.rounded; or null
   Scoring scoring;            // of make_scoring
 };
 
-// scale, softcap: of Ops.paged_attention.
-Scoring make_scoring(float scale, float softcap, bool has_slopes);
+// scale, softcap: of Ops.paged_attention. rounded: the slopes are bfloat16.
+Scoring make_scoring(float scale, float softcap, bool has_slopes, bool rounded);
 
 // CTAs of each kernel that one SM holds.
 int decode_ctas(CacheType cache, int head_dim);

@@ -96,18 +96,20 @@ AttentionArgs read_arguments(TensorView out, TensorView qkv, TensorView keys, Te
   a.query_start = device_indices(query_start, "query_start", {a.num_seqs + 1});
   a.page_table = device_indices(page_table, "page_table", {a.num_seqs, -1});
   a.max_pages = int32_t(page_table.size(1));
+  bool rounded = false;
   if (alibi_slopes.has_value()) {
-    check_float32(*alibi_slopes, "alibi_slopes");
     check_shape(*alibi_slopes, "alibi_slopes", {num_heads});
     check_contiguous(*alibi_slopes, "alibi_slopes");
-    a.alibi_slopes = device_data<const float>(*alibi_slopes);
+    rounded = float_type(*alibi_slopes, "alibi_slopes") == DType::kBFloat16;
+    if (!rounded) check_float32(*alibi_slopes, "alibi_slopes");
+    a.alibi_slopes = device_data<const void>(*alibi_slopes);
   }
   a.out = device_data<void>(out);
   a.queries = device_data<const void>(qkv);
   a.tokens = int32_t(qkv.size(0));
   a.num_heads = int32_t(num_heads);
   a.sliding_window = int32_t(sliding_window);
-  a.scoring = cuda::make_scoring(float(scale), float(softcap), a.alibi_slopes != nullptr);
+  a.scoring = cuda::make_scoring(float(scale), float(softcap), a.alibi_slopes != nullptr, rounded);
   return a;
 }
 

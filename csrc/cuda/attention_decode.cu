@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
       const bool live = g + 8 * e < item.rows;
       const int row = live ? g + 8 * e : 0;
       position[e] = first_position + (item.first_row + row) / group;
-      slope[e] = a.alibi_slopes ? a.alibi_slopes[tile.head(row)] : 0.0f;
+      slope[e] = slope_of(a, tile.head(row));
       const int64_t from = tile.token(row) * a.query_stride + tile.head(row) * D;
 #pragma unroll
       for (int step = 0; step < D / 16; ++step) {
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
         for (int i = 0; i < 4; ++i) {
           const int key = warp_key + 8 * j + 2 * t + (i & 1), e = i >> 1;
           float x = s[0][j].r[i];
-          if (a.scoring.adjusted) x = adjust(a.scoring, x, slope[e], key - position[e]);
+          if (a.scoring.adjusted) x = adjust(a.scoring, x, slope[e], key, position[e]);
           if (masked && (key > position[e] || key < first_key(position[e], a.sliding_window))) x = -INFINITY;
           s[0][j].r[i] = x;
           largest[e] = fmaxf(largest[e], x);

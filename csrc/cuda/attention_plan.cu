@@ -99,9 +99,9 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs a) {
 
 }  // namespace
 
-Scoring make_scoring(float scale, float softcap, bool has_slopes) {
-  if (softcap <= 0.0f && !has_slopes) return Scoring{scale * kLog2e, scale, 0.0f, 0.0f, false};
-  return Scoring{kLog2e, scale, softcap, softcap > 0.0f ? 2.0f * kLog2e / softcap : 0.0f, true};
+Scoring make_scoring(float scale, float softcap, bool has_slopes, bool rounded) {
+  if (softcap <= 0.0f && !has_slopes) return Scoring{scale * kLog2e, scale, 0.0f, 0.0f, false, false};
+  return Scoring{kLog2e, scale, softcap, softcap > 0.0f ? 2.0f * kLog2e / softcap : 0.0f, true, rounded};
 }
 
 void plan_attention(const PlanArgs& a, cudaStream_t stream) {

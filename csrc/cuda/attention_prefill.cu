@@ -62,7 +62,7 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       const int live = row < rows ? row : rows - 1;  // rows past the end see what the last one does, with zero queries
       const int row_head = head * group + (item.first_row + live) % group;
       row_position[row] = position_of(live);
-      row_slope[row] = a.alibi_slopes ? a.alibi_slopes[row_head] : 0.0f;
+      row_slope[row] = slope_of(a, row_head);
       row_out[row] = row < rows ? (first_query + (item.first_row + row) / group) * a.num_heads + row_head : -1;
     }
     if (lane == 0) {
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
               for (int i = 0; i < 2; ++i) {
                 const int key = block_key + 8 * j + 2 * t + i;
                 float& x = s[tile][j].r[2 * e + i];
-                if (a.scoring.adjusted) x = adjust(a.scoring, x, slope, key - position);
+                if (a.scoring.adjusted) x = adjust(a.scoring, x, slope, key, position);
                 if (masked && (key > position || key < row_first)) x = -INFINITY;
               }
             }

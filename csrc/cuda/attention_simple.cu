@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) simple_kernel(AttentionArgs a) {
   }
   warp_sync();
 
-  const float slope = a.alibi_slopes ? a.alibi_slopes[head] : 0.0f;
+  const float slope = slope_of(a, head);
   const int kv_head = head / (a.num_heads / a.num_kv_heads);
   const int64_t block_elements = int64_t(a.page_size) * (k8Bit ? a.head_dim + 2 : a.head_dim);
   const int64_t block_bytes = block_elements * (k8Bit ? 1 : C == CacheType::kFloat32 ? 4 : 2);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) simple_kernel(AttentionArgs a) {
       float dot = 0.0f;
       for (int d = 0; d < a.head_dim; ++d) dot = fma_rn(query[warp][d], element<C>(block, at + d), dot);
       if (k8Bit) dot = mul_rn(dot, scale_of<C>(block, scales_at, row));
-      score = a.scoring.adjusted ? adjust(a.scoring, dot, slope, key - position) : dot;
+      score = a.scoring.adjusted ? adjust(a.scoring, dot, slope, key, position) : dot;
     }
     float largest = score;
 #pragma unroll

@@ -41,6 +41,10 @@ T* device_data(const TensorView& t) {
   return p;
 }
 
+inline const float* device_vector(const Optional<TensorView>& t, const char* name, int64_t width) {
+  return check_vector(t, name, width) ? device_data<const float>(*t) : nullptr;
+}
+
 // The stream that Python has made current for the tensor's device.
 inline cudaStream_t current_stream(const TensorView& t) {
 #ifdef OCTAVO_SIMT

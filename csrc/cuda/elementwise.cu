@@ -15,6 +15,7 @@ template <bool Vector>
 __global__ void __launch_bounds__(kThreads) softcap_kernel(float* x, int64_t count, float cap) {
   const int64_t i = int64_t(blockIdx.x) * kBlock + int64_t(threadIdx.x) * 4, left = count - i;
   pdl_wait();
+  pdl_launch();
   if (left <= 0) return;
   const float4 v = load4<Vector>(x, DType::kFloat32, i, left);
   const float4 y = make_float4(cap * tanhf(div_rn(v.x, cap)), cap * tanhf(div_rn(v.y, cap)),
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(kThreads) clip_kernel(void* x, DType type, int
                                                         float limit) {
   const int64_t i = first_column(), left = columns - i, at = int64_t(blockIdx.x) * stride + i;
   pdl_wait();
+  pdl_launch();
   if (left <= 0) return;
   const float4 v = load4<Vector>(x, type, at, left);
   store4<Vector>(x, type, at, left,
@@ -41,6 +43,7 @@ __global__ void __launch_bounds__(kThreads) scale_rows_kernel(void* x, DType typ
                                                               int64_t entries) {
   const int64_t i = first_column(), left = columns - i, at = int64_t(blockIdx.x) * stride + i;
   pdl_wait();
+  pdl_launch();
   const int32_t position = positions[blockIdx.x];
   if (left <= 0 || position < 0 || position >= entries) return;
   const float factor = table[position];
@@ -53,6 +56,7 @@ __global__ void __launch_bounds__(kThreads) gated_add_kernel(float* residual, co
                                                              int64_t width) {
   const int64_t i = first_column(), left = width - i, at = int64_t(blockIdx.x) * width + i;
   pdl_wait();
+  pdl_launch();
   if (left <= 0) return;
   const float share = div_rn(1.f, 1.f + exp2_approx(gate[blockIdx.x] * -1.44269504f));
   const float4 v = load4<Vector>(x, DType::kFloat32, at, left), to = load4<Vector>(residual, DType::kFloat32, at, left);

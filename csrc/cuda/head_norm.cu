@@ -5,27 +5,12 @@
 
 #include "elements.cuh"
 #include "launch.h"
+#include "reduce.cuh"
 
 namespace octavo::cuda {
 namespace {
 
 constexpr int kMostThreads = 512;
-
-OCTAVO_DEVICE float sum_lanes(float v) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) v += shfl_xor(v, lanes);
-  return v;
-}
-
-// The sum over the block, the same bits in every thread. `room` is used by one call only.
-OCTAVO_DEVICE float sum_threads(float v, float* room) {
-  v = sum_lanes(v);
-  if (blockDim.x == 32) return v;
-  const int lane = int(threadIdx.x) % 32;
-  if (lane == 0) room[threadIdx.x / 32] = v;
-  bar_sync();
-  return sum_lanes(lane < int(blockDim.x / 32) ? room[lane] : 0.f);
-}
 
 template <bool Vector>
 __global__ void __launch_bounds__(kMostThreads) head_norm_kernel(HeadNormArgs a) {
@@ -41,7 +26,7 @@ __global__ void __launch_bounds__(kMostThreads) head_norm_kernel(HeadNormArgs a)
       const float4 v = load4<Vector>(a.x, a.type, at + i, a.size - i);
       sum += (v.x + v.y) + (v.z + v.w);
     }
-    mean = div_rn(sum_threads(sum, room[0]), float(a.size));
+    mean = div_rn(sum_block(sum, room[0]), float(a.size));
   }
   float squares = 0.f;
   for (int64_t i = int64_t(threadIdx.x) * 4; i < a.size; i += step) {
@@ -52,7 +37,7 @@ __global__ void __launch_bounds__(kMostThreads) head_norm_kernel(HeadNormArgs a)
       if (i + j < a.size) squares = fma_rn(d[j], d[j], squares);
     }
   }
-  squares = sum_threads(squares, room[1]);
+  squares = sum_block(squares, room[1]);
   const float scale = div_rn(1.f, sqrt_rn(div_rn(squares, float(a.size)) + a.eps));
   pdl_launch();
   for (int64_t i = int64_t(threadIdx.x) * 4; i < a.size; i += step) {

@@ -5,14 +5,6 @@
 namespace octavo::binding {
 namespace {
 
-const float* vector_of(const Optional<TensorView>& t, const char* name, int64_t width) {
-  if (!t.has_value()) return nullptr;
-  check_float32(*t, name);
-  check_shape(*t, name, {width});
-  check_contiguous(*t, name);
-  return device_data<const float>(*t);
-}
-
 void head_norm(TensorView x, TensorView weight, Optional<TensorView> bias, double eps, int64_t size, int64_t start,
                bool centred) {
   cuda::HeadNormArgs a{};
@@ -26,8 +18,8 @@ void head_norm(TensorView x, TensorView weight, Optional<TensorView> bias, doubl
   }
   a.size = size;
   a.groups = width / size;
-  a.weight = vector_of(weight, "weight", width);
-  a.bias = vector_of(bias, "bias", width);
+  a.weight = device_vector(weight, "weight", width);
+  a.bias = device_vector(bias, "bias", width);
   a.eps = float(eps);
   a.centred = centred;
   a.x = device_data<char>(x) + start * (a.type == DType::kFloat32 ? 4 : 2);
@@ -45,7 +37,7 @@ void rms_norm_add(TensorView residual, TensorView x, TensorView weight, double e
   a.rows = x.size(0);
   a.groups = 1;
   a.size = x.size(1);
-  a.weight = vector_of(weight, "weight", a.size);
+  a.weight = device_vector(weight, "weight", a.size);
   a.eps = float(eps);
   a.x = device_data<float>(x);
   a.add_to = device_data<float>(residual);

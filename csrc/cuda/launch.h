@@ -26,20 +26,29 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 }
 inline int sm_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
-// What a launch may ask besides its size. `overlap`: programmatic dependent launch (sm_90): the kernel may start before
-// its predecessor ends; it must call pdl_wait before it touches anything that a kernel before it reads or writes.
+// What a launch may ask besides its size. `overlap`: programmatic dependent launch (sm_90 and up): the kernel may start
+// when every block of its predecessor has called pdl_launch or ended. It must call pdl_wait before it writes anything, or
+// reads what its predecessor writes. What kernels before that one wrote is there from the start, as long as each of them
+// waits too, in every thread, and calls pdl_launch after its own wait. Nothing of that holds behind a kernel of others'
+// (torch's): what may be read early are weights, which none of them writes between a model's load and its end.
 struct LaunchOptions {
-  bool overlap = false;
+  bool overlap = true;
 };
 
 #ifdef OCTAVO_SIMT
 template <class... P, class... A>
-void launch(LaunchOptions, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, cudaStream_t,
+void launch(LaunchOptions options, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, cudaStream_t,
             A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  simt::launch(kernel, grid, block, dynamic_shared, static_cast<A&&>(arguments)...);
+  simt::launch(options.overlap, kernel, grid, block, dynamic_shared, static_cast<A&&>(arguments)...);
 }
 #else
+// A process drives one device.
+inline bool can_overlap() {
+  static const bool can = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  return can;
+}
+
 template <class... P, class... A>
 void launch(LaunchOptions options, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared,
             cudaStream_t stream, A&&... arguments) {
@@ -57,7 +66,7 @@ void launch(LaunchOptions options, void (*kernel)(P...), dim3 grid, dim3 block, 
   config.dynamicSmemBytes = dynamic_shared;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = options.overlap ? 1 : 0;
+  config.numAttrs = options.overlap && can_overlap() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), "kernel launch");
 }
 #endif

@@ -11,6 +11,7 @@
 #include "linear.h"
 
 #include "activation.cuh"
+#include "experts.cuh"
 #include "launch.h"
 #include "prim.cuh"
 
@@ -26,14 +27,31 @@ constexpr int kWide = 128;         // rows of the weight and of x, a wide block
 constexpr int kStages = 6;         // chunks in its ring
 constexpr int kWidePad = kWide + 1;
 
-OCTAVO_DEVICE void write(const LinearArgs& a, int64_t token, int64_t column, float y, float up) {
+// Which rows of the launch a block has, and where the weight begins that they are multiplied by.
+struct Rows {
+  int64_t first, end, weight;
+};
+
+template <int kTokens>
+OCTAVO_DEVICE Rows rows_of(const LinearArgs& a) {
+  if (!a.experts.blocks) return {int64_t(blockIdx.x) * kTokens, a.m, 0};
+  const int4 block = expert_block<kTokens>(a.experts, int(blockIdx.x));
+  return {block.y, int64_t(block.y) + block.z, block.x * (a.gated ? a.n / 2 : a.n)};
+}
+
+// Row i of a block's rows; past the end one that exists, for what it gives is not stored.
+OCTAVO_DEVICE int64_t x_at(const LinearArgs& a, const Rows& rows, int i) {
+  return x_row(a.experts, min(rows.first + i, rows.end - 1)) * a.x_stride;
+}
+
+OCTAVO_DEVICE void write(const LinearArgs& a, int64_t row, int64_t column, float y, float up) {
   if (a.bias) {
     y += a.bias[column];
     if (a.gated) up += a.bias[a.n / 2 + column];
   }
   y = activate(y, a.act);
   if (a.gated) y *= up;
-  const int64_t at = token * a.out_stride + column;
+  const int64_t at = out_row(a.experts, row) * a.out_stride + column;
   if (a.out_type == DType::kFloat32) {
     float* out = static_cast<float*>(a.out) + at;
     *out = a.add ? *out + y : y;
@@ -43,9 +61,9 @@ OCTAVO_DEVICE void write(const LinearArgs& a, int64_t token, int64_t column, flo
 }
 
 // The row of a block's weight row; past the end any that exists, for what it gives is not stored.
-OCTAVO_DEVICE int64_t weight_row(const LinearArgs& a, int64_t block, int row) {
-  if (!a.gated) return min(block * kRows + row, a.n - 1);
-  return min(block * (kRows / 2) + row % 16, a.n / 2 - 1) + row / 16 * (a.n / 2);
+OCTAVO_DEVICE int64_t weight_row(const LinearArgs& a, const Rows& rows, int64_t block, int row) {
+  if (!a.gated) return rows.weight + min(block * kRows + row, a.n - 1);
+  return rows.weight + min(block * (kRows / 2) + row % 16, a.n / 2 - 1) + row / 16 * a.up_row;
 }
 
 // Elements k .. k + 7 of a row; beyond its end zeros. With Vector, rows end on multiples of 8 and lie on 16 bytes.
@@ -94,18 +112,17 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearArgs a) {
   constexpr int kRing = Tiles <= 2 ? 4 : 2;
   OCTAVO_DYNAMIC_SHARED(float, parts);  // [kSlices][8 * Tiles][kPad]
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int64_t first_token = int64_t(blockIdx.x) * (8 * Tiles);
   const int64_t chunks = (a.k + 31) / 32, last = chunks * (warp + 1) / kSlices, end = min(last * 32, a.k);
   int64_t k = chunks * warp / kSlices * 32 + 8 * t;
   pdl_wait();
+  const Rows own = rows_of<8 * Tiles>(a);
+  if (own.first >= own.end) return pdl_launch();
   const uint16_t* w[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) w[i] = static_cast<const uint16_t*>(a.weight) + weight_row(a, blockIdx.y, g + 8 * i) * a.k;
+  for (int i = 0; i < 4; ++i) w[i] = static_cast<const uint16_t*>(a.weight) + weight_row(a, own, blockIdx.y, g + 8 * i) * a.k;
   const uint16_t* x[Tiles];
 #pragma unroll
-  for (int j = 0; j < Tiles; ++j) {
-    x[j] = static_cast<const uint16_t*>(a.x) + min(first_token + 8 * j + g, a.m - 1) * a.x_stride;
-  }
+  for (int j = 0; j < Tiles; ++j) x[j] = static_cast<const uint16_t*>(a.x) + x_at(a, own, 8 * j + g);
 
   uint4 weight[kRing][4], token[kRing][Tiles];
   const auto fetch = [&](int slot, int64_t from) {
@@ -148,14 +165,14 @@ __global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearArgs a) {
   for (int i = int(threadIdx.x); i < 8 * Tiles * outputs; i += kThreads) {
     const int column = i / outputs, row = i % outputs;
     const int64_t output = int64_t(blockIdx.y) * outputs + row;
-    if (first_token + column >= a.m || output >= width) continue;
+    if (own.first + column >= own.end || output >= width) continue;
     const auto total = [&](int of) {
       float sum = 0.f;
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) sum += parts[(slice * 8 * Tiles + column) * kPad + of];
       return sum;
     };
-    write(a, first_token + column, output, total(row), a.gated ? total(row + 16) : 0.f);
+    write(a, own.first + column, output, total(row), a.gated ? total(row + 16) : 0.f);
   }
 }
 
@@ -166,9 +183,10 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
   constexpr int kChunk = 2 * kWide * 4;  // in units of 16 bytes
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warp_row = warp % 4 * 32, warp_token = warp / 4 * 64;
-  const int64_t first_token = int64_t(blockIdx.x) * kWide;
   const int chunks = int((a.k + 31) / 32);
   pdl_wait();
+  const Rows own = rows_of<kWide>(a);
+  if (own.first >= own.end) return pdl_launch();
 
   // This thread's four pieces of every chunk: two of the weight, two of x.
   const uint16_t* from[4];
@@ -178,9 +196,9 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
     if (i < 2) {
       // Rows of the weight in fours of 32: of a gated one 16 gates and the 16 ups of the same outputs.
       const int64_t block = int64_t(blockIdx.y) * (kWide / kRows) + row / kRows;
-      from[i] = static_cast<const uint16_t*>(a.weight) + weight_row(a, block, row % kRows) * a.k;
+      from[i] = static_cast<const uint16_t*>(a.weight) + weight_row(a, own, block, row % kRows) * a.k;
     } else {
-      from[i] = static_cast<const uint16_t*>(a.x) + min(first_token + row, a.m - 1) * a.x_stride;
+      from[i] = static_cast<const uint16_t*>(a.x) + x_at(a, own, row);
     }
     from[i] += 8 * (int(threadIdx.x) % 4);
   }
@@ -255,9 +273,9 @@ __global__ void __launch_bounds__(kThreads, 1) linear_wide_kernel(LinearArgs a) 
   for (int i = int(threadIdx.x); i < kWide * outputs; i += kThreads) {
     const int column = i / outputs, row = i % outputs;
     const int64_t output = int64_t(blockIdx.y) * outputs + row;
-    if (first_token + column >= a.m || output >= width) continue;
+    if (own.first + column >= own.end || output >= width) continue;
     const float* result = results + column * kWidePad + (a.gated ? row / 16 * kRows + row % 16 : row);
-    write(a, first_token + column, output, result[0], a.gated ? result[16] : 0.f);
+    write(a, own.first + column, output, result[0], a.gated ? result[16] : 0.f);
   }
 }
 static_assert(kWide * kWidePad * sizeof(float) <= size_t(kStages) * 2 * kWide * 64);
@@ -265,19 +283,22 @@ static_assert(kWide * kWidePad * sizeof(float) <= size_t(kStages) * 2 * kWide * 
 __global__ void __launch_bounds__(kThreads) linear_float_kernel(LinearArgs a) {
   const int lane = int(threadIdx.x) % 32;
   const int64_t output = int64_t(blockIdx.y) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t first_token = int64_t(blockIdx.x) * kWarpTokens, width = a.gated ? a.n / 2 : a.n;
+  const int64_t width = a.gated ? a.n / 2 : a.n;
   pdl_wait();
   pdl_launch();
-  if (output >= width) return;
-  const float* weight = static_cast<const float*>(a.weight) + output * a.k;
-  const float* up = a.gated ? weight + width * a.k : weight;
-  const float* x = static_cast<const float*>(a.x);
+  const Rows own = rows_of<kWarpTokens>(a);
+  if (output >= width || own.first >= own.end) return;
+  const float* weight = static_cast<const float*>(a.weight) + (own.weight + output) * a.k;
+  const float* up = a.gated ? weight + a.up_row * a.k : weight;
+  const float* x[kWarpTokens];
+#pragma unroll
+  for (int j = 0; j < kWarpTokens; ++j) x[j] = static_cast<const float*>(a.x) + x_at(a, own, j);
   float sums[2][kWarpTokens] = {};
   for (int64_t k = lane; k < a.k; k += 32) {
     const float w = weight[k], u = up[k];
 #pragma unroll
     for (int j = 0; j < kWarpTokens; ++j) {
-      const float v = x[min(first_token + j, a.m - 1) * a.x_stride + k];
+      const float v = x[j][k];
       sums[0][j] = fma_rn(v, w, sums[0][j]);
       sums[1][j] = fma_rn(v, u, sums[1][j]);
     }
@@ -294,13 +315,17 @@ __global__ void __launch_bounds__(kThreads) linear_float_kernel(LinearArgs a) {
     y = lane == j ? sums[0][j] : y;
     other = lane == j ? sums[1][j] : other;
   }
-  if (lane < kWarpTokens && first_token + lane < a.m) write(a, first_token + lane, output, y, other);
+  if (lane < kWarpTokens && own.first + lane < own.end) write(a, own.first + lane, output, y, other);
+}
+
+unsigned token_blocks(const LinearArgs& a, int tokens) {
+  return a.experts.blocks ? a.experts.blocks_of(tokens) : unsigned((a.m + tokens - 1) / tokens);
 }
 
 template <bool Bf16, int Tiles, bool Vector>
 void launch_tiles(const LinearArgs& a, cudaStream_t stream) {
   // Blocks of the same weight rows follow each other: all but the first find them in L2.
-  const dim3 grid(unsigned((a.m + 8 * Tiles - 1) / (8 * Tiles)), unsigned((a.n + kRows - 1) / kRows));
+  const dim3 grid(token_blocks(a, 8 * Tiles), unsigned((a.n + kRows - 1) / kRows));
   const size_t shared = size_t(kSlices * 8 * Tiles * kPad) * sizeof(float);
   launch(linear_kernel<Bf16, Tiles, Vector>, grid, dim3(kThreads), shared, stream, a);
 }
@@ -310,15 +335,17 @@ void launch_half(const LinearArgs& a, cudaStream_t stream) {
   const bool vector = a.k % 8 == 0 && a.x_stride % 8 == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0 &&
                       reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
   const int64_t wide_blocks = (a.m + kWide - 1) / kWide * ((a.n + kWide - 1) / kWide);
+  const int64_t rows = a.experts.blocks ? a.experts.block_rows : a.m;
+  const bool wide = a.experts.blocks ? rows == kWide : a.wide || (rows > 64 && wide_blocks >= 96);  // enough for a device
   if (!vector) {
     launch_tiles<Bf16, 1, false>(a, stream);
-  } else if (a.wide || (a.m > 64 && wide_blocks >= 96)) {  // enough of them for a device
-    const dim3 grid(unsigned((a.m + kWide - 1) / kWide), unsigned((a.n + kWide - 1) / kWide));
+  } else if (wide) {
+    const dim3 grid(token_blocks(a, kWide), unsigned((a.n + kWide - 1) / kWide));
     const size_t shared = size_t(kStages) * 2 * kWide * 32 * sizeof(uint16_t);
     launch(linear_wide_kernel<Bf16>, grid, dim3(kThreads), shared, stream, a);
-  } else if (a.m <= 8) {
+  } else if (rows <= 8) {
     launch_tiles<Bf16, 1, true>(a, stream);
-  } else if (a.m <= 32) {
+  } else if (rows <= 32) {
     launch_tiles<Bf16, 4, true>(a, stream);
   } else {
     launch_tiles<Bf16, 8, true>(a, stream);
@@ -334,7 +361,7 @@ void linear(const LinearArgs& a, cudaStream_t stream) {
     launch_half<false>(a, stream);
   } else {
     const int64_t warps = kThreads / 32, width = a.gated ? a.n / 2 : a.n;
-    const dim3 grid(unsigned((a.m + kWarpTokens - 1) / kWarpTokens), unsigned((width + warps - 1) / warps));
+    const dim3 grid(token_blocks(a, kWarpTokens), unsigned((width + warps - 1) / warps));
     launch(linear_float_kernel, grid, dim3(kThreads), 0, stream, a);
   }
 }

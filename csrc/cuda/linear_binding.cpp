@@ -25,15 +25,11 @@ void linear(TensorView out, TensorView x, TensorView weight, Optional<TensorView
   a.type = float_type(weight, "weight");
   a.out_type = float_type(out, "out");
   if (add) check_float32(out, "out");
-  if (bias.has_value()) {
-    check_float32(*bias, "bias");
-    check_shape(*bias, "bias", {a.n});
-    check_contiguous(*bias, "bias");
-    a.bias = device_data<const float>(*bias);
-  }
+  a.bias = device_vector(bias, "bias", a.n);
   if (act < 0 || act > 4) TVM_FFI_THROW(ValueError) << "activation " << act << "; allowed: 0 to 4";
   a.act = cuda::Activation(act);
   a.gated = gated;
+  a.up_row = a.n / 2;
   a.add = add;
   a.wide = wide;
   a.x = device_data<const void>(x);

@@ -5,25 +5,10 @@
 #include "elements.cuh"
 #include "launch.h"
 #include "norm.h"
+#include "reduce.cuh"
 
 namespace octavo::cuda {
 namespace {
-
-OCTAVO_DEVICE float sum_warp(float v) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) v += shfl_xor(v, lanes);
-  return v;
-}
-
-// The sum over the block, the same bits in every thread. `room` is used by one call only.
-OCTAVO_DEVICE float sum_block(float v, float* room) {
-  v = sum_warp(v);
-  if (blockDim.x == 32) return v;
-  const int lane = int(threadIdx.x) % 32;
-  if (lane == 0) room[threadIdx.x / 32] = v;
-  bar_sync();
-  return sum_warp(lane < int(blockDim.x / 32) ? room[lane] : 0.f);
-}
 
 template <int Groups, bool Vector>
 __global__ void __launch_bounds__(1024) norm_kernel(NormArgs a) {

@@ -5,14 +5,6 @@
 namespace octavo::binding {
 namespace {
 
-const float* vector_of(const Optional<TensorView>& t, const char* name, int64_t width) {
-  if (!t.has_value()) return nullptr;
-  check_float32(*t, name);
-  check_shape(*t, name, {width});
-  check_contiguous(*t, name);
-  return device_data<const float>(*t);
-}
-
 void run(const TensorView& out, const TensorView& x, const Optional<TensorView>& delta, const Optional<TensorView>& weight,
          const Optional<TensorView>& bias, double eps, bool layer) {
   cuda::NormArgs a{};
@@ -32,8 +24,8 @@ void run(const TensorView& out, const TensorView& x, const Optional<TensorView>&
     a.delta_type = float_type(*delta, "delta");
     a.delta = device_data<const void>(*delta);
   }
-  a.weight = vector_of(weight, "weight", a.width);
-  a.bias = vector_of(bias, "bias", a.width);
+  a.weight = device_vector(weight, "weight", a.width);
+  a.bias = device_vector(bias, "bias", a.width);
   a.x = device_data<float>(x);
   a.out = device_data<void>(out);
   a.eps = float(eps);

@@ -458,8 +458,8 @@ template <class T>
 OCTAVO_DEVICE void stcs(T* p, T v) {
   __stcs(p, v);
 }
-// Programmatic dependent launch: wait until the kernels before this one are complete and their writes visible; let the
-// next one start. Every thread of every kernel calls both, the second after the first. No-ops below sm_90.
+// Programmatic dependent launch (launch.h): wait until the kernels before this one are complete and their writes visible;
+// let the next one start. Every thread of every kernel calls the first, and then the second or ends. No-ops below sm_90.
 OCTAVO_DEVICE void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

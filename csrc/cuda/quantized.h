@@ -22,6 +22,7 @@
 #include <cstdint>
 
 #include "activation.h"
+#include "experts.h"
 #include "octavo/types.h"
 
 namespace octavo::cuda {
@@ -75,6 +76,8 @@ struct QuantizedArgs {
   bool accumulate;  // out += instead of out =; float32 only
 
   int group_shift;  // log2(group_size / 32), of groups
+
+  ExpertRows experts;  // of a stack of weights, each of them as `layout` says; m is still the rows of x
 
   // K is cut in slices of slice_units units, one block each; the last block to finish adds them up in order.
   int slice_units;

@@ -115,7 +115,8 @@ OCTAVO_DEVICE void copy_activations(const QuantizedArgs& a, const QuantizedPlace
   for_pieces<Shape>(p, units, x, [&](int token, int piece, uint4* to) {
     const int64_t k = int64_t(unit) * 64 + piece * 8;
     const bool there = token < p.tokens && k < a.layout.k;
-    const uint16_t* from = static_cast<const uint16_t*>(a.x) + (there ? (p.token + token) * a.x_stride + k : 0);
+    const int64_t row = there ? x_row_of<Shape>(a, p.token + token) : 0;
+    const uint16_t* from = static_cast<const uint16_t*>(a.x) + (there ? row * a.x_stride + k : 0);
     if (a.x_vectors) {
       cp_async<16>(to, from, there);
     } else {
@@ -179,12 +180,14 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
   unsigned char* const scales = x + Shape::kXBytes;
   unsigned char* const offsets = scales + Shape::kScaleBytes;
   float* const x_sums = reinterpret_cast<float*>(offsets + Shape::kScaleBytes);
+  if (has_experts<Shape>(a)) pdl_wait();
   const QuantizedPlace p = place<Shape>(a);
+  if (has_experts<Shape>(a) && p.tokens <= 0) return pdl_launch();
   CodeRing<Shape> ring(a, p, shared);
+  ring.fill_early();
   pdl_wait();
-  // First, so that it has come when the first units have, and nobody waits for the whole ring.
   copy_activations<Shape>(a, p, p.first_unit, min(Shape::kChunk, p.units), x);
-  ring.fill();
+  ring.fill_late();
 
   FragC sum[2][kTokenTiles] = {}, part[2][kTokenTiles];  // one group a row has no parts
   float row_sums[kTokenTiles][2] = {};                   // of x, of an asymmetric weight with one group a row
@@ -220,7 +223,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
     if (first) {
       cp_wait<0>();
     } else {
-      cp_wait<Shape::kSlots - 1>();
+      cp_wait<CodeRing<Shape>::kLate>();
     }
     sum_activations<X, Shape>(a, p, count, x, x_sums);
     bar_sync();

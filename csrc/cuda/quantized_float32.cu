@@ -26,20 +26,31 @@ OCTAVO_DEVICE void unpack_words(const uint4 (&codes)[kBits / 4], int f, bool upp
 }
 
 template <int kBits>
-__global__ void __launch_bounds__(32 * kWarps) quantized_float32_kernel(const __grid_constant__ QuantizedArgs a) {
+__global__ void __launch_bounds__(32 * kWarps, 1) quantized_float32_kernel(const __grid_constant__ QuantizedArgs a) {
   constexpr float kZero = float(1 << (kBits - 1));
   const QuantizedLayout& layout = a.layout;
   const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int tiles_each = layout.gated ? 2 : 1;  // a warp makes gate and up
   const int64_t first_tile = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * tiles_each;
-  const int64_t token = int64_t(blockIdx.y) * kTokens;
   pdl_wait();
-  if (first_tile < layout.tiles()) {
+  int64_t token = int64_t(blockIdx.y) * kTokens, end = a.m, stack = 0;
+  if (a.experts.blocks) {
+    const int4 block = expert_block<kTokens>(a.experts, int(blockIdx.y));
+    token = block.y;
+    end = int64_t(block.y) + block.z;
+    stack = block.x * layout.tiles();
+  }
+  if (first_tile < layout.tiles() && token < end) {
+    const float* x[kTokens];
+#pragma unroll
+    for (int m = 0; m < kTokens; ++m) {
+      x[m] = static_cast<const float*>(a.x) + x_row(a.experts, min(token + m, end - 1)) * a.x_stride;
+    }
     float sum[2][kTokens][2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (r >= tiles_each) break;
-      const uint8_t* tile = a.weight + (first_tile + r) * layout.tile_bytes();
+      const uint8_t* tile = a.weight + (stack + first_tile + r) * layout.tile_bytes();
       float part[kTokens][2] = {}, x_sum[kTokens] = {};
       for (int64_t k = 0; k < layout.units() * 64; k += 32) {
         uint4 codes[kBits / 4];
@@ -55,12 +66,11 @@ __global__ void __launch_bounds__(32 * kWarps) quantized_float32_kernel(const __
           unpack_words<kBits>(codes, at, true, w[1]);
 #pragma unroll
           for (int m = 0; m < kTokens; ++m) {
-            if (token + m >= a.m) break;
-            const float* x = static_cast<const float*>(a.x) + (token + m) * a.x_stride;
+            if (token + m >= end) break;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
               const int64_t column = k + 8 * t + 4 * f + j;
-              const float v = column < layout.k ? x[column] : 0.f;
+              const float v = column < layout.k ? x[m][column] : 0.f;
               part[m][0] = fmaf(v, w[0][j], part[m][0]);
               part[m][1] = fmaf(v, w[1][j], part[m][1]);
               x_sum[m] += v;
@@ -103,7 +113,7 @@ __global__ void __launch_bounds__(32 * kWarps) quantized_float32_kernel(const __
           v += shfl_xor(v, d);
           up += shfl_xor(up, d);
         }
-        if (t == 0 && token + m < a.m) finish_output(a, token + m, int(first_tile), g + 8 * half, v, up);
+        if (t == 0 && token + m < end) finish_output<true>(a, token + m, int(first_tile), g + 8 * half, v, up);
       }
     }
   }
@@ -115,6 +125,9 @@ __global__ void __launch_bounds__(32 * kWarps) quantized_float32_kernel(const __
 void quantized_float32(const QuantizedArgs& a, cudaStream_t stream) {
   const int64_t warps = a.layout.gated ? a.layout.tiles() / 2 : a.layout.tiles();
   const auto kernel = a.layout.bits == 4 ? quantized_float32_kernel<4> : quantized_float32_kernel<8>;
+  if (a.experts.blocks) {
+    return launch(kernel, dim3(blocks_of(warps, kWarps), a.experts.blocks_of(kTokens)), dim3(32 * kWarps), 0, stream, a);
+  }
   // The grid's second dimension ends at 65535.
   constexpr int64_t kRows = 65535 * kTokens;
   for (int64_t row = 0; row < a.m; row += kRows) {

@@ -174,7 +174,8 @@ OCTAVO_DEVICE void copy_codes(const QuantizedArgs& a, const QuantizedPlace& p, i
 #pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
     const bool there = token < p.tokens;
-    const int8_t* from = a.codes + ((there ? p.token + token : 0) * a.layout.units() + unit) * 64;
+    const int64_t row = there ? x_row_of<Shape>(a, p.token + token) : 0;
+    const int8_t* from = a.codes + (row * a.layout.units() + unit) * 64;
 #pragma unroll
     for (int i = 0; i < Shape::kChunk * 4; i += 32) {
       const int piece = i + p.lane;
@@ -191,7 +192,8 @@ OCTAVO_DEVICE void stage_x_factors(const QuantizedArgs& a, const QuantizedPlace&
 #pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
     const bool there = token < p.tokens && p.lane < units * 2;
-    const int64_t from = (int64_t(p.token + token) * a.layout.units() + unit) * 2 + p.lane;
+    const int64_t row = there ? x_row_of<Shape>(a, p.token + token) : 0;
+    const int64_t from = (row * a.layout.units() + unit) * 2 + p.lane;
     const int at = p.lane * Shape::kTokens + token;
     if (p.lane >= Shape::kChunk * 2) continue;
     if constexpr (kScales == Scales::kOutliers) {
@@ -205,13 +207,13 @@ OCTAVO_DEVICE void stage_x_factors(const QuantizedArgs& a, const QuantizedPlace&
 }
 
 // The sums of the slice's elements of each token, for the offset of a whole row.
-template <int kTokenTiles>
+template <class Shape, int kTokenTiles>
 OCTAVO_DEVICE void sum_rows(const QuantizedArgs& a, const QuantizedPlace& p, float (&sums)[kTokenTiles][2]) {
 #pragma unroll
   for (int i = 0; i < 2 * kTokenTiles; ++i) {
     const int token = 8 * (i / 2) + 2 * p.t + i % 2;
     if (token >= p.tokens) continue;
-    const float2* factors = a.factors + (int64_t(p.token + token) * a.layout.units() + p.first_unit) * 2;
+    const float2* factors = a.factors + (x_row_of<Shape>(a, p.token + token) * a.layout.units() + p.first_unit) * 2;
 #pragma unroll 1
     for (int block = 0; block < 2 * p.units; ++block) sums[i / 2][i % 2] += factors[block].y;
   }
@@ -243,7 +245,7 @@ OCTAVO_DEVICE void add_outliers(const QuantizedArgs& a, const QuantizedPlace& p,
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int token = 8 * n + 2 * p.t + e;
-        const float x = masks[token] >> at & 1u ? load_one(a, p.token + token, k + at) : 0.f;
+        const float x = masks[token] >> at & 1u ? load_one(a, x_row_of<Shape>(a, p.token + token), k + at) : 0.f;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           sum[r][n].r[e] = fmaf(w[r][0], x, sum[r][n].r[e]);
@@ -266,12 +268,14 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
   unsigned char* const scales = factors + Shape::kFactorBytes;
   unsigned char* const offsets = scales + Shape::kScaleBytes;
   float* const x_sums = reinterpret_cast<float*>(offsets + Shape::kScaleBytes);
+  if (has_experts<Shape>(a)) pdl_wait();
   const QuantizedPlace p = place<Shape>(a);
+  if (has_experts<Shape>(a) && p.tokens <= 0) return pdl_launch();
   CodeRing<Shape> ring(a, p, shared);
+  ring.fill_early();
   pdl_wait();
-  // First, so that it has come when the first units have, and nobody waits for the whole ring.
   copy_codes<Shape>(a, p, p.first_unit, min(Shape::kChunk, p.units), x);
-  ring.fill();
+  ring.fill_late();
 
   FragC sum[2][kTokenTiles] = {};  // kOutliers: of the outliers
   FragI whole[2][kTokenTiles] = {};  // kOutliers only
@@ -297,7 +301,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
     if (first) {
       cp_wait<0>();
     } else {
-      cp_wait<Shape::kSlots - 1>();
+      cp_wait<CodeRing<Shape>::kLate>();
     }
     bar_sync();
 
@@ -383,7 +387,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int token = 8 * n + 2 * p.t + e;
-        const float x_scale = token < p.tokens ? a.factors[p.token + token].x : 0.f;
+        const float x_scale = token < p.tokens ? a.factors[x_row_of<Shape>(a, p.token + token)].x : 0.f;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           sum[r][n].r[e] = fmaf(x_scale, float(whole[r][n].r[e]), sum[r][n].r[e]);
@@ -394,7 +398,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
   }
   if constexpr (kScales != Scales::kGroups) {
     float row_sums[kTokenTiles][2] = {};
-    if (!a.layout.symmetric) sum_rows(a, p, row_sums);
+    if (!a.layout.symmetric) sum_rows<Shape>(a, p, row_sums);
     scale_rows(a, p, sum, row_sums, kZero);
   }
   finish_block<Shape>(a, p, sum, ring.own);

@@ -13,9 +13,13 @@ inline char* advance(const void* p, DType type, int64_t elements) {
 }
 
 // run(args of a launch, token tiles of 8 as a constant) over all rows, kLaunchRows at a time: 8, 16, 32 or 64 tokens a
-// block, the fewest that hold the launch's rows.
+// block, the fewest that hold the launch's rows. Of experts in one launch, with what a block of theirs holds.
 template <class Run>
 void for_launches(const QuantizedArgs& args, const Run& run) {
+  if (args.experts.blocks) {
+    if (args.experts.block_rows <= 8) return run(args, std::integral_constant<int, 1>());
+    return run(args, std::integral_constant<int, 8>());
+  }
   for (int64_t row = 0; row < args.m; row += kLaunchRows) {
     QuantizedArgs a = args;
     a.m = args.m - row < kLaunchRows ? args.m - row : kLaunchRows;
@@ -42,7 +46,8 @@ inline unsigned blocks_of(int64_t size, int64_t block) { return unsigned((size +
 
 template <class Shape>
 dim3 grid_of(const QuantizedArgs& a) {
-  return dim3(blocks_of(a.m, Shape::kTokens), unsigned(a.slices), blocks_of(a.layout.tiles(), Shape::kTiles));
+  const unsigned tokens = a.experts.blocks ? a.experts.blocks_of(Shape::kTokens) : blocks_of(a.m, Shape::kTokens);
+  return dim3(tokens, unsigned(a.slices), blocks_of(a.layout.tiles(), Shape::kTiles));
 }
 
 }  // namespace octavo::cuda

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "activation.cuh"
+#include "experts.cuh"
 #include "prim.cuh"
 #include "quantized.h"
 
@@ -22,6 +23,8 @@ struct QuantizedShape {
   static constexpr int kPlanes = kBits / 4;
   static constexpr int kSlots = 8 / kPlanes;  // units in flight
   static constexpr int kRingBytes = kSlots * 2 * kPlanes * kThreads * 16;
+  // Stacks of experts' weights: where there are registers left for a row's place.
+  static constexpr bool kExperts = kTokenTiles == 1 || kTokenTiles == 8;
   // Blocks of an SM that the compiler must leave registers for.
   static constexpr int kBlocks = kTokenTiles == 1 ? 4 : kTokenTiles <= 4 ? 2 : 1;
 };
@@ -30,10 +33,21 @@ struct QuantizedShape {
 struct QuantizedPlace {
   int warp, lane, g, t;
   int tile;        // the warp's first
+  int stack;       // the tile with which the block's weight begins in a stack of them, else 0
   int token;       // the block's first, of the launch's at most kLaunchRows
-  int tokens;      // of the block that exist, may exceed its size
+  int tokens;      // of the block that exist, may exceed its size; none or fewer: it has nothing to do
   int slice, first_unit, units;
 };
+
+template <class Shape>
+OCTAVO_DEVICE bool has_experts(const QuantizedArgs& a) {
+  return Shape::kExperts && a.experts.blocks;
+}
+// The row of x of row i of the launch.
+template <class Shape>
+OCTAVO_DEVICE int64_t x_row_of(const QuantizedArgs& a, int64_t i) {
+  return Shape::kExperts ? x_row(a.experts, i) : i;
+}
 
 template <class Shape>
 OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
@@ -43,8 +57,16 @@ OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
   p.g = p.lane / 4;
   p.t = p.lane % 4;
   p.tile = int(blockIdx.z) * Shape::kTiles + p.warp * 2;
-  p.token = int(blockIdx.x) * Shape::kTokens;
-  p.tokens = int(a.m) - p.token;
+  if (has_experts<Shape>(a)) {
+    const int4 block = expert_block<Shape::kTokens>(a.experts, int(blockIdx.x));
+    p.stack = block.x * int(a.layout.tiles());
+    p.token = block.y;
+    p.tokens = block.z;
+  } else {
+    p.stack = 0;
+    p.token = int(blockIdx.x) * Shape::kTokens;
+    p.tokens = int(a.m) - p.token;
+  }
   p.slice = int(blockIdx.y);
   p.first_unit = p.slice * a.slice_units;
   p.units = min(a.slice_units, int(a.layout.units()) - p.first_unit);
@@ -53,7 +75,7 @@ OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
 
 // The warp's tile r, the last one if there is none.
 OCTAVO_DEVICE const uint8_t* tile_of(const QuantizedArgs& a, const QuantizedPlace& p, int r) {
-  return a.weight + min(int64_t(p.tile + r), a.layout.tiles() - 1) * a.layout.tile_bytes();
+  return a.weight + (p.stack + min(int64_t(p.tile + r), a.layout.tiles() - 1)) * a.layout.tile_bytes();
 }
 
 // Code k of row `row` of a tile, one by one.
@@ -86,10 +108,17 @@ struct CodeRing {
     }
   }
 
-  // All slots but one.
-  OCTAVO_DEVICE void fill() {
+  // All slots but one: some before pdl_wait, for weights are there from the start, and after it x, then the others, so
+  // that nobody waits for the whole ring when x has come.
+  static constexpr int kEarly = Shape::kSlots / 2, kLate = Shape::kSlots - 1 - kEarly;
+
+  OCTAVO_DEVICE void fill_early() {
 #pragma unroll
-    for (int slot = 0; slot < Shape::kSlots - 1; ++slot) fetch(slot);
+    for (int slot = 0; slot < kEarly; ++slot) fetch(slot);
+  }
+  OCTAVO_DEVICE void fill_late() {
+#pragma unroll
+    for (int slot = kEarly; slot < kEarly + kLate; ++slot) fetch(slot);
   }
 
   // The next unit, if there is one, into a slot that this thread has read.
@@ -165,8 +194,9 @@ OCTAVO_DEVICE void scale_rows(const QuantizedArgs& a, const QuantizedPlace& p, F
   }
 }
 
+template <bool kExperts>
 OCTAVO_DEVICE void store_output(const QuantizedArgs& a, int64_t token, int64_t column, float v) {
-  const int64_t at = token * a.out_stride + column;
+  const int64_t at = (kExperts ? out_row(a.experts, token) : token) * a.out_stride + column;
   switch (a.out_type) {
     case DType::kBFloat16: static_cast<__nv_bfloat16*>(a.out)[at] = __float2bfloat16(v); return;
     case DType::kFloat16: static_cast<__half*>(a.out)[at] = __float2half(v); return;
@@ -178,8 +208,8 @@ OCTAVO_DEVICE void store_output(const QuantizedArgs& a, int64_t token, int64_t c
 }
 
 // One output of a token: `gate` where the weight is gated and then `up` too, else v is the output and up is unused.
-OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile, int row, float v,
-                                              float up) {
+template <bool kExperts>
+OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile, int row, float v, float up) {
   if (a.layout.gated) {
     const int64_t half = a.layout.n / 2, column = int64_t(tile / 2) * 16 + row;
     if (column >= half) return;
@@ -187,13 +217,13 @@ OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile
       v += a.bias[column];
       up += a.bias[half + column];
     }
-    store_output(a, token, column, activate(v, a.act) * up);
+    store_output<kExperts>(a, token, column, activate(v, a.act) * up);
     return;
   }
   const int64_t column = int64_t(tile) * 16 + row;
   if (column >= a.layout.n) return;
   if (a.bias) v += a.bias[column];
-  store_output(a, token, column, activate(v, a.act));
+  store_output<kExperts>(a, token, column, activate(v, a.act));
 }
 
 // sum[r][n]: the slice's sums of tile r and tokens 8 n ..., in the layout of an mma's C. Adds up the slices in order
@@ -239,10 +269,11 @@ OCTAVO_DEVICE void finish_block(const QuantizedArgs& a, const QuantizedPlace& p,
     const float4 v = total(i), up = a.layout.gated ? total(i + 1) : v;
     const bool second = token + 1 < p.tokens;
     const int tile = p.tile + i % 2;
-    finish_output(a, p.token + token, tile, p.g, v.x, up.x);
-    if (second) finish_output(a, p.token + token + 1, tile, p.g, v.y, up.y);
-    finish_output(a, p.token + token, tile, p.g + 8, v.z, up.z);
-    if (second) finish_output(a, p.token + token + 1, tile, p.g + 8, v.w, up.w);
+    constexpr bool kExperts = Shape::kExperts;
+    finish_output<kExperts>(a, p.token + token, tile, p.g, v.x, up.x);
+    if (second) finish_output<kExperts>(a, p.token + token + 1, tile, p.g, v.y, up.y);
+    finish_output<kExperts>(a, p.token + token, tile, p.g + 8, v.z, up.z);
+    if (second) finish_output<kExperts>(a, p.token + token + 1, tile, p.g + 8, v.w, up.w);
   }
 }
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "octavo/sampling_math.h"
-#include "prim.cuh"
+#include "reduce.cuh"
 #include "sampling.h"
 
 namespace octavo::cuda {
@@ -33,29 +33,10 @@ OCTAVO_DEVICE float level_weight(int level) {
   return level == 0 ? 0x1p-7f : level == 1 ? 0x1p-14f : level == 2 ? 0x1p-28f : 0x1p-64f;
 }
 
-// Rises with the logit; both zeros are one, and NaN is -infinity.
-OCTAVO_DEVICE uint32_t key_of(float logit) {
-  const uint32_t word = __float_as_uint(logit == logit ? add_rn(logit, 0.f) : -kInfinity);
-  return word ^ (word >> 31 ? 0xffffffffu : 0x80000000u);
-}
+// Of a key_of.
 OCTAVO_DEVICE float logit_of(uint32_t key) { return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
 constexpr uint32_t kNothing = 0x007fffffu;  // key_of(-infinity)
 
-template <class T>
-OCTAVO_DEVICE T max_warp(T v) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    const T other = shfl_xor(v, lanes);
-    v = other > v ? other : v;
-  }
-  return v;
-}
-template <class T>
-OCTAVO_DEVICE T sum_warp(T v) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) v += shfl_xor(v, lanes);
-  return v;
-}
 // Of the lanes up to this one.
 template <class T>
 OCTAVO_DEVICE T running_sum_warp(T v) {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from octavo_engine import config
 from octavo_engine.execution import kv_cache
 from octavo_engine.execution.errors import OutOfMemory
-from octavo_engine.execution.memory import CudaMemory, DeviceMemory, Measured, measure, profile_step
+from octavo_engine.execution.memory import CudaMemory, DeviceMemory, Measured, capture_steps, measure, profile_step
 from octavo_engine.ops import OpsUnavailable, load_ops
 
 if TYPE_CHECKING:
@@ -112,21 +113,19 @@ class Machine:
         self, memory: DeviceMemory, options: EngineOptions, model: CausalLM, kv_dtype: torch.dtype, length: int
     ) -> Measured:
         tokens = options.max_num_batched_tokens or max(self.default_batched_tokens, options.max_num_seqs)
-
-        def step() -> int:
-            return profile_step(
-                model,
-                self.ops,
-                page_size=options.page_size,
-                max_num_seqs=options.max_num_seqs,
-                max_num_batched_tokens=tokens,
-                max_model_len=length,
-                kv_dtype=kv_dtype,
-            )
-
+        sizes: dict[str, Any] = {
+            "page_size": options.page_size,
+            "max_num_seqs": options.max_num_seqs,
+            "max_model_len": length,
+            "kv_dtype": kv_dtype,
+        }
         try:
             return measure(
-                memory, free_at_start=self._free_at_start, utilization=options.gpu_memory_utilization, step=step
+                memory,
+                free_at_start=self._free_at_start,
+                utilization=options.gpu_memory_utilization,
+                step=partial(profile_step, model, self.ops, max_num_batched_tokens=tokens, **sizes),
+                capture=partial(capture_steps, model, self.ops, **sizes),
             )
         except (OutOfMemory, MemoryError, torch.OutOfMemoryError) as error:
             raise NoRoom(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ import torch
 from octavo.options import EngineOptions
 from octavo_engine import machine
 from octavo_engine.execution.device_runner import DeviceRunner
-from octavo_engine.execution.memory import Measured, measure, profile_step
+from octavo_engine.execution.memory import Measured, capture_steps, measure, profile_step
 from octavo_engine.machine import Machine, NoRoom
 from octavo_engine.ops import OpsUnavailable
 from octavo_engine.scheduling.plan import Plan
 from tests.execution.conftest import loaded_model, loaded_ops
+from tests.execution.driver import tiny_llama
+from tests.support.call_graphs import CallGraphs
+from tests.support.cuda import emulated_ops
 
 PAGE = 3 * 2 * 16 * 2 * 16 * 4  # layers, heads, tokens, keys and values, head size, bytes
 
@@ -42,6 +46,7 @@ class CountedMemory:
 def made(monkeypatch: pytest.MonkeyPatch, memory: CountedMemory | None, asked: str = "cpu") -> Machine:
     monkeypatch.setattr(machine, "load_ops", lambda device, **_: loaded_ops("cpu"))
     monkeypatch.setattr(machine, "profile_step", lambda *_, **__: 0)
+    monkeypatch.setattr(machine, "capture_steps", lambda *_, **__: SimpleNamespace(cache=SimpleNamespace(nbytes=0)))
     found = Machine(asked, 1, memory)
     if memory is not None:
         memory.loaded = True
@@ -127,9 +132,24 @@ def test_the_cache_of_the_largest_step_is_not_its_activations() -> None:
     memory = CountedMemory()
     free = memory.free()
     memory.loaded = True
-    found = measure(memory, free_at_start=free, utilization=0.5, step=lambda: 30_000)
-    assert found == Measured(limit=450_000, taken=200_000, activations=120_000)
-    assert found.cache == 130_000
+    found = measure(memory, free_at_start=free, utilization=0.5, step=lambda: 30_000, capture=lambda: captured(memory))
+    assert found == Measured(limit=450_000, taken=200_000, activations=120_000, graphs=40_000)
+    assert found.cache == 90_000
+
+
+def captured(memory: CountedMemory) -> Any:
+    """A runner whose captured steps take 40 kB and its cache 5."""
+    memory.others += 45_000
+    return SimpleNamespace(cache=SimpleNamespace(nbytes=5_000))
+
+
+def test_every_step_is_captured_to_be_measured() -> None:
+    graphs = CallGraphs()
+    ops = emulated_ops(check=False, graphs=graphs)
+    sizes = {"page_size": 16, "max_num_seqs": 3, "max_model_len": 64, "kv_dtype": torch.float32}
+    runner = capture_steps(tiny_llama(ops, torch.float32), ops, **sizes)
+    assert runner.cache.nbytes == PAGE
+    assert sorted(graphs.rows) == [1, 1, 2, 2, 3, 3]  # the forward and the logits
 
 
 def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

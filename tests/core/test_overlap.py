@@ -210,20 +210,35 @@ def test_a_drain_ends_what_is_in_flight() -> None:
     assert mail.of(CLIENT, wire.Dying)[0].code == "drained"
 
 
+def before_forward(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, hook: Callable[[tuple[torch.Tensor, ...]], None]
+) -> None:
+    """hook(inputs) may raise; for every row or for those that are kept."""
+
+    def with_hook(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*tensors: torch.Tensor) -> torch.Tensor:
+            hook(tensors)
+            return forward(*tensors)
+
+        return call
+
+    for name in ("_forward", "_forward_kept"):
+        monkeypatch.setattr(engine.runner, name, with_hook(getattr(engine.runner, name)))
+
+
 @pytest.mark.parametrize("every", [2, 3, 7])
 def test_a_step_that_fails_now_and_then_changes_no_text(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
     """Whole steps fail, the one behind them runs on what they did not draw, and both run again."""
     generates = requests(5, 12)
     expected = texts(Engine(overlap=False).run(script_of(generates, 1)))
     engine = Engine(overlap=True, num_pages=14)
-    forward, steps = engine.runner._forward, iter(range(1 << 30))
+    steps = iter(range(1 << 30))
 
-    def broken(*tensors: torch.Tensor) -> torch.Tensor:
+    def broken(tensors: tuple[torch.Tensor, ...]) -> None:
         if len(tensors[4]) > 1 and next(steps) % every == every - 1:  # one alone never fails: it would be its fault
             raise RuntimeError("now and then")
-        return forward(*tensors)
 
-    monkeypatch.setattr(engine.runner, "_forward", broken)
+    before_forward(monkeypatch, engine, broken)
     mail = engine.run(script_of(generates, 1))
     assert not mail.of(CLIENT, wire.Failed)
     assert texts(mail) == expected
@@ -245,14 +260,12 @@ def test_a_request_that_leaves_no_token_fails_alone() -> None:
 
 def test_out_of_memory_is_typed_when_a_request_alone_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(overlap=True)
-    forward = engine.runner._forward
 
-    def small(*tensors: torch.Tensor) -> torch.Tensor:
+    def small(tensors: tuple[torch.Tensor, ...]) -> None:
         if len(tensors[0]) > 30:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(*tensors)
 
-    monkeypatch.setattr(engine.runner, "_forward", small)
+    before_forward(monkeypatch, engine, small)
     params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
     long, short = (wire.Generate(i, params, token_ids=[5] * n) for i, n in enumerate((40, 9)))
     mail = engine.run([[(CLIENT, long), (CLIENT, short)]])
@@ -267,12 +280,10 @@ def test_a_lost_device_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(overlap=True)
     runs = iter(range(100))
 
-    def lost(*tensors: torch.Tensor) -> torch.Tensor:
+    def lost(tensors: tuple[torch.Tensor, ...]) -> None:
         engine.queue.lost = next(runs) == 3
-        return forward(*tensors)
 
-    forward = engine.runner._forward
-    monkeypatch.setattr(engine.runner, "_forward", lost)
+    before_forward(monkeypatch, engine, lost)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
     with pytest.raises(DeviceLost, match="unspecified launch failure") as caught:
         engine.run([[(CLIENT, wire.Generate(1, params, token_ids=[5]))]])
@@ -283,14 +294,13 @@ def test_a_lost_device_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_is_back_at_the_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole step was too much, its sequences one by one are not: nobody fails."""
     engine = Engine(overlap=True)
-    forward, runs = engine.runner._forward, iter(range(100))
+    runs = iter(range(100))
 
-    def small(*tensors: torch.Tensor) -> torch.Tensor:
+    def small(tensors: tuple[torch.Tensor, ...]) -> None:
         if next(runs) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(*tensors)
 
-    monkeypatch.setattr(engine.runner, "_forward", small)
+    before_forward(monkeypatch, engine, small)
     params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
     mail = engine.run([[(CLIENT, wire.Generate(i, params, token_ids=[5, i])) for i in range(3)]])
     assert ends(mail) == [0, 1, 2]

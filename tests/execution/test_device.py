@@ -125,7 +125,7 @@ def test_out_of_memory_has_a_type(monkeypatch: pytest.MonkeyPatch, error: Except
     def fail(*_: Any) -> torch.Tensor:
         raise error
 
-    monkeypatch.setattr(device, "_forward", fail)
+    monkeypatch.setattr(device, "_forward_kept", fail)
     handle = device.submit(prefill(SamplingParams()))
     with pytest.raises(OutOfMemory, match=r"step 0 of 3 tokens in 1 sequences: the fake has 0 MB free.*max_num_seqs"):
         device.collect(handle)

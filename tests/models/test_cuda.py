@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from octavo.options import SamplingParams
 from octavo_engine.execution.device_runner import DeviceRunner
-from octavo_engine.models import UnsupportedModel, load_model
+from octavo_engine.models import load_model
 from octavo_engine.ops.cuda import CudaOps
 from octavo_engine.quant.formats import resolve
 from octavo_engine.weights import open_source
@@ -142,6 +142,7 @@ FAMILIES = [
     "cohere-plus",
     "falcon-40b",
     "falcon-7b",
+    "falcon-rw-rounded",
     "gemma",
     "gemma2",
     "gemma3",
@@ -150,15 +151,20 @@ FAMILIES = [
     "internlm2",
     "llama-llama3",
     "mistral",
+    "mixtral",
     "mpt-six-heads-clipped",
     "neox-parallel",
     "olmo2",
+    "olmoe",
     "opt-350m",
     "phi",
     "phi-qk-norm",
     "phi3-window",
+    "qwen2-moe",
+    "qwen2-moe-some-dense",
     "qwen2-window",
     "qwen3",
+    "qwen3-moe",
     "smollm3",
     "stablelm-12b",
     "starcoder2",
@@ -182,14 +188,3 @@ def test_other_families_in_fewer_bits(name: str, short: str | None, tolerance: f
     folder = write(name, tmp_path / "m")
     shortened = [prompt[:33] for prompt in prompts(name)[:3]]
     check(run(folder, cuda, shortened, BF16, quantization=short), oracle(name), tolerance)
-
-
-def test_falcon_s_rounded_bias_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"alibi=True .* false on CUDA"):
-        load_model(open_source(write("falcon-rw", tmp_path / "m")), emulated_ops(check=False), F32)
-
-
-def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    folder = write("mixtral", tmp_path / "m")
-    with pytest.raises(UnsupportedModel, match=r"device='cuda' .* cpu: mixtures of experts"):
-        load_model(open_source(folder), emulated_ops(check=False), F32)

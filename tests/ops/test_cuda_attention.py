@@ -33,6 +33,7 @@ TYPES = {
     "f16-f32": (F16, F32),
 }
 SLOPES = torch.tensor([2.0**-i for i in range(6)])
+ROUNDED = torch.tensor([0.7**i for i in range(6)], dtype=BF16)
 DECODE = [(n - 1, n) for n in (1, 7, 17, 31, 33, 130, 300)]
 MIXED = [(0, 33), (129, 130), (17, 130), (0, 1), (299, 300), (3, 8), (100, 164)]
 
@@ -60,12 +61,14 @@ def against_reference() -> Iterator[tuple[str, Shape, list[tuple[int, int]], dic
             {"sliding_window": 40},
             {"softcap": 5.0},
             {"alibi_slopes": SLOPES},
+            {"alibi_slopes": ROUNDED},
             {"sliding_window": 33, "softcap": 3.0, "alibi_slopes": SLOPES},
             {"scale": 1.0},
         ),
     ):
         activation, cache = TYPES[name]
-        yield f"{name}-{'-'.join(options)}", Shape(activation=activation, cache=cache), MIXED, options
+        rounded = "-rounded" * (options.get("alibi_slopes") is ROUNDED)
+        yield f"{name}-{'-'.join(options)}{rounded}", Shape(activation=activation, cache=cache), MIXED, options
     for head_dim, (heads, kv_heads), cache in product(
         (64, 80, 96, 112, 128, 256), ((2, 2), (8, 1)), (BF16, F16, INT8, FP8)
     ):
@@ -102,6 +105,7 @@ def law6() -> Iterator[tuple[str, Shape, dict[str, Any]]]:
     yield "long-window", Shape(cache=FP8), {"sliding_window": 270}
     yield "softcap", Shape(), {"softcap": 5.0}
     yield "alibi", Shape(), {"alibi_slopes": SLOPES}
+    yield "rounded-alibi", Shape(), {"alibi_slopes": ROUNDED}
     yield "all", Shape(cache=INT8), {"sliding_window": 290, "softcap": 3.0, "alibi_slopes": SLOPES}
     yield "sharp", Shape(), {"scale": 1.0}
     yield "page-48", Shape(page_size=48), {}

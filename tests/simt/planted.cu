@@ -443,9 +443,14 @@ __global__ void read_before_wait(Args a) {  // of what the launch before wrote; 
 void run_read_before_wait(const Memory& m, bool good) {
   const Args args{m.out, m.in, m.counters, m.host, good};
   launch(producer, dim3(1), dim3(64), 0, nullptr, args);
-  LaunchOptions options;
-  options.overlap = true;
-  launch(options, read_before_wait, dim3(1), dim3(64), 0, nullptr, args);
+  launch(read_before_wait, dim3(1), dim3(64), 0, nullptr, args);
+}
+
+__global__ void exit_before_wait(Args a) {
+  if (!a.good && thread() >= 32) return;
+  pdl_wait();
+  pdl_launch();
+  a.out[thread()] = 0.f;
 }
 
 // ---- What the hardware does not have ----
@@ -459,13 +464,13 @@ __global__ void too_much_shared(Args a) {
 __global__ void nothing(Args) {}
 
 void run_grid_too_high(const Memory&, bool good) {
-  launch(nothing, dim3(1, good ? 65535 : 65536), dim3(1), 0, nullptr, Args{});
+  launch(LaunchOptions{false}, nothing, dim3(1, good ? 65535 : 65536), dim3(1), 0, nullptr, Args{});
 }
 
 template <void (*Kernel)(Args), unsigned Blocks = 1, unsigned Threads = 64, size_t Shared = 0,
-          size_t SharedBad = Shared>
+          size_t SharedBad = Shared, bool Overlap = false>
 void run(const Memory& m, bool good) {
-  launch(Kernel, dim3(Blocks), dim3(Threads), good ? Shared : SharedBad, nullptr,
+  launch(LaunchOptions{Overlap}, Kernel, dim3(Blocks), dim3(Threads), good ? Shared : SharedBad, nullptr,
          Args{m.out, m.in, m.counters, m.host, good});
 }
 
@@ -516,9 +521,10 @@ const Case cases[] = {
     {"counter_without_fence", run<counter_without_fence, 8>},
     {"counter_with_one_fence", run<counter_with_one_fence, 8>},
     {"counter_without_fence_after", run<counter_without_fence_after, 8>},
-    {"write_before_wait", run<write_before_wait>},
-    {"launch_before_wait", run<launch_before_wait>},
+    {"write_before_wait", run<write_before_wait, 1, 64, 0, 0, true>},
+    {"launch_before_wait", run<launch_before_wait, 1, 64, 0, 0, true>},
     {"read_before_wait", run_read_before_wait},
+    {"exit_before_wait", run<exit_before_wait, 1, 64, 0, 0, true>},
     {"too_much_shared", run<too_much_shared, 1, 64, 230000, 232448>},
     {"grid_too_high", run_grid_too_high},
 };

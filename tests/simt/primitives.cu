@@ -52,8 +52,8 @@ __global__ void ldmatrix_kernel(uint32_t* out, const uint16_t* from, int stride)
 
 template <int X>
 void ldmatrix_of(bool trans, uint32_t* r, const uint16_t* from, int stride) {
-  launch(trans ? ldmatrix_kernel<X, true> : ldmatrix_kernel<X, false>, dim3(1), dim3(32), size_t(8 * X * stride) * 2,
-         nullptr, r, from, stride);
+  launch(LaunchOptions{false}, trans ? ldmatrix_kernel<X, true> : ldmatrix_kernel<X, false>, dim3(1), dim3(32),
+         size_t(8 * X * stride) * 2, nullptr, r, from, stride);
 }
 
 OCTAVO_DEVICE float f32(uint32_t x) { return __uint_as_float(x); }
@@ -69,7 +69,7 @@ __global__ void elementwise_kernel(uint32_t* out, const uint32_t* a, const uint3
 
 template <Scalar F>
 void elementwise(uint32_t* out, const uint32_t* a, const uint32_t* b, const uint32_t* c, int n) {
-  launch(elementwise_kernel<F>, dim3(unsigned(n + 127) / 128), dim3(128), 0, nullptr, out, a, b, c, n);
+  launch(LaunchOptions{false}, elementwise_kernel<F>, dim3(unsigned(n + 127) / 128), dim3(128), 0, nullptr, out, a, b, c, n);
 }
 
 OCTAVO_DEVICE uint64_t wide(uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }
@@ -109,7 +109,7 @@ __global__ void lanes_kernel(uint32_t* out, const uint32_t* a, int operand) {
 }
 template <OfLanes F>
 void lanes(uint32_t* out, const uint32_t* a, int operand) {
-  launch(lanes_kernel<F>, dim3(1), dim3(32), 0, nullptr, out, a, operand);
+  launch(LaunchOptions{false}, lanes_kernel<F>, dim3(1), dim3(32), 0, nullptr, out, a, operand);
 }
 
 OCTAVO_DEVICE uint32_t do_shfl(uint32_t v, int operand) { return shfl(v, operand); }
@@ -153,7 +153,7 @@ void run_mma(Mma type, uint32_t* d, const uint32_t* a, const uint32_t* b, const 
   const auto kernel = type == Mma::kBf16  ? mma_kernel<Mma::kBf16>
                       : type == Mma::kF16 ? mma_kernel<Mma::kF16>
                                           : mma_kernel<Mma::kS8>;
-  launch(kernel, dim3(1), dim3(32), 0, nullptr, d, a, b, c);
+  launch(LaunchOptions{false}, kernel, dim3(1), dim3(32), 0, nullptr, d, a, b, c);
 }
 
 void run_ldmatrix(int matrices, bool trans, uint32_t* r, const uint16_t* from, int stride) {
@@ -215,12 +215,12 @@ Lanes find_lanes(const char* name) {
 
 void run_copy(int bytes, void* out, const void* in, int n, int valid) {
   const auto kernel = bytes == 4 ? copy_kernel<4> : bytes == 8 ? copy_kernel<8> : copy_kernel<16>;
-  launch(kernel, dim3(1), dim3(32), size_t(n * bytes), nullptr, static_cast<char*>(out), static_cast<const char*>(in),
-         n, valid);
+  launch(LaunchOptions{false}, kernel, dim3(1), dim3(32), size_t(n * bytes), nullptr, static_cast<char*>(out),
+         static_cast<const char*>(in), n, valid);
 }
 
 void run_atomics(uint32_t* words, uint64_t* wide) {
-  launch(atomics_kernel, dim3(4), dim3(64), 0, nullptr, words, wide);
+  launch(LaunchOptions{false}, atomics_kernel, dim3(4), dim3(64), 0, nullptr, words, wide);
 }
 
 }  // namespace octavo::cuda::primitives

@@ -58,6 +58,7 @@ KINDS: dict[str, set[str]] = {
     "write_before_wait": {"before_wait"},
     "launch_before_wait": {"before_wait"},
     "read_before_wait": {"before_wait"},
+    "exit_before_wait": {"before_wait"},
     "too_much_shared": {"unsupported"},
     "grid_too_high": {"unsupported"},
 }

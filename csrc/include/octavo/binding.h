@@ -73,6 +73,15 @@ inline void check_contiguous(const TensorView& t, const char* name) {
   if (!t.IsContiguous()) TVM_FFI_THROW(ValueError) << name << " of shape " << shape_text(t) << " must be contiguous";
 }
 
+// A row of `width` float32 that may be missing, as biases and the weights of norms come; whether it is there.
+inline bool check_vector(const Optional<TensorView>& t, const char* name, int64_t width) {
+  if (!t.has_value()) return false;
+  check_float32(*t, name);
+  check_shape(*t, name, {width});
+  check_contiguous(*t, name);
+  return true;
+}
+
 // Reads one layer of the cache (KVLayout in ops/__init__.py) into any kernel's arguments; returns its number of pages.
 template <class Args>
 inline int64_t read_cache(Args& a, const TensorView& keys, const TensorView& values) {
@@ -109,6 +118,10 @@ inline int64_t row_stride(const TensorView& t, const char* name) {
 template <class T>
 inline T* data(const TensorView& t) {
   return reinterpret_cast<T*>(static_cast<char*>(t.data_ptr()) + t.byte_offset());
+}
+
+inline const float* vector_of(const Optional<TensorView>& t, const char* name, int64_t width) {
+  return check_vector(t, name, width) ? data<const float>(*t) : nullptr;
 }
 
 // The ids, each a row of a table of `rows`; `out` takes one row of `width` an id.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ class BuiltBatch:
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
-    what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. ahead:
-    drafts.ahead_of, where there are drafts. It holds until the next build, which may write to the same tensors.
+    what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
+    the sequences that brought pages. ahead: drafts.ahead_of, where there are drafts. It holds until the next build,
+    which may write to the same tensors.
     """
 
     batch: Batch
@@ -31,8 +33,13 @@ class BuiltBatch:
     draw_rows: torch.Tensor
     draw_lens: NDArray[np.int32]
     every_row: bool
+    paged: list[SeqStep]
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
+
+
+# One attribute of all sequences at a time: a loop over them would take several times as long.
+_SLOT, _START, _TOKENS, _SAMPLERS = map(attrgetter, ("slot", "start", "tokens", "samplers"))
 
 
 @dataclass
@@ -40,9 +47,14 @@ class _Decode:
     """A batch of one token a sequence, drawn by its own slot: the next one is mostly the same, one further."""
 
     slots: list[int]
-    starts: list[int]
+    samplers: list[list[int]]
+    next_starts: list[int]
+    tokens: list[list[int]]
     token_ids: NDArray[np.int32]
-    advancing: tuple[NDArray[np.int32], ...]  # positions, cache slots, seq_lens
+    index: NDArray[np.intp]  # slots
+    positions: NDArray[np.int32]
+    cache_slots: NDArray[np.int32]
+    seq_lens: NDArray[np.int32]
     built: BuiltBatch
 
 
@@ -75,9 +87,7 @@ class BatchBuilder:
             return self._last.built
         self._last = None
         table = self._table
-        for seq in seqs:
-            if seq.pages:
-                table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
+        paged = self._store_pages(seqs)
         num_seqs = len(seqs)
         slots = np.array([seq.slot for seq in seqs], np.intp)
         starts = np.array([seq.start for seq in seqs], np.int32)
@@ -105,7 +115,7 @@ class BatchBuilder:
         if self._regime_rows:
             first = np.array([seq.regime * self._regime_rows for seq in seqs], np.int32)
             positions = positions + (first if num_tokens == num_seqs else np.repeat(first, lengths))
-        num_pages = (int(seq_lens.max()) - 1) // size + 1
+        num_pages = self._num_pages(seq_lens)
         samplers = [seq.samplers for seq in seqs]
         drafted = any(seq.drafts for seq in seqs)
         if drafted:
@@ -132,14 +142,15 @@ class BatchBuilder:
             page_table=self._page_table(slots, num_pages),
             kv=self._kv,
         )
-        built = BuiltBatch(
-            batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, ahead_of(seqs) if drafted else None
-        )
+        ahead = ahead_of(seqs) if drafted else None
+        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged, ahead)
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row:
-            advancing = positions, cache_slots, seq_lens
-            self._last = _Decode([seq.slot for seq in seqs], starts.tolist(), token_ids, advancing, built)
+            next_starts = (starts + 1).tolist()
+            self._last = _Decode(
+                slots.tolist(), samplers, next_starts, tokens, token_ids, slots, positions, cache_slots, seq_lens, built
+            )
         return built
 
     @staticmethod
@@ -151,22 +162,37 @@ class BatchBuilder:
         return torch.from_numpy(self._table[slots, :num_pages])
 
     def _advance(self, last: _Decode, seqs: list[SeqStep]) -> bool:
-        """Turn the last batch into this one, if each sequence is one token further on the same page."""
-        if len(seqs) != len(last.slots):
+        """Turn the last batch into this one, if each sequence is one token further."""
+        if (
+            list(map(_SLOT, seqs)) != last.slots
+            or list(map(_START, seqs)) != last.next_starts
+            or list(map(_SAMPLERS, seqs)) != last.samplers
+        ):
             return False
-        size = self._page_size
-        for seq, slot, start in zip(seqs, last.slots, last.starts, strict=True):
-            if (
-                seq.start != start + 1
-                or seq.slot != slot
-                or seq.pages
-                or not seq.start % size
-                or len(seq.tokens) != 1
-                or seq.samplers != [slot]
-            ):
+        tokens = list(map(_TOKENS, seqs))
+        if tokens != last.tokens:
+            token_ids = list(chain.from_iterable(tokens))
+            if len(token_ids) != len(tokens):
                 return False
-        for values in last.advancing:
+            last.tokens, last.token_ids[:] = tokens, token_ids
+        last.built.paged = self._store_pages(seqs)
+        for values in (last.positions, last.cache_slots, last.seq_lens):
             values += 1
-        last.token_ids[:] = [seq.tokens[0] for seq in seqs]
-        last.starts = [seq.start for seq in seqs]
+        last.next_starts = last.seq_lens.tolist()
+        size, at = self._page_size, last.seq_lens - 1
+        entered = np.flatnonzero(at % size == 0)  # a page
+        if len(entered):
+            last.cache_slots[entered] = self._table[last.index[entered], at[entered] // size] * size
+        num_pages = self._num_pages(last.seq_lens)
+        if last.built.paged or num_pages != last.built.batch.page_table.shape[1]:
+            last.built.batch.page_table = self._page_table(last.index, num_pages)
         return True
+
+    def _store_pages(self, seqs: list[SeqStep]) -> list[SeqStep]:
+        paged = [seq for seq in seqs if seq.pages]
+        for seq in paged:
+            self._table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
+        return paged
+
+    def _num_pages(self, seq_lens: NDArray[np.int32]) -> int:
+        return (int(seq_lens.max()) - 1) // self._page_size + 1

@@ -70,6 +70,7 @@ class _Rows:
 
     built: BuiltBatch
     slots: Tensor
+    num_pages: int
     page_table: Tensor | None = None
 
 
@@ -82,7 +83,6 @@ class _Work:
     masks: dict[int, Tensor]
     sent: Sent = field(default_factory=dict)
     rows: _Rows | None = None
-    num_pages: int = 0
     every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
     draw: Draw | None = None
     tops: list[int] = field(default_factory=list)
@@ -95,7 +95,7 @@ class _Builder(BatchBuilder):
 
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: Tensor) -> tuple[Tensor, ...]:
-        return ()
+        return (drawn_by,)
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
         return torch.empty((0, num_pages), dtype=torch.int32)
@@ -122,6 +122,7 @@ class DeviceRunner(Runner):
         self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
         self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
         self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
+        self._no_rows = self._count[:0], self._count[:1], self._count[:0]
         self._rows: _Rows | None = None
 
     @staticmethod
@@ -194,12 +195,12 @@ class DeviceRunner(Runner):
         if not plan.seqs:
             return work
         built = self._build(plan.seqs)
-        step.slots, work.num_pages = built.draw_slots, built.batch.page_table.shape[1]
-        step.drafted = built.ahead is not None
+        step.slots, step.drafted = built.draw_slots, built.ahead is not None
         arrays = self._batch_arrays(plan.seqs, built, work)
         if step.slots:
             if not built.every_row:
-                arrays["draw_rows"] = built.draw_rows.numpy()
+                arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
+                arrays["draw_lens"] = built.draw_lens
             arrays |= self._sampler.arrays(step.slots, built.draw_lens, built.ahead)
             step.asked, work.tops = self._sampler.asked(step.slots)
             if step.asked:
@@ -209,8 +210,11 @@ class DeviceRunner(Runner):
         work.sent = self._packer.send(arrays)
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
+        rows, num_pages = self._rows, built.batch.page_table.shape[1]
         if "seq_slots" in work.sent:
-            self._rows = _Rows(built, work.sent["seq_slots"])
+            self._rows = _Rows(built, work.sent["seq_slots"], num_pages)
+        elif rows is not None and ("table_places" in arrays or rows.num_pages != num_pages):
+            self._rows = _Rows(built, rows.slots, num_pages)
         work.rows = self._rows
         return work
 
@@ -223,14 +227,13 @@ class DeviceRunner(Runner):
         }
         places: list[int] = []
         pages: list[int] = []
-        for seq in seqs:
-            if seq.pages:
-                first = seq.slot * self._width + seq.page_offset
-                places += range(first, first + len(seq.pages))
-                pages += seq.pages
+        for seq in built.paged:
+            first = seq.slot * self._width + seq.page_offset
+            places += range(first, first + len(seq.pages))
+            pages += seq.pages
         if pages:
             arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
-        if pages or self._rows is None or self._rows.built is not built:
+        if self._rows is None or self._rows.built is not built:
             arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
         if not built.every_row:
             arrays["query_start"] = batch.query_start.numpy()
@@ -274,15 +277,22 @@ class DeviceRunner(Runner):
         rows = work.rows
         assert rows is not None
         if rows.page_table is None:
-            rows.page_table = self._tables[:, : work.num_pages].index_select(0, rows.slots)
+            rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
         query_start = sent.get("query_start")
         if query_start is None:
             query_start = self._count[: len(sent["positions"]) + 1]
-        hidden = self._forward(
-            self._token_ids(work), sent["positions"], sent["slots"], query_start, sent["seq_lens"], rows.page_table
-        )
-        if work.draw is not None:
+        seq_lens, page_table = sent["seq_lens"], rows.page_table
+        batch = self._token_ids(work), sent["positions"], sent["slots"], query_start, seq_lens, page_table
+        if "query_start" not in sent or work.prompts:
+            hidden = self._forward(*batch)
             drawing = hidden.index_select(0, sent["draw_rows"]) if "draw_rows" in sent else hidden
+        elif work.draw is None:
+            drawing = hidden = self._forward_kept(*batch, *self._no_rows, page_table[:0])
+        else:
+            by, one_each = sent["drawn_by"], self._count[: len(step.slots) + 1]
+            kept = sent["draw_rows"], one_each, sent["draw_lens"], page_table.index_select(0, by)
+            drawing = hidden = self._forward_kept(*batch, *kept)
+        if work.draw is not None:
             logits = self._logits(drawing)
             drawn = self._sampler.sample(logits, work.draw)
             self._last.index_copy_(0, work.draw.slots, drawn.clamp(min=0))  # -1, where nothing was drawn, is no id

@@ -129,6 +129,8 @@ class DeviceSampler(Sampler):
 
     def asked(self, slots: list[int]) -> tuple[list[int], list[int]]:
         """Which of the slots want logprobs, by their place, and how many best tokens each."""
+        if not self._logprobs:
+            return [], []
         found = [(i, self._logprobs[slot]) for i, slot in enumerate(slots) if slot in self._logprobs]
         return [i for i, _ in found], [top for _, top in found]
 

@@ -62,4 +62,5 @@ class KVCache:
     def __init__(self, ops: Ops, layout: KVLayout) -> None:
         self.layout = layout
         self.keys, self.values = ops.empty_cache(layout)
+        self.nbytes = self.keys.nbytes + self.values.nbytes
         self.layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))

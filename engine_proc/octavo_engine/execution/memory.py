@@ -1,4 +1,4 @@
-"""How much of a device's memory the KV cache can take: what is left after the weights and the largest step."""
+"""How much of a device's memory the KV cache can take: what weights, the largest step and captured steps leave."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from octavo_engine.models.base import CausalLM
     from octavo_engine.ops import Ops
 
-__all__ = ["CudaMemory", "DeviceMemory", "Measured", "measure", "profile_step"]
+__all__ = ["CudaMemory", "DeviceMemory", "Measured", "capture_steps", "measure", "profile_step"]
 
 
 class DeviceMemory(Protocol):
@@ -58,21 +58,22 @@ class CudaMemory:
 @dataclass(frozen=True)
 class Measured:
     """Bytes. limit: what the engine may take in all, weights included. taken: what it held before the largest step, of
-    which activations are on top."""
+    which activations are on top. graphs: of captured steps, beside both."""
 
     limit: int
     taken: int
     activations: int
+    graphs: int
 
     @property
     def cache(self) -> int:
         """What is left for the KV cache; may be negative."""
-        return self.limit - self.taken - self.activations
+        return self.limit - self.taken - self.activations - self.graphs
 
     def __str__(self) -> str:
         return (
-            f"{_mb(self.limit)} to take, less {_mb(self.taken)} of weights and {_mb(self.activations)} of activations, "
-            f"leave {_mb(self.cache)}"
+            f"{_mb(self.limit)} to take, less {_mb(self.taken)} of weights, {_mb(self.activations)} of activations and "
+            f"{_mb(self.graphs)} of captured steps, leave {_mb(self.cache)}"
         )
 
 
@@ -80,9 +81,16 @@ def _mb(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
 
 
-def measure(memory: DeviceMemory, *, free_at_start: int, utilization: float, step: Callable[[], int]) -> Measured:
-    """`step` runs the largest step and returns the bytes of cache that it made for that; utilization: 0 .. 1, of what
-    was free at the start."""
+def measure(
+    memory: DeviceMemory,
+    *,
+    free_at_start: int,
+    utilization: float,
+    step: Callable[[], int],
+    capture: Callable[[], DeviceRunner],
+) -> Measured:
+    """`step` runs the largest step and returns the bytes of cache that it made for that; `capture` makes a runner as it
+    will be, but for the size of its cache. utilization: 0 .. 1, of what was free at the start."""
     taken = free_at_start - memory.free()
     cache = 0
 
@@ -91,8 +99,13 @@ def measure(memory: DeviceMemory, *, free_at_start: int, utilization: float, ste
         cache = step()
 
     activations = memory.peak_of(work) - cache
+    before = memory.free()
+    runner: DeviceRunner | None = capture()
+    assert runner is not None
+    graphs = before - memory.free() - runner.cache.nbytes
+    runner = None
     memory.free()
-    return Measured(int(free_at_start * utilization), taken, activations)
+    return Measured(int(free_at_start * utilization), taken, activations, max(graphs, 0))
 
 
 def profile_step(
@@ -129,4 +142,20 @@ def profile_step(
         seqs.append(SeqStep(slot, 0, [0] * n, 0, list(range(page, page + held)), [slot]))
         page += held
     runner.collect(runner.submit(Plan(0, [], starts, [], seqs)))
-    return runner.cache.keys.nbytes + runner.cache.values.nbytes
+    return runner.cache.nbytes
+
+
+def capture_steps(
+    model: CausalLM, ops: Ops, *, page_size: int, max_num_seqs: int, max_model_len: int, kv_dtype: torch.dtype
+) -> DeviceRunner:
+    """A runner with every step captured that the engine's will have, on a cache of one page: a captured step's memory
+    does not depend on the cache, but its addresses do, so these are of no further use."""
+    return DeviceRunner(
+        model,
+        ops,
+        num_pages=1,
+        page_size=page_size,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        kv_dtype=kv_dtype,
+    )

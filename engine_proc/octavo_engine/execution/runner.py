@@ -113,8 +113,7 @@ class Runner:
             widths={"pages": -(-max_model_len // page_size)},
             progress=progress,
         )
-        if not self.asynchronous:
-            self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._builder_class(

@@ -24,7 +24,6 @@ class Packer:
 
     def __init__(self, device: torch.device) -> None:
         self._staging = Staging(device)
-        self._words = np.zeros(1 << 12, np.int32)
 
     def send(self, arrays: Arrays) -> dict[str, Tensor]:
         """New tensors on the device; it is told to copy and not waited for. What is in `arrays` may change then.
@@ -39,13 +38,10 @@ class Packer:
             begins.append(size)
             sizes += (count, -count % _LINE)
             size += count + sizes[-1]
-        if size > len(self._words):
-            self._words = np.zeros(2 * size, np.int32)
-        words = self._words
+        words = self._staging.room(size)
         for array, begin in zip(arrays.values(), begins, strict=True):
             words[begin : begin + (array.nbytes >> 2)] = array.view(np.int32)
-        (block,) = self._staging.upload([torch.from_numpy(words[:size])])
-        parts = torch.split(block, sizes)[::2]
+        parts = self._staging.send().split_with_sizes(sizes)[::2]
         return {
             name: part if array.dtype == np.int32 else part.view(_TYPES[array.dtype])
             for (name, array), part in zip(arrays.items(), parts, strict=True)

@@ -244,8 +244,6 @@ class Loader:
 
         Each of the layers `names` has `size` rows; gated: they are the gate and what it gates.
         """
-        if self.ops.name == "cuda":
-            raise UnsupportedModel("device", "cuda", "cpu: mixtures of experts have no CUDA kernel yet")
         multiple = 16 if gated else 32
         if size % multiple:
             raise UnsupportedModel("the rows of an expert's matrix", size, f"a multiple of {multiple}")

@@ -15,7 +15,7 @@ import torch
 from octavo_engine.layers.alibi import alibi_slopes
 from octavo_engine.layers.attention import Attention
 from octavo_engine.layers.blocks import Block, ParallelBlock, SequentialBlock
-from octavo_engine.layers.config import ConfigReader, UnsupportedModel
+from octavo_engine.layers.config import ConfigReader
 from octavo_engine.layers.linear import Parallel
 from octavo_engine.layers.loading import Loader, qkv_rows
 from octavo_engine.layers.mlp import MLP
@@ -36,8 +36,6 @@ class Falcon(Decoder):
         heads = config.integer("num_attention_heads", "n_head")
         kv_heads = config.integer("num_kv_heads", "n_head_kv", default=heads) if new else 1 if multi_query else heads
         alibi = config.flag("alibi", default=False)
-        if alibi and loader.ops.name == "cuda":
-            raise UnsupportedModel("alibi", True, "false on CUDA, whose attention does not round Falcon's bias yet")
         rope = Rope(config, config.integer("hidden_size", "n_embed") // heads, max_model_len)
         sizes = read_sizes("FalconForCausalLM", config, loader, kv_heads=kv_heads, max_position=rope.max_position)
         self.config = sizes if alibi else replace(sizes, regimes=rope.regimes)

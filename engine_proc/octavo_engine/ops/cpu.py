@@ -84,13 +84,6 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def _form(weight: LinearWeight) -> tuple[int, int, bool, int, float]:
-    """bits (0: floats), group_size, symmetric, activations, threshold."""
-    if isinstance(weight, PackedLinear):
-        return 0, 0, True, 0, 0.0
-    return weight.bits, weight.group_size, weight.symmetric, int(weight.activations), weight.threshold
-
-
 class CpuOps(QuantizedOps, RoundingOps):
     """`Ops` on the CPU. The pool and the instruction set are the process's: the last CpuOps made decides both."""
 
@@ -267,8 +260,8 @@ class CpuOps(QuantizedOps, RoundingOps):
             top_k,
             renormalise,
             int(act),
-            *_form(up),
-            *_form(down),
+            *up.form,
+            *down.form,
         )
 
     def softcap_(self, x: Tensor, cap: float) -> None:

@@ -16,6 +16,8 @@ from octavo_engine.ops.cuda_attention import CudaAttention
 from octavo_engine.ops.cuda_dense import CudaDense
 from octavo_engine.ops.cuda_families import CudaFamilies
 from octavo_engine.ops.cuda_graphs import CudaGraphs, Graphs, Recorded
+from octavo_engine.ops.cuda_kept import KeptForward
+from octavo_engine.ops.cuda_moe import CudaMoe
 from octavo_engine.ops.cuda_quantized import CudaQuantized
 from octavo_engine.ops.cuda_sampling import CudaSampling
 from octavo_engine.ops.cuda_upload import Staging
@@ -75,7 +77,7 @@ def _find_device(asked: str) -> tuple[torch.device, str]:
     return torch.device("cuda", index), f"sm_{capability[0]}{capability[1]}"
 
 
-class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaFamilies, CudaSampling):
+class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaMoe, CudaFamilies, CudaSampling):
     """`Ops` on one CUDA device."""
 
     name = "cuda"
@@ -105,6 +107,7 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaFamilies, CudaSamplin
         self._bind_attention(library)
         self._bind_quantized(library)
         self._bind_dense(library, invariant=invariant)
+        self._bind_moe(library)
         self._bind_families(library)
         self._bind_sampling(library)
 
@@ -124,10 +127,9 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaFamilies, CudaSamplin
         widths: Mapping[str, int] | None = None,
         progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
-        whole = Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
-        if kept is None:
-            return whole
-        return lambda *tensors: whole(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)].to(self.device))
+        if kept is not None:
+            return KeptForward(self, function, inputs, kept, self._staging)
+        return Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
 
     def weight_memory(self, nbytes: int) -> Tensor:
         return self._empty((nbytes,), torch.uint8)

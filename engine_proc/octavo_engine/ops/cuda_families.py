@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from octavo_engine.ops import Activation, LinearWeight, OpsUnavailable
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -50,19 +48,3 @@ class CudaFamilies:
 
     def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
         self._gated_add(residual, x, gate)
-
-    def moe_add_(
-        self,
-        residual: Tensor,
-        x: Tensor,
-        scores: Tensor,
-        up: LinearWeight,
-        down: LinearWeight,
-        *,
-        experts: int,
-        top_k: int,
-        renormalise: bool,
-        act: Activation,
-    ) -> None:
-        """Raises OpsUnavailable: there is no kernel yet. Loading such a model is refused before."""
-        raise OpsUnavailable("mixtures of experts have no CUDA kernel yet; take EngineOptions.device='cpu'")

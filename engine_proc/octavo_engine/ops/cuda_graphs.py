@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -68,12 +69,15 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[CudaGraph] = weakref.WeakSet()  # that use the pool
         # One for all: cuBLAS keeps a workspace for each stream that it has seen.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
+        if not self._alive:  # torch takes a pool away with the last graph that used it
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             work()  # what initialises itself at first use (cuBLAS, lazily loaded kernels) can't while it is captured
@@ -85,7 +89,9 @@ class CudaGraphs:
             finally:
                 graph.capture_end()
         current.wait_stream(self._stream)
-        return CudaGraph(graph), out
+        made = CudaGraph(graph)
+        self._alive.add(made)
+        return made, out
 
     def free_memory(self) -> int:
         torch.cuda.synchronize(self._device)
@@ -109,6 +115,7 @@ class _Buffers:
             shape = (rows, *(widths[n] if isinstance(n, str) else n for n in spec.shape[1:]))
             self._tensors.append(torch.full(shape, spec.fill, dtype=spec.dtype, device=device))
         self._filled_from = 0
+        self._places: list[Tensor] = []  # of the last run's rows
 
     def views(self, rows: int) -> list[Tensor]:
         """The inputs of a run of that many rows."""
@@ -116,19 +123,22 @@ class _Buffers:
 
     def load(self, given: Sequence[Tensor], rows: int) -> None:
         """given: a run's inputs, on the device. Widths that vary fill the beginning of each row, its rest stays."""
+        if rows < self._filled_from:
+            for buffer, counted, fill in zip(self._tensors, self._counted, self._fills, strict=True):
+                if not counted:
+                    buffer[rows : self._filled_from].fill_(fill)
+        if rows != self._filled_from:
+            self._filled_from, self._places = rows, [buffer[:rows] for buffer in self._tensors]
         alike: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for x, buffer, counted, fill in zip(given, self._tensors, self._counted, self._fills, strict=True):
+        for x, place, counted in zip(given, self._places, self._counted, strict=True):
             if counted:
                 continue
-            if self._filled_from > rows:
-                buffer[rows : self._filled_from].fill_(fill)
-            if x.shape[1:] == buffer.shape[1:]:
-                alike[0].append(buffer[:rows])
+            if x.shape == place.shape:
+                alike[0].append(place)
                 alike[1].append(x)
             else:
-                buffer[tuple(slice(n) for n in x.shape)].copy_(x)
+                place[tuple(slice(n) for n in x.shape)].copy_(x)
         torch._foreach_copy_(*alike)  # one launch
-        self._filled_from = rows
 
 
 class Recorded:

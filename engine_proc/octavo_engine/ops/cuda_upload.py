@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Copied", "Staging"]
 
 _LINE = 64
+_PAGE = 4096
 _BUFFERS = 3  # the step that runs, the one being sent, and one for a second send of the same step
 
 
@@ -44,14 +47,32 @@ class Staging:
         self.device = device
         self._pinned = device.type == "cuda"
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_BUFFERS)]
+        self._filled = [x.view(torch.int32) for x in self._buffers]
+        self._arrays: list[NDArray[np.int32]] = [x.numpy() for x in self._filled]
+        self._words = 0
         self._events: list[Copied] = [self._event() for _ in range(_BUFFERS)]
         self._turn = 0
 
     def _event(self) -> Copied:
         return torch.cuda.Event() if self._pinned else _NoEvent()  # type: ignore[no-untyped-call]
 
+    def room(self, words: int) -> NDArray[np.int32]:
+        """Pinned memory for so many words, to be filled before `send`."""
+        self._take(4 * words)
+        self._words = words
+        return self._arrays[self._turn]
+
+    def send(self) -> Tensor:
+        """What was written to the last `room`, on its way to the device: int32, a new tensor."""
+        block = torch.empty(self._words, dtype=torch.int32, device=self.device)
+        block.copy_(self._filled[self._turn][: self._words], non_blocking=True)
+        self._events[self._turn].record()
+        return block
+
     def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors on the device, those of the host in one copy; one that is there already is returned as it is."""
+        if not any(x.is_cpu for x in tensors):
+            return list(tensors)
         places: list[tuple[int, int]] = []
         size = 0
         for x in tensors:
@@ -76,5 +97,7 @@ class Staging:
         self._turn = (self._turn + 1) % _BUFFERS
         self._events[self._turn].synchronize()
         if self._buffers[self._turn].numel() < nbytes:
-            self._buffers[self._turn] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+            buffer = torch.empty(-(-nbytes // _PAGE) * _PAGE, dtype=torch.uint8, pin_memory=self._pinned)
+            self._buffers[self._turn], self._filled[self._turn] = buffer, buffer.view(torch.int32)
+            self._arrays[self._turn] = self._filled[self._turn].numpy()
         return self._buffers[self._turn][:nbytes]

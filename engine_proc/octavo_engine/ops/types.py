@@ -43,6 +43,10 @@ class Activation(IntEnum):
     SILU = 4
 
 
+WeightForm: TypeAlias = tuple[int, int, bool, int, float]
+"""bits (0: floats), group_size, symmetric, activations, threshold: for native calls that take weights of any kind."""
+
+
 @dataclass(frozen=True)
 class PackedLinear:
     """A weight [N, K] in the layout that `Ops.linear` reads.
@@ -58,6 +62,10 @@ class PackedLinear:
     out_features: int  # N, of the matrix as stored; a gated layer's output has half as many
     in_features: int  # K
     gated: bool = False
+
+    @property
+    def form(self) -> WeightForm:
+        return 0, 0, True, 0, 0.0
 
 
 class Activations(IntEnum):
@@ -118,6 +126,10 @@ class QuantizedLinear:
     activations: Activations
     gated: bool = False
     threshold: float = 6.0  # of LLM_INT8
+
+    @property
+    def form(self) -> WeightForm:
+        return self.bits, self.group_size, self.symmetric, int(self.activations), self.threshold
 
 
 LinearWeight: TypeAlias = PackedLinear | QuantizedLinear

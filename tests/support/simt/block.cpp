@@ -157,7 +157,8 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
   leave_block();
 }
 
-void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters, size_t size) {
+void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters,
+         size_t size) {
   const auto refuse = [](const std::string& text) {
     throw Error(last_error = Kind::kUnsupported, "unsupported: " + text);
   };
@@ -174,6 +175,7 @@ void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), vo
     refuse(std::to_string(dynamic_shared) + " bytes of shared memory; a block has up to " + std::to_string(kMaxShared));
   }
   Launch launch;
+  launch.overlap = overlap;
   launch.grid = grid;
   launch.block = block;
   launch.dynamic_shared = dynamic_shared;
@@ -202,6 +204,7 @@ void thread_exits() {
     fail(Kind::kAsyncPending, nullptr, "the thread exits with %zu cp.async not waited for, the first of line %d",
          f.pending.size(), f.pending[0].line);
   }
+  if (w.launch->overlap && !f.waited) fail(Kind::kBeforeWait, nullptr, "the thread exits without pdl_wait");
   if (w.barriers[0].arrived) {
     fail(Kind::kDivergentBarrier, nullptr, "the thread exits while %d threads wait at the barrier of line %d",
          w.barriers[0].arrived, w.barriers[0].line);

@@ -12,7 +12,7 @@ enum class Kind {
   kMissingFence,      // blocks ordered by an atomic, but without __threadfence on both sides
   kOutOfBounds,       // of shared memory, or of every tensor that the call named
   kUninitialised,     // shared memory read before it was written
-  kBeforeWait,        // in front of pdl_wait: a write, a read of what the launch before wrote, or pdl_launch
+  kBeforeWait,        // in front of pdl_wait: a write, a read of what the launch before wrote, pdl_launch, or the end
   kAsyncPending,      // a cp.async still in flight touched, or left behind at the thread's exit
   kDivergentBarrier,  // a block barrier that not every thread reaches
   kWarpMismatch,      // lanes named in one warp operation don't meet in it

@@ -75,6 +75,7 @@ struct Variable {
 };
 
 struct Launch {
+  bool overlap;
   dim3 grid, block;
   size_t dynamic_shared;
   void (*kernel)(void*);

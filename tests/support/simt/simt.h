@@ -34,17 +34,19 @@ dim3 grid_size() __attribute__((const));
 int lane() __attribute__((const));
 
 // Runs every block to its end. Throws simt::Error (error.h) with block, thread and line of the first mistake.
-void run(dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters, size_t size);
+// overlap: every thread has to come to pdl_wait.
+void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters,
+         size_t size);
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, A&&... arguments) {
+void launch(bool overlap, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, A&&... arguments) {
   // Copied, like the hardware's parameter bank: a kernel must not read its caller's stack.
   struct Parameters {
     void (*kernel)(P...);
     std::tuple<P...> values;
   } parameters{kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
   run(
-      grid, block, dynamic_shared,
+      overlap, grid, block, dynamic_shared,
       [](void* p) { std::apply(static_cast<Parameters*>(p)->kernel, static_cast<Parameters*>(p)->values); },
       &parameters, sizeof parameters);
 }
