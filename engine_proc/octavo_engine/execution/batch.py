@@ -180,9 +180,13 @@ class BatchBuilder:
             values += 1
         last.next_starts = last.seq_lens.tolist()
         size, at = self._page_size, last.seq_lens - 1
-        entered = np.flatnonzero(at % size == 0)  # a page
-        if len(entered):
-            last.cache_slots[entered] = self._table[last.index[entered], at[entered] // size] * size
+        moved = at % size == 0  # it entered a page
+        if last.built.paged:  # or the one that it writes to is another, as after a beam's fork
+            moved |= [bool(seq.pages) for seq in seqs]
+        moved = np.flatnonzero(moved)
+        if len(moved):
+            to = at[moved]
+            last.cache_slots[moved] = self._table[last.index[moved], to // size] * size + to % size
         num_pages = self._num_pages(last.seq_lens)
         if last.built.paged or num_pages != last.built.batch.page_table.shape[1]:
             last.built.batch.page_table = self._page_table(last.index, num_pages)
