@@ -134,7 +134,7 @@ class Core:
         live_of = self._live
         ended = self._take_read(result)
         broken = [(self.scheduler.sequence_at(slot), error) for slot, error in result.broken.items()]
-        advanced = self.scheduler.commit(plan, result.tokens)
+        advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         for key in ended:
             self.scheduler.abort(key)  # what has all its scores need not run its last token
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
@@ -145,12 +145,20 @@ class Core:
             live = live_of[key]
             if live.first_token is None:
                 live.first_token = now
-            delta, stop = live.delta(sequence, token, logprob)
+            made = live.delta(sequence, token, logprob)
+            if made is None:
+                continue
+            delta, stop = made
             if stop is not None:
                 self.scheduler.finish(sequence, "stop", stop)
             deltas[live.client].append(delta)
             if live.open_choices == 0:
                 ended.append(key)
+        for request in self.scheduler.beams.take_found():
+            live = live_of[request.key]
+            live.first_token = now
+            deltas[live.client] += live.found(request)
+            ended.append(request.key)
         for client, items in deltas.items():
             self._counters["generation_tokens"] += len(items)
             self._outbox[client].append(wire.Deltas(items))

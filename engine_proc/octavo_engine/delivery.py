@@ -26,6 +26,7 @@ class Live:
         "arrival",
         "client",
         "cumulative",
+        "delivered",
         "detokenizers",
         "embedding",
         "ends",
@@ -34,7 +35,9 @@ class Live:
         "open_choices",
         "prompt_logprobs",
         "request",
+        "scores",
         "started",
+        "stopped",
     )
 
     def __init__(self, client: Client, generate: wire.Generate, arrival: float) -> None:
@@ -46,9 +49,12 @@ class Live:
         self.request: Request | None = None  # None while a long prompt is being tokenised
         self.detokenizers: list[Detokenizer] = []
         self.cumulative: list[float] = []
+        self.scores: list[float | None] | None = None  # of a beam search
+        self.delivered = [0] * generate.params.n  # tokens of each choice
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
         self.adapter: Loaded | None = None
         self.embedding: bytes | None = None
+        self.stopped = [False] * generate.params.n  # by a stop string
         self.open_choices = generate.params.n
         self.ends: list[tuple[str, str | int | None]] = [("abort", None)] * generate.params.n
 
@@ -81,14 +87,22 @@ class Live:
         self.embedding = vector_bytes(vector, normalize=task.normalize, dimensions=task.dimensions)
         self.ends = [("stop", None)]
 
-    def delta(self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None) -> tuple[wire.Delta, str | None]:
-        """The message for one new token, and the stop string that it completed, if any."""
-        params = self.generate.params
-        index, reason, stop_reason = sequence.index, sequence.finish_reason, sequence.stop_reason
+    def delta(
+        self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None
+    ) -> tuple[wire.Delta, str | None] | None:
+        """The message for one new token, and the stop string that it completed, if any. Where a step made several, None
+        for those behind a stop string."""
+        params, index = self.generate.params, sequence.index
+        if self.stopped[index]:
+            return None
+        self.delivered[index] += 1
+        last = self.delivered[index] == len(sequence.output)
+        reason, stop_reason = (sequence.finish_reason, sequence.stop_reason) if last else (None, None)
         # What ended the text (an end-of-sequence or stop token) is not part of it, unless asked for.
         hidden = reason == "stop" and not params.include_stop_str_in_output
         piece = self.detokenizers[index].push([] if hidden else [token], reason is not None)
         if piece.stop is not None:
+            self.stopped[index] = True
             reason, stop_reason = "stop", piece.stop
         if logprob is not None:
             self.cumulative[index] += logprob.logprob
@@ -106,6 +120,30 @@ class Live:
         )
         return delta, piece.stop
 
+    def found(self, request: Request) -> list[wire.Delta]:
+        """The messages for all choices of a beam search that has ended."""
+        assert request.search is not None
+        params = self.generate.params
+        best = request.search.finished[: params.n]
+        deltas = []
+        for index, text in enumerate(best):
+            entries = tuple(
+                wire.TokenLogprob(step.token, step.logprob, step.rank, tuple(step.top)) for step in text.steps
+            )
+            tokens = tuple(entry.token_id for entry in entries)
+            hidden = text.token is not None and not params.include_stop_str_in_output
+            piece = self.detokenizers[index].push(tokens[:-1] if hidden else tokens, True)
+            is_eos = text.token in request.eos_token_ids and not params.ignore_eos
+            reason, stop_reason = ("length", None) if text.token is None else ("stop", None if is_eos else text.token)
+            self.ends[index] = reason, stop_reason
+            self.delivered[index], self.cumulative[index] = len(tokens), text.total
+            logprobs = None if params.logprobs is None else entries
+            deltas.append(
+                wire.Delta(self.generate.request_id, index, piece.text, tokens, logprobs, reason, stop_reason)
+            )
+        self.scores = [*(text.score for text in best), *[None] * (params.n - len(best))]
+        return deltas
+
     def held_back(self) -> list[wire.Delta]:
         """Text of choices cut off in the middle that was held back for a possible stop string or a character's end."""
         deltas = []
@@ -118,9 +156,16 @@ class Live:
 
     def finished(self, now: float) -> wire.Finished:
         """The closing message; choices that are still open end as aborted."""
-        wants_logprobs = self.generate.params.logprobs is not None and self.request is not None
+        scores = self.scores
+        summed = scores is not None or (self.generate.params.logprobs is not None and self.request is not None)
         choices = tuple(
-            wire.Choice(index, reason, stop_reason, self.cumulative[index] if wants_logprobs else None)
+            wire.Choice(
+                index,
+                reason,
+                stop_reason,
+                self.cumulative[index] if summed else None,
+                None if scores is None else scores[index],
+            )
             for index, (reason, stop_reason) in enumerate(self.ends)
         )
         return wire.Finished(
@@ -143,7 +188,7 @@ class Live:
         return wire.Usage(
             prompt_tokens=len(self.request.prompt),
             cached_tokens=max((s.num_cached for s in self.request.sequences), default=0),
-            completion_tokens=sum(len(s.output) for s in self.request.sequences),
+            completion_tokens=sum(self.delivered),
             queue_seconds=(now if self.started is None else self.started) - self.arrival,
             first_token_seconds=None if self.first_token is None else self.first_token - self.arrival,
             total_seconds=now - self.arrival,

@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from octavo import wire
+from octavo.options import MAX_LOGPROBS, SamplingParams
 from octavo_engine.chats import chat_length, encode_chat, render_chat
 from octavo_engine.execution.processors import Processors
+from octavo_engine.scheduling.beam_search import BeamSearch
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text, TextError
 
@@ -107,6 +109,9 @@ class Intake:
         scored = task.start if isinstance(task, wire.Score) else 0
         if not 0 <= scored < len(prompt):
             raise InvalidPrompt(f"scores from token {scored} of {len(prompt)}: there is none to begin behind")
+        search = None
+        if message.beam is not None:
+            params, search = self._search(message)
         try:
             bad_words = self._text.encode_bad_words(params.bad_words) if params.bad_words else []
         except TextError as error:
@@ -122,7 +127,32 @@ class Intake:
             draws=task is None,
             pooling=task.pooling if isinstance(task, wire.Embed) else "",
             prompt_scored=scored,
+            search=search,
         )
+
+    def _search(self, message: wire.Generate) -> tuple[SamplingParams, BeamSearch]:
+        """What the sampler is told of each beam, so that the search sees the best next tokens. Raises InvalidPrompt."""
+        beam = message.beam
+        assert beam is not None
+        ends = frozenset(beam.stop_token_ids) | (frozenset() if beam.ignore_eos else self._eos)
+        top = min(max(BeamSearch.num_top(beam.beam_width, len(ends)), beam.logprobs or 0), self._vocab_size)
+        if top > MAX_LOGPROBS:
+            raise InvalidPrompt(
+                f"beam_width={beam.beam_width} with {len(ends)} tokens that end a text looks at the {top} best tokens "
+                f"of each beam; at most {MAX_LOGPROBS}: lower beam_width or give fewer stop_token_ids"
+            )
+        search = BeamSearch(
+            beam.beam_width,
+            ends=ends,
+            max_tokens=beam.max_tokens or 1,  # the scheduler says how many there may be
+            min_tokens=beam.min_tokens,
+            length_penalty=beam.length_penalty,
+            early_stopping=beam.early_stopping,
+            num_kept=beam.logprobs or 0,
+        )
+        return SamplingParams(
+            temperature=0.0, max_tokens=beam.max_tokens, logprobs=top, ignore_eos=True, priority=beam.priority
+        ), search
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -180,6 +210,8 @@ class Intake:
         """What needs the model to be judged; everything else SamplingParams has checked itself."""
         params, vocab = message.params, self._vocab_size
         given = [f for f in ("text", "token_ids", "messages") if getattr(message, f) is not None]
+        if message.beam is not None and message.beam.sampling() != params:
+            raise InvalidPrompt("params: other than those of the beam search")
         if len(given) != 1:
             raise InvalidPrompt(f"exactly one of text, token_ids and messages is the prompt, got {given or 'none'}")
         if not self._text.has_tokenizer:

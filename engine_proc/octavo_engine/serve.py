@@ -130,6 +130,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     from octavo_engine.execution.device_runner import DeviceRunner
     from octavo_engine.execution.pooling import embedding_size
     from octavo_engine.execution.runner import Runner
+    from octavo_engine.guessing import Guessing, OtherTokenizer
     from octavo_engine.layers.lora import Adapters
     from octavo_engine.machine import Machine, NoRoom
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
@@ -168,6 +169,9 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             trust_remote_code=options.trust_remote_code,
             adapters=adapters,
         )
+        guessing = Guessing.load(options, network, text, ops, dtype, greeter)
+    except OtherTokenizer as error:
+        raise StartFailed("invalid_option", str(error)) from error
     except OpsUnavailable as error:
         raise StartFailed("start_failed", str(error)) from error
     except torch.OutOfMemoryError as error:
@@ -184,6 +188,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         )
     try:
         page_bytes = kv_cache.page_bytes(ops, shape, options.page_size, kv_dtype)
+        page_bytes += guessing.page_bytes(ops, options.page_size, kv_dtype)
     except ValueError as error:
         raise StartFailed("invalid_option", f"kv_cache_dtype={options.kv_cache_dtype}: {error}") from error
     try:
@@ -211,19 +216,18 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     assert options.max_num_batched_tokens is not None
     processors = _processors(options, text, shape.vocab_size, ops)
     kind = DeviceRunner if ops.asynchronous else Runner
+    sizes: dict[str, Any] = {
+        "num_pages": num_pages,
+        "page_size": options.page_size,
+        "max_num_seqs": options.max_num_seqs,
+        "max_model_len": options.max_model_len,
+        "kv_dtype": kv_dtype,
+        "progress": greeter,
+    }
     try:
-        runner = kind(
-            network,
-            ops if shape.recordable else EagerOps(ops),
-            num_pages=num_pages,
-            page_size=options.page_size,
-            max_num_seqs=options.max_num_seqs,
-            max_model_len=options.max_model_len,
-            kv_dtype=kv_dtype,
-            progress=greeter,
-            adapters=adapters,
-            processors=processors,
-        )
+        whole = ops if shape.recordable else EagerOps(ops)
+        runner = kind(network, whole, adapters=adapters, processors=processors, **sizes)
+        proposer = guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
     runner.use_grammars(grammars.matcher)
@@ -240,7 +244,8 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_in_flight=2 if runner.asynchronous else 1,
             regimes=shape.regimes.limits,
             regimes_by_prompt=shape.regimes.by_prompt,
-        )
+        ),
+        proposer=proposer,
     )
     ready = _ready(options, source, text, shape, num_pages, embedding_size(network, ops.device))
     store = AdapterStore(adapters, options, greeter.mailbox.wake)

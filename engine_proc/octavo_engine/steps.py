@@ -30,6 +30,7 @@ class Steps:
     def __init__(self, scheduler: Scheduler, runner: Runner, fail: Callable[[Sequence, Exception], None]) -> None:
         self._scheduler, self._runner, self._fail = scheduler, _Timed(runner), fail
         self._ahead: tuple[Plan, Any] | None = None
+        self._began = 0.0  # when the step that is due was submitted, or the one before it was done
 
     @property
     def in_flight(self) -> bool:
@@ -47,9 +48,14 @@ class Steps:
         """
         if not self._runner.asynchronous:
             if plan is not None:
-                yield plan, self._run(plan)
+                self._began = time.perf_counter()
+                done = self._run(plan)
+                self._measure(plan)
+                yield plan, done
             return
         before, self._ahead = self._ahead, None
+        if before is None:
+            self._began = time.perf_counter()
         handle = None if plan is None else self._submit(plan)
         if before is not None:
             result = self._collect(*before)
@@ -62,12 +68,18 @@ class Steps:
                     self._scheduler.resolve(plan)
                     yield plan, self._run(plan)
                 return
+            self._measure(before[0])
             yield before[0], result
         if plan is not None and handle is not None:
             self._ahead = plan, handle
         elif plan is not None:
             self._scheduler.resolve(plan)
             yield plan, self._run_singly(plan)
+
+    def _measure(self, plan: Plan) -> None:
+        now = time.perf_counter()
+        self._scheduler.measured(plan, now - self._began)
+        self._began = now
 
     def _submit(self, plan: Plan) -> Any | None:
         try:
@@ -109,7 +121,7 @@ class Steps:
         merged = StepResult([], [], {})
         ends, starts, copies = plan.ends, plan.starts, plan.copies
         for seq in plan.seqs:
-            result = StepResult([0] * len(seq.samplers), [None] * len(seq.samplers), {})
+            result = StepResult([0] * seq.num_drawn, [None] * seq.num_drawn, {})
             if self._wanted(seq):
                 single = Plan(plan.step, ends, starts, copies, [seq])
                 ends, starts, copies = [], [], []

@@ -7,6 +7,7 @@
 This package is the light client; the engine runs in a process of its own (pip install "octavo[engine]").
 """
 
+from octavo.beams import BeamParams
 from octavo.client import AsyncClient
 from octavo.errors import (
     ClientClosed,
@@ -40,17 +41,20 @@ from octavo.options import (
     SamplingParams,
 )
 from octavo.results import Completion, CompletionChoice, Delta, Embeddings, Score, TokenLogprob, Usage
+from octavo.speculation import Draft, NGram
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
 
 __all__ = [
     "AsyncClient",
+    "BeamParams",
     "Choice",
     "ClientClosed",
     "Completion",
     "CompletionChoice",
     "Delta",
     "DeviceLost",
+    "Draft",
     "Embeddings",
     "EngineDead",
     "EngineError",
@@ -67,6 +71,7 @@ __all__ = [
     "LoraError",
     "Message",
     "ModelError",
+    "NGram",
     "OctavoError",
     "OutOfMemory",
     "Overloaded",

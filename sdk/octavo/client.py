@@ -6,11 +6,13 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import anyio
 
 from octavo import wire
+from octavo.beams import BeamParams
+from octavo.best_of import best, drawn
 from octavo.chats import template_variables, turn
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
@@ -29,6 +31,8 @@ Messages = Sequence[Mapping[str, Any] | wire.Message]
 Prompt = str | Sequence[int] | Messages
 """Text, token ids, or the messages of a chat: each has "role" and "content", and what else the model's template reads
 ("tool_calls", "tool_call_id", ...)."""
+
+Params: TypeAlias = SamplingParams | BeamParams
 
 _DEFAULT_PARAMS = SamplingParams()
 
@@ -161,7 +165,7 @@ class AsyncClient:
     async def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         template: Mapping[str, Any] | None = None,
         lora: str | None = None,
@@ -173,6 +177,8 @@ class AsyncClient:
         Raises InvalidRequest, PromptTooLong, Overloaded, RequestTimeout (with what came in `partial`), RequestFailed,
         EngineDead, EngineUnresponsive (no sign of life for options.heartbeat_timeout) or ClientClosed.
         """
+        if isinstance(params, SamplingParams) and params.best_of is not None:
+            return best(await self.generate(prompt, drawn(params)), params)
         router = self._session.router
         request = router.submit(False, _message(prompt, params, template, lora))
         finished = await end_of(router, request)
@@ -183,23 +189,25 @@ class AsyncClient:
     def stream(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         template: Mapping[str, Any] | None = None,
         lora: str | None = None,
     ) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
 
-        Leaving the stream in any way aborts the request.
+        Leaving the stream in any way aborts the request. A beam search gives one delta a choice, at the end.
         """
         params = params or _DEFAULT_PARAMS
+        if isinstance(params, SamplingParams) and params.best_of is not None:
+            raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
         router = self._session.router
         return Stream(self, router, router.submit(True, _message(prompt, params, template, lora)), params.n)
 
     async def chat(
         self,
         messages: Messages,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         template: Mapping[str, Any] | None = None,
         lora: str | None = None,
@@ -399,23 +407,27 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
 
 
 def _message(
-    prompt: Prompt, params: SamplingParams | None, template: Mapping[str, Any] | None, lora: str | None
+    prompt: Prompt, params: Params | None, template: Mapping[str, Any] | None, lora: str | None
 ) -> Callable[[int], wire.Generate]:
     """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
     params = params or _DEFAULT_PARAMS
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params: a SamplingParams is needed, not {type(params).__name__}")
+    beam = params if isinstance(params, BeamParams) else None
+    sampling = params.sampling() if isinstance(params, BeamParams) else params
+    if not isinstance(sampling, SamplingParams):
+        raise InvalidRequest(f"params: SamplingParams or BeamParams are needed, not {type(params).__name__}")
     _lora(lora)
     if isinstance(prompt, str):
-        return lambda request_id: wire.Generate(request_id, params, text=prompt, lora=lora)
+        return lambda request_id: wire.Generate(request_id, sampling, text=prompt, lora=lora, beam=beam)
     if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
         messages, variables = [turn(item) for item in items], template_variables(template)
-        return lambda request_id: wire.Generate(request_id, params, messages=messages, template=variables, lora=lora)
+        return lambda request_id: wire.Generate(
+            request_id, sampling, messages=messages, template=variables, lora=lora, beam=beam
+        )
     token_ids = _token_ids(items)
-    return lambda request_id: wire.Generate(request_id, params, token_ids=token_ids, lora=lora)
+    return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, lora=lora, beam=beam)
 
 
 def _lora(name: Any) -> str | None:

@@ -6,16 +6,21 @@ alike, and a wrong value raises `InvalidOption` before an engine is started or a
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import msgspec
 
+from octavo.checks import choice as _choice
+from octavo.checks import flag as _flag
+from octavo.checks import number as _number
+from octavo.checks import whole as _whole
 from octavo.errors import InvalidOption
+from octavo.speculation import Draft, NGram, parse
 from octavo.structured import Choice, Grammar, JsonObject, JsonSchema, Regex, Structured
 
 __all__ = [
+    "MAX_LOGPROBS",
     "Choice",
     "EngineOptions",
     "Grammar",
@@ -29,7 +34,7 @@ __all__ = [
 ]
 
 _GIB = 1 << 30
-_MAX_LOGPROBS = 1024
+MAX_LOGPROBS = 1024
 
 
 def replace(options: Any, **changes: Any) -> Any:
@@ -37,34 +42,11 @@ def replace(options: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(options, **changes)
 
 
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidOption(
-            name, value, f"a whole number >= {low}" if high is None else f"a whole number in {low}..{high}"
-        )
-
-
-def _number(name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)
-    if bad or value > high or value < low or (above and value == low) or math.isinf(value):
-        left = "(" if above else "["
-        raise InvalidOption(name, value, f"a number in {left}{low}, {high}]")
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidOption(name, value, "one of " + ", ".join(map(repr, allowed)))
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidOption(name, value, "True or False")
-
-
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How one request is decoded. Field names are those of vLLM and the OpenAI API.
 
-    n: completions of the prompt; they share its pages. max_tokens None: up to the context's end.
+    n: completions of the prompt; they share its pages. best_of: so many are drawn, and the n of the highest mean
+    logprob a token returned, best first (not in a stream). max_tokens None: up to the context's end.
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off.
     repetition_penalty (arXiv 1909.05858) counts prompt and output, presence_ and frequency_penalty the output.
     seed None takes a random one; choice i of n draws with its own stream of the same seed.
@@ -104,9 +86,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     total_timeout: float | None = None
     structured: Structured | None = None
     logits_processors: dict[str, Any] = {}
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, 1024)
+        if self.best_of is not None:
+            _whole("best_of", self.best_of, self.n, 1024)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1)
         _whole("min_tokens", self.min_tokens, 0)
@@ -138,7 +123,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 0, _MAX_LOGPROBS)
+                _whole(name, getattr(self, name), 0, MAX_LOGPROBS)
         _whole("priority", self.priority, -(1 << 31), (1 << 31) - 1)
         for name in ("queue_timeout", "first_token_timeout", "total_timeout"):
             if getattr(self, name) is not None:
@@ -310,6 +295,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     than 4 * max_grammar_bytes.
     heartbeat_timeout: seconds without a sign of life, while anything is in flight, until all of that fails with
     `EngineUnresponsive`. The engine is asked for one every quarter of it, between two steps: keep it above the longest.
+    speculation: guess tokens ahead, with the same output: NGram(...), Draft(model, ...), or as words "ngram",
+    "ngram:num_speculative_tokens=5,prompt_lookup_max=3", "draft:MODEL". None: no.
     """
 
     model: str = ""
@@ -344,6 +331,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     max_grammar_bytes: int = 1 << 20
     grammar_timeout: float = 30.0
     grammar_cache_size: int = 64
+    speculation: NGram | Draft | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -402,3 +390,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _whole("max_grammar_bytes", self.max_grammar_bytes, 1)
         _number("grammar_timeout", self.grammar_timeout, 0.0, above=True)
         _whole("grammar_cache_size", self.grammar_cache_size, 0)
+        if isinstance(self.speculation, str):
+            msgspec.structs.force_setattr(self, "speculation", parse(self.speculation))
+        elif self.speculation is not None and not isinstance(self.speculation, (NGram, Draft)):
+            raise InvalidOption("speculation", self.speculation, "None, an NGram, a Draft or the short form of one")

@@ -30,7 +30,10 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
-    """One of the n answers. logprobs (an entry a token) and their sum cumulative_logprob where they were asked for."""
+    """One of the n answers. logprobs (an entry a token) and their sum cumulative_logprob where they were asked for.
+
+    score: of a beam search (see BeamParams.length_penalty), which always gives cumulative_logprob too.
+    """
 
     index: int
     text: str
@@ -39,6 +42,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     cumulative_logprob: float | None = None
+    score: float | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):

@@ -68,6 +68,7 @@ def completion(deltas: list[wire.Delta], end: wire.Finished | wire.Failed) -> Co
                 closing.stop_reason,
                 delta.logprobs,
                 closing.cumulative_logprob,
+                closing.score,
             )
         )
     prompt_logprobs = end.prompt_logprobs if isinstance(end, wire.Finished) else None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
 
 __all__ = [
@@ -101,6 +102,7 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     template: a JSON object, what else the template reads (tools, documents, enable_thinking, ...). It is JSON, and not
     decoded with the frame, so that whatever a caller nests in it can only fail this request.
     task: what else than to continue it; no token is drawn then. lora: the adapter to run it with, by name.
+    beam: search with it; params are beam.sampling() then. All output comes at the end, one delta a choice.
     """
 
     request_id: int
@@ -111,6 +113,7 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     template: str | None = None
     task: Embed | Score | None = None
     lora: str | None = None
+    beam: BeamParams | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -244,12 +247,13 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How one choice ended."""
+    """How one choice ended. score: of a beam search, by which the choices are ordered."""
 
     index: int
     finish_reason: str
     stop_reason: str | int | None
     cumulative_logprob: float | None
+    score: float | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):

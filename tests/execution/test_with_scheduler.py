@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ from octavo_engine.execution.runner import Runner, StepResult
 from octavo_engine.scheduling.plan import Plan
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.scheduling.sequence import Request, Sequence
+from octavo_engine.scheduling.speculation import Proposer
 from octavo_engine.steps import Steps
 from tests.execution.conftest import loaded_model, loaded_ops
 from tests.execution.deferred import DeferredQueue, deferred_runner
@@ -70,7 +72,16 @@ def requests(count: int) -> list[Request]:
 class Engine:
     """What core does, without text and messages."""
 
-    def __init__(self, setup: Setup, num_pages: int, budget: int, *, caching: bool, overlap: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        num_pages: int,
+        budget: int,
+        *,
+        caching: bool,
+        overlap: bool = False,
+        make_proposer: Callable[..., Proposer] | None = None,
+    ) -> None:
         sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": 16, "max_num_seqs": 24, "max_model_len": 160}
         make = deferred_runner if overlap else Runner
         model = loaded_model(setup.ops, setup.dtype, setup.quantization, setup.scaling)
@@ -81,7 +92,8 @@ class Engine:
             "max_in_flight": 1 + overlap,
             "regimes": model.config.regimes.limits,
         }
-        self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits))
+        proposer = None if make_proposer is None else make_proposer(**sizes, kv_dtype=setup.kv_dtype)
+        self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits), proposer=proposer)
         self.steps = Steps(self.scheduler, self.runner, self.fail)
         self.outputs: Outputs = {}
         self.prompt_logprobs: PromptLogprobs = {}
@@ -103,7 +115,7 @@ class Engine:
             key = self.scheduler.sequence_at(slot).request.key
             assert isinstance(key, int)
             self.vectors[key] = vector
-        advanced = self.scheduler.commit(plan, result.tokens)
+        advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
             if sequence is None:
                 continue

@@ -81,6 +81,37 @@ def test_completion_echoed_and_scored(server: str) -> None:
     assert choice.logprobs.text_offset == [
         sum(map(len, choice.logprobs.tokens[:i])) for i in range(len(choice.logprobs.tokens))
     ]
+    pieces = api.completions.create(
+        model="smol", prompt="The sky is blue", max_tokens=3, temperature=0, echo=True, logprobs=1, stream=True
+    )
+    parts = [chunk.choices[0] for chunk in pieces]
+    assert "".join(part.text for part in parts) == choice.text
+    for field in ("tokens", "token_logprobs", "text_offset"):
+        streamed = [item for part in parts if part.logprobs for item in getattr(part.logprobs, field)]
+        assert streamed == getattr(choice.logprobs, field), field
+
+
+def test_the_best_of_several(server: str) -> None:
+    """The n of best_of with the highest mean logprob, whose own logprobs show it."""
+    api = client(server)
+    asked = {"model": "smol", "prompt": "Once upon a time", "max_tokens": 6, "seed": 5, "temperature": 1.2}
+    every = api.completions.create(**asked, n=6, logprobs=0)
+    best = api.completions.create(**asked, n=2, best_of=6)
+    assert [choice.index for choice in best.choices] == [0, 1]
+
+    def mean(choice: Any) -> float:
+        return sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)
+
+    ranked = sorted(every.choices, key=mean, reverse=True)
+    assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
+    assert all(choice.logprobs is None for choice in best.choices)
+    assert best.usage is not None
+    assert every.usage is not None
+    assert best.usage.completion_tokens == every.usage.completion_tokens
+    with pytest.raises(openai.BadRequestError, match="best_of=3: which are best"):
+        api.completions.create(**asked, n=2, best_of=3, stream=True)
+    with pytest.raises(openai.BadRequestError, match="best_of=1"):
+        api.completions.create(**asked, n=2, best_of=1)
 
 
 def test_errors_are_openai_s_classes(server: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from octavo_engine.scheduling.admission import SchedulerConfig
-from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
+from octavo_engine.scheduling.plan import PENDING, REJECTED, Plan, SeqStep
 from octavo_engine.scheduling.sequence import Sequence
 
 Draw = Callable[[Sequence], int]
@@ -58,9 +58,22 @@ class Device:
         for step, seq in zip(plan.seqs, work.sequences, strict=True):
             if check and seq.finish_reason is None:
                 self._attend(step.slot, seq, step)
-        drawn = [draw(seq) for seq in work.samplers]
-        slots = [slot for step in plan.seqs for slot in step.samplers]
-        self.last.update(zip(slots, drawn, strict=True))
+        drawn: list[int] = []
+        samplers = iter(work.samplers)
+        for step in plan.seqs:
+            for slot in step.samplers:
+                standing = self._draw(step, next(samplers), draw)
+                self.last[slot] = standing[-1]
+                drawn += standing + [REJECTED] * (1 + step.drafts - len(standing))
+        return drawn
+
+    @staticmethod
+    def _draw(step: SeqStep, seq: Sequence, draw: Draw) -> list[int]:
+        drawn = [draw(seq)]
+        for guess in step.tokens[len(step.tokens) - step.drafts :]:
+            if guess != drawn[-1]:
+                break
+            drawn.append(draw(seq))
         return drawn
 
     def _apply_slots(self, plan: Plan, again: bool) -> None:
@@ -89,11 +102,15 @@ class Device:
         self.cells[self._cell(slot, position)] = hash((before, token))
 
     def _attend(self, slot: int, seq: Sequence, step: SeqStep) -> None:
-        stop = step.start + len(step.tokens)
+        stop = step.start + len(step.tokens) - step.drafts
         tokens = seq.tokens(0, stop)
         assert len(tokens) == stop
         length = len(seq.request.prompt) if self.by_prompt else stop if step.samplers else seq.num_tokens
         assert step.regime == len([limit for limit in self.regimes if limit < length])
+        most = (
+            self.regimes[step.regime] if step.regime < len(self.regimes) and not self.by_prompt else stop + step.drafts
+        )
+        assert stop + step.drafts <= most, "guesses beyond the regime"
         value = _root(seq, step.regime)
         for position, token in enumerate(tokens):
             value = hash((value, token))

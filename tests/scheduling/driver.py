@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from octavo.options import SamplingParams
-from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart
+from octavo_engine.scheduling.beam_search import BeamSearch
+from octavo_engine.scheduling.plan import PENDING, REJECTED, Plan, SeqStart
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.scheduling.sequence import Request, Sequence
+from octavo_engine.scheduling.speculation import Proposer
 from tests.scheduling.device import Device, Work
 
 EOS = 0
@@ -25,6 +28,7 @@ def request(
     seed: int = 1,
     cache_salt: bytes = b"",
     eos: int = EOS,
+    beam_width: int | None = None,
     **params: object,
 ) -> Request:
     return Request(
@@ -35,7 +39,36 @@ def request(
         seed=seed,
         arrival=0.0,
         cache_salt=cache_salt,
+        search=None if beam_width is None else BeamSearch(beam_width, ends=frozenset([eos]), max_tokens=1),
     )
+
+
+@dataclass
+class Scored:
+    """What beams draw: the best of a few tokens, by numbers that depend on what came before."""
+
+    top: list[tuple[int, float]]
+
+    @classmethod
+    def of(cls, tokens: Iterable[int]) -> Scored:
+        history = tuple(tokens)
+        weights = [(-random.Random(hash((history, token))).expovariate(1), token) for token in range(9)]
+        return cls([(token, logprob) for logprob, token in sorted(weights, reverse=True)])
+
+
+def searched(request: Request) -> list[list[int]]:
+    """What a beam search of its own finds, best first: no scheduler, no pages."""
+    assert request.search is not None
+    search = BeamSearch(request.search.width, ends=frozenset([EOS]), max_tokens=request.search.max_tokens)
+    beams: list[list[int]] = [[]]
+    while not search.done:
+        tops = [Scored.of([*request.prompt, *beam]).top for beam in beams]
+        beams = [[*beams[parent], token] for parent, token in search.advance(tops)]
+    return texts(search)
+
+
+def texts(search: BeamSearch) -> list[list[int]]:
+    return [[step.token for step in text.steps] for text in search.finished]
 
 
 class Driver:
@@ -53,6 +86,7 @@ class Driver:
         max_num_batched_tokens: int = 64,
         max_model_len: int = 1 << 20,
         hash_page: Callable[[int | bytes, bytes], int] | None = None,
+        proposer: Proposer | None = None,
         draw: Callable[[Sequence], int] | None = None,
         **config: object,
     ) -> None:
@@ -64,11 +98,12 @@ class Driver:
             max_model_len=max_model_len,
             **config,  # type: ignore[arg-type]
         )
-        self.scheduler = Scheduler(self.config, hash_page)
+        self.scheduler = Scheduler(self.config, hash_page, proposer)
         self.draw = draw or (lambda seq: 1000 + len(seq.output))
         self.device = Device(self.config)
         self.flying: deque[tuple[Work, list[int] | None]] = deque()  # with what was drawn, if the device ran it
         self.requests: list[Request] = []
+        self.found: list[Request] = []  # whose beam searches ended by themselves
         self.scored: dict[object, list[int]] = {}
         self.overtaken: Counter[Sequence] = Counter()
         self.plans: list[Plan] = []
@@ -112,12 +147,24 @@ class Driver:
         assert work.plan is plan
         if tokens is None:
             tokens = self.device.run(work, self.draw)
-        drew = work.samplers
-        before = [(seq.finish_reason, seq.output.copy()) for seq in drew]
-        got = self.scheduler.commit(plan, tokens)
-        assert got == [None if ended else seq for seq, (ended, _) in zip(drew, before, strict=True)]
-        for seq, token, (ended, output) in zip(drew, tokens, before, strict=True):
-            assert seq.output == (output if ended else [*output, token])
+        steps = [step for step in plan.seqs for _ in step.samplers]
+        drew = [seq for seq, step in zip(work.samplers, steps, strict=True) for _ in range(1 + step.drafts)]
+        before = {seq: (seq.finish_reason, seq.output.copy()) for seq in drew}
+        scored = [Scored.of(seq.tokens(0, seq.num_tokens)) if seq.group is not None else None for seq in drew]
+        self.scheduler.measured(plan, 1 + 0.01 * plan.num_tokens)
+        got = self.scheduler.commit(plan, tokens, scored)
+        assert all(one in (None, seq) for one, seq in zip(got, drew, strict=True))
+        for seq, (ended, output) in before.items():
+            standing = [token for other, token in zip(drew, tokens, strict=True) if other is seq and token != REJECTED]
+            kept = [token for one, token in zip(got, tokens, strict=True) if one is seq]
+            assert kept == ([] if ended or seq.group else standing[: len(kept) or 1])
+            assert len(kept) == len(standing) or seq.finish_reason or seq.group
+            assert seq.group or seq.output == output + kept
+        for request in self.scheduler.beams.take_found():
+            assert all(seq.finish_reason for seq in request.sequences)
+            assert request.search is not None
+            assert texts(request.search) == searched(request)
+            self.found.append(request)
         self.scheduler.check()
         return got
 
@@ -170,16 +217,20 @@ class Driver:
         for step, seq in zip(plan.seqs, work.sequences, strict=True):
             stop = step.start + len(step.tokens)
             assert seq.finish_reason is None
-            assert stop == seq.num_computed
+            known = stop - step.drafts
+            assert known == seq.num_computed
             pending = step.tokens == [PENDING]
             if pending:
                 assert ahead
                 assert step.start == seq.num_tokens
                 assert len(seq.output) + 1 < seq.max_output, "a wasted row: its length ends it before"
-                assert len(seq.output) >= seq.waits_until
+                assert len(seq.output) >= seq.known_from
+                flying = [other for flown, _ in self.flying for other in flown.plan.seqs]
+                assert not any(other.drafts for other in flying if other.slot == step.slot)
             else:
-                assert step.tokens == seq.tokens(step.start, stop)
-            assert step.samplers[:1] == ([step.slot] if stop == seq.num_tokens + pending else [])
+                assert step.tokens[: known - step.start] == seq.tokens(step.start, known)
+            assert step.samplers[:1] == ([step.slot] if known == seq.num_tokens + pending else [])
+            assert not step.drafts or len(seq.output) + step.drafts < seq.max_output, "guesses beyond the end"
             for slot in step.samplers[1:]:
                 assert self.scheduler.sequence_at(slot).request is seq.request
             self._score(seq, step.start, stop, step.prompt_logprobs, step.next_token)
@@ -224,3 +275,15 @@ def random_draw(seed: int, vocabulary: int = 3) -> Callable[[Sequence], int]:
     """Few different tokens, so that sequences often agree; EOS among them."""
     source = random.Random(seed)
     return lambda seq: source.randrange(vocabulary)
+
+
+class RandomGuesses:
+    """Guesses out of a few tokens, often none."""
+
+    def __init__(self, source: random.Random, vocabulary: int, limit: int = 4, max_batch: int = 64) -> None:
+        self.limit, self.max_batch = limit, max_batch
+        self._source, self._vocabulary = source, vocabulary
+
+    def propose(self, wanted: list[tuple[Sequence, int]]) -> list[list[int]]:
+        draw = self._source.randrange
+        return [[draw(self._vocabulary) for _ in range(draw(limit + 1))] for _, limit in wanted]

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.scheduling.sequence import Sequence
-from tests.scheduling.driver import Driver
+from tests.scheduling.driver import Driver, RandomGuesses
 
 
 def _weak_hash(parent: int | bytes, tokens: bytes) -> int:
@@ -33,6 +33,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_queued_tokens=st.sampled_from([20, 1000]),
         watermark=st.sampled_from([0.0, 0.2]),
         max_in_flight=st.integers(1, 2),
+        guessing=st.booleans(),
         regimes=st.sampled_from([(), (), (4,), (2, 5, 9)]),
         regimes_by_prompt=st.booleans(),
         seed=st.integers(0, 1 << 30),
@@ -45,6 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget: int,
         caching: bool,
         weak: bool,
+        guessing: bool,
         seed: int,
         **bounds: Any,
     ) -> None:
@@ -58,6 +60,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             hash_page=_weak_hash if weak else None,
             draw=lambda seq: self.random.randrange(4),
+            proposer=RandomGuesses(self.random, 4) if guessing else None,
             **bounds,
         )
 
@@ -72,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         repetition_penalty=st.sampled_from([1.0, 1.0, 1.0, 1.5]),
         prompt_logprobs=st.sampled_from([None, None, 0, 2]),
         cache_salt=st.sampled_from([b"", b"", b"x"]),
+        beam_width=st.sampled_from([None, None, 1, 2, 3, 5]),
     )
     def add(self, shared: int, own: list[int], max_tokens: int | None, min_tokens: int, **options: object) -> None:
         self.keys += 1

@@ -7,18 +7,19 @@ import random
 import pytest
 
 from octavo_engine.scheduling.scheduler import DoesNotFit
-from tests.scheduling.driver import Driver
+from tests.scheduling.driver import Driver, RandomGuesses
 
 
 @pytest.mark.parametrize("block", range(10))
 @pytest.mark.parametrize("max_in_flight", [1, 2])
 def test_random_load_ends_and_leaves_nothing(block: int, max_in_flight: int) -> None:
-    preemptions = copies = hits = 0
+    preemptions = copies = hits = guessed = 0
     for seed in range(100 * block, 100 * block + 100):
         driver = _load(random.Random(seed), max_in_flight)
         driver.run()
         stats = driver.scheduler.stats()
         preemptions += int(stats["num_preemptions"])
+        guessed += int(stats.get("spec_decode_num_accepted_tokens", 0))
         hits += int(stats["prefix_cache_hits"])
         copies += sum(len(plan.copies) for plan in driver.plans)
         for request in driver.requests:
@@ -27,6 +28,7 @@ def test_random_load_ends_and_leaves_nothing(block: int, max_in_flight: int) -> 
     # The load must have been of the kind that this test is about.
     assert preemptions > 40
     assert copies > 20
+    assert guessed > 5
     assert hits > 20
 
 
@@ -44,6 +46,7 @@ def _load(source: random.Random, max_in_flight: int) -> Driver:
         regimes=source.choice([(), (), (4,), (2, 5, 9)]),
         regimes_by_prompt=source.random() < 0.3,
         draw=lambda seq: source.randrange(4),
+        proposer=RandomGuesses(source, 4) if source.random() < 0.5 else None,
     )
     for key in range(source.randint(1, 8)):
         shared = [1, 2, 1, 1, 2, 2, 1, 2, 2, 1][: source.randint(0, 10)]
@@ -57,6 +60,7 @@ def _load(source: random.Random, max_in_flight: int) -> Driver:
                 priority=source.randint(-1, 1),
                 prompt_logprobs=source.choice([None, None, 0, 2]),
                 cache_salt=source.choice([b"", b"x"]),
+                beam_width=source.choice([None, None, None, 2, 4]),
             )
         except DoesNotFit:
             continue

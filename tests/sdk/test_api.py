@@ -18,12 +18,14 @@ def test_all_is_sorted_and_pinned() -> None:
     assert octavo.__all__ == sorted(octavo.__all__)
     assert octavo.__all__ == [
         "AsyncClient",
+        "BeamParams",
         "Choice",
         "ClientClosed",
         "Completion",
         "CompletionChoice",
         "Delta",
         "DeviceLost",
+        "Draft",
         "Embeddings",
         "EngineDead",
         "EngineError",
@@ -40,6 +42,7 @@ def test_all_is_sorted_and_pinned() -> None:
         "LoraError",
         "Message",
         "ModelError",
+        "NGram",
         "OctavoError",
         "OutOfMemory",
         "Overloaded",

@@ -8,44 +8,58 @@ import msgspec
 import pytest
 
 from octavo import wire
+from octavo.beams import BeamParams
 from octavo.options import Choice, EngineOptions, Grammar, JsonObject, JsonSchema, Regex, SamplingParams
 
 TO_ENGINE: list[tuple[Any, str]] = [
     (wire.Hello(1), "91920101"),
     (
         wire.Generate(7, SamplingParams(max_tokens=5, temperature=0.0), text="héllo"),
-        ("91990207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0c0c0"),
+        ("919a0207de0002aa6d61785f746f6b656e7305ab74656d7065726174757265cb0000000000000000a668c3a96c6c6fc0c0c0c0c0c0"),
     ),
     (
         wire.Generate(8, SamplingParams(n=2, stop="x", logit_bias={3: -1.5}, seed=-1), token_ids=[0, 127, 70000]),
         (
-            "91990208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
-            "00c093007fce00011170c0c0c0c0"
+            "919a0208de0004a16e02a473656564ffa473746f7091a178aa6c6f6769745f626961738103cbbff80000000000"
+            "00c093007fce00011170c0c0c0c0c0"
         ),
     ),
     (
         wire.Generate(9, SamplingParams(), messages=[wire.Message("user", "hi")], template='{"a":1}'),
-        "91990209de0000c0c09193a475736572a26869c0a77b2261223a317dc0c0",
+        "919a0209de0000c0c09193a475736572a26869c0a77b2261223a317dc0c0c0",
     ),
     (
         wire.Generate(10, SamplingParams(structured=JsonSchema({"type": "object"}, strict=False)), text="x"),
-        "9199020ade0001aa7374727563747572656483a474797065ab6a736f6e5f736368656d61a6736368656d61b17b2274797065223a226f626a656374227da6737472696374c2a178c0c0c0c0c0",
+        (
+            "919a020ade0001aa7374727563747572656483a474797065ab6a736f6e5f736368656d61a6736368656d61b17b"
+            "2274797065223a226f626a656374227da6737472696374c2a178c0c0c0c0c0c0"
+        ),
     ),
     (
         wire.Generate(10, SamplingParams(structured=JsonObject()), text="x"),
-        "9199020ade0001aa7374727563747572656481a474797065ab6a736f6e5f6f626a656374a178c0c0c0c0c0",
+        "919a020ade0001aa7374727563747572656481a474797065ab6a736f6e5f6f626a656374a178c0c0c0c0c0c0",
     ),
     (
         wire.Generate(10, SamplingParams(structured=Regex("a+")), text="x"),
-        "9199020ade0001aa7374727563747572656482a474797065a57265676578a77061747465726ea2612ba178c0c0c0c0c0",
+        ("919a020ade0001aa7374727563747572656482a474797065a57265676578a77061747465726ea2612ba178c0c0c0c0c0c0"),
     ),
     (
         wire.Generate(10, SamplingParams(structured=Choice(["a", "b"])), text="x"),
-        "9199020ade0001aa7374727563747572656482a474797065a663686f696365a763686f6963657392a161a162a178c0c0c0c0c0",
+        ("919a020ade0001aa7374727563747572656482a474797065a663686f696365a763686f6963657392a161a162a178c0c0c0c0c0c0"),
     ),
     (
         wire.Generate(10, SamplingParams(structured=Grammar("root ::= 'a'")), text="x"),
-        "9199020ade0001aa7374727563747572656482a474797065a76772616d6d6172a474657874ac726f6f74203a3a3d20276127a178c0c0c0c0c0",
+        (
+            "919a020ade0001aa7374727563747572656482a474797065a76772616d6d6172a474657874ac726f6f74203a3a"
+            "3d20276127a178c0c0c0c0c0c0"
+        ),
+    ),
+    (
+        wire.Generate(9, BeamParams().sampling(), text="x", beam=BeamParams(beam_width=2, early_stopping="never")),
+        (
+            "919a0209de0001ab74656d7065726174757265cb0000000000000000a178c0c0c0c0c082aa6265616d5f776964"
+            "746802ae6561726c795f73746f7070696e67a56e65766572"
+        ),
     ),
     (wire.Abort([7, 300]), "9192039207cd012c"),
     (wire.StatsRequest(12), "9192040c"),
@@ -66,11 +80,11 @@ TO_ENGINE: list[tuple[Any, str]] = [
     (wire.ListLoras(5), "91920e05"),
     (
         wire.Generate(10, SamplingParams(), token_ids=[1], task=wire.Embed("last", False, 64), lora="a"),
-        "9199020ade0000c09101c0c09401a46c617374c240a161",
+        "919a020ade0000c09101c0c09401a46c617374c240a161c0",
     ),
     (
         wire.Generate(11, SamplingParams(prompt_logprobs=0), token_ids=[1], task=wire.Score(0)),
-        "9199020bde0001af70726f6d70745f6c6f6770726f627300c09101c0c0920200c0",
+        "919a020bde0001af70726f6d70745f6c6f6770726f627300c09101c0c0920200c0c0",
     ),
     (wire.Detokenize(7, [1, 300]), "919508079201cd012cc3c2"),
 ]
@@ -99,19 +113,19 @@ TO_CLIENT: list[tuple[Any, str]] = [
     (
         wire.Finished(
             7,
-            (wire.Choice(0, "length", None, -2.5),),
+            (wire.Choice(0, "length", None, -2.5, -0.5),),
             (1, 2),
             wire.Usage(2, 1, 5, 0.25, 0.5, 1.0),
             (None, wire.TokenLogprob(2, -1.0, 3)),
         ),
         (
-            "91971707919400a66c656e677468c0cbc00400000000000092010296020105cb3fd0000000000000cb3fe00000"
-            "00000000cb3ff000000000000092c09402cbbff00000000000000390c0"
+            "91971707919500a66c656e677468c0cbc004000000000000cbbfe000000000000092010296020105cb3fd00000"
+            "00000000cb3fe0000000000000cb3ff000000000000092c09402cbbff00000000000000390c0"
         ),
     ),
     (
         wire.Finished(8, (wire.Choice(0, "stop", None, None),), (1,), wire.Usage(1), None, b"\0\0\x80\x3f"),
-        "91971708919400a473746f70c0c0910196010000cb0000000000000000c0cb0000000000000000c0c4040000803f",
+        "91971708919500a473746f70c0c0c0910196010000cb0000000000000000c0cb0000000000000000c0c4040000803f",
     ),
     (
         wire.Failed(7, "timeout", "late", "total", (1,), wire.Usage()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,15 @@ class Adjustments:
             or start.bad_words
             or (start.eos_ids and len(start.output) < params.min_tokens)
         )
+
+    def after(self, tokens: list[int]) -> Adjustments:
+        """What these will be once `tokens` were drawn."""
+        later = copy(self)
+        later._index, later._counts = self._index.copy(), self._counts.copy()
+        later.ids, later.scale, later.add = self.ids.copy(), self.scale.copy(), self.add.copy()
+        for token in tokens:
+            later.push(token)
+        return later
 
     def push(self, token: int) -> None:
         """`token` was drawn."""

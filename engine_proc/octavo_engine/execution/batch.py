@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo_engine.execution.drafts import ahead_of
 from octavo_engine.layers.batch import Batch
 from octavo_engine.scheduling.plan import SeqStep
 
@@ -23,8 +24,8 @@ class BuiltBatch:
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
-    the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
-    It holds until the next build, which may write to the same tensors.
+    the sequences that brought pages. ahead: drafts.ahead_of, where there are drafts. adapters: [T] int32, the adapter
+    of each row, where any has one (see layers.lora). It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
@@ -33,6 +34,7 @@ class BuiltBatch:
     draw_lens: NDArray[np.int32]
     every_row: bool
     paged: list[SeqStep]
+    ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
     adapters: torch.Tensor | None = None
 
@@ -121,6 +123,9 @@ class BatchBuilder:
             positions = positions + (first if num_tokens == num_seqs else np.repeat(first, lengths))
         num_pages = self._num_pages(seq_lens)
         samplers = [seq.samplers for seq in seqs]
+        drafted = any(seq.drafts for seq in seqs)
+        if drafted:
+            samplers = [seq.samplers * (1 + seq.drafts) for seq in seqs]
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
@@ -128,6 +133,12 @@ class BatchBuilder:
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
             draw_rows, draw_lens = query_start[drawn_by + 1] - 1, seq_lens[drawn_by]
+            if drafted:
+                back = np.concatenate(
+                    [np.arange(seq.drafts, -1, -1) if seq.drafts else np.zeros(len(seq.samplers), int) for seq in seqs]
+                ).astype(np.int32)
+                draw_rows -= back
+                draw_lens -= back
         batch = Batch(
             token_ids=torch.from_numpy(token_ids),
             positions=torch.from_numpy(positions),
@@ -137,7 +148,8 @@ class BatchBuilder:
             page_table=self._page_table(slots, num_pages),
             kv=self._kv,
         )
-        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged)
+        ahead = ahead_of(seqs) if drafted else None
+        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
@@ -177,9 +189,13 @@ class BatchBuilder:
             values += 1
         last.next_starts = last.seq_lens.tolist()
         size, at = self._page_size, last.seq_lens - 1
-        entered = np.flatnonzero(at % size == 0)  # a page
-        if len(entered):
-            last.cache_slots[entered] = self._table[last.index[entered], at[entered] // size] * size
+        moved = at % size == 0  # it entered a page
+        if last.built.paged:  # or the one that it writes to is another, as after a beam's fork
+            moved |= [bool(seq.pages) for seq in seqs]
+        moved = np.flatnonzero(moved)
+        if len(moved):
+            to = at[moved]
+            last.cache_slots[moved] = self._table[last.index[moved], to // size] * size + to % size
         num_pages = self._num_pages(last.seq_lens)
         if last.built.paged or num_pages != last.built.batch.page_table.shape[1]:
             last.built.batch.page_table = self._page_table(last.index, num_pages)

@@ -20,6 +20,7 @@ from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
 from octavo_engine.execution.device_sampler import DeviceSampler, Draw
+from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
 from octavo_engine.execution.sampler import logprob_entries
 from octavo_engine.execution.staging import Arrays, Packer
@@ -51,6 +52,7 @@ class DeviceStep:
 
     plan: Plan
     slots: list[int] = field(default_factory=list)  # who draws
+    drafted: bool = False
     asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs
     done: Done | None = None
     tokens: Tensor | None = None
@@ -161,11 +163,15 @@ class DeviceRunner(Runner):
         """Wait for the oldest step and return what it made. Raises also what the sampler raises."""
         self._wait(step)
         tokens: list[int] = [] if step.tokens is None else step.tokens.tolist()
-        self._sampler.commit(step.slots, tokens)
         logprobs: list[TokenLogprob | None] = [None] * len(tokens)
         if step.logprobs is not None:
             for place, entry in zip(step.asked, step.logprobs.entries(), strict=True):
                 logprobs[place] = entry
+        if step.drafted:
+            tokens, logprobs = reject(step.plan.seqs, tokens, logprobs)
+            self._sampler.commit(*standing(step.slots, tokens))
+        else:
+            self._sampler.commit(step.slots, tokens)
         prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
@@ -192,12 +198,13 @@ class DeviceRunner(Runner):
         if not plan.seqs:
             return work
         built = self._build(plan.seqs)
-        step.slots = built.draw_slots
+        step.slots, step.drafted = built.draw_slots, built.ahead is not None
         arrays = self._batch_arrays(plan.seqs, built, work)
         if step.slots:
             if not built.every_row:
                 arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
-            arrays |= self._sampler.arrays(step.slots, built.draw_lens)
+                arrays["draw_lens"] = built.draw_lens
+            arrays |= self._sampler.arrays(step.slots, built.draw_lens, built.ahead)
             step.asked, work.tops = self._sampler.asked(step.slots)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
@@ -288,7 +295,7 @@ class DeviceRunner(Runner):
             drawing = hidden = self._forward_kept(*batch, *self._no_rows, page_table[:0])
         else:
             by, one_each = sent["drawn_by"], self._count[: len(step.slots) + 1]
-            kept = sent["draw_rows"], one_each, seq_lens.index_select(0, by), page_table.index_select(0, by)
+            kept = sent["draw_rows"], one_each, sent["draw_lens"], page_table.index_select(0, by)
             drawing = hidden = self._forward_kept(*batch, *kept)
         if work.draw is not None:
             logits = self._logits(drawing)
@@ -298,7 +305,7 @@ class DeviceRunner(Runner):
             if step.asked:
                 if len(step.asked) < len(step.slots):
                     logits, drawn = logits.index_select(0, sent["asked"]), drawn.index_select(0, sent["asked"])
-                step.logprobs = self._logprobs(logits, drawn, work.tops)
+                step.logprobs = self._logprobs(logits, drawn.clamp(min=0), work.tops)
         for slot, row, target, count, top in work.prompts:
             logits = self._logits(hidden[row : row + count])
             found = self._logprobs(logits, sent["targets"][target : target + count], [top] * count)

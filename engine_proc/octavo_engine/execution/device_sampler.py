@@ -65,7 +65,7 @@ class DeviceSampler(Sampler):
         self._kept_slots = []
         self._new_masks.pop(slot, None)
 
-    def arrays(self, slots: list[int], lengths: NDArray[np.int32]) -> Arrays:
+    def arrays(self, slots: list[int], lengths: NDArray[np.int32], ahead: list[list[int]] | None = None) -> Arrays:
         """What a draw needs that is not on the device. lengths: of the sequences, the tokens of this step included."""
         changed = self._kept_slots != slots
         index = np.array(slots, np.intp) if changed else self._kept_index
@@ -76,7 +76,7 @@ class DeviceSampler(Sampler):
             arrays["top_p"], arrays["min_p"] = self._top_p[index], self._min_p[index]
             arrays["seeds"] = self._seed[index]
         if self._adjustments:
-            start, ids, scale, add = self._entries(slots)
+            start, ids, scale, add = self._entries(slots, ahead)
             arrays["adjust_start"], arrays["adjust_ids"] = start.numpy(), ids.numpy()
             arrays["adjust_scale"], arrays["adjust_add"] = scale.numpy(), add.numpy()
         if self._masked:
@@ -103,6 +103,8 @@ class DeviceSampler(Sampler):
         if "mask_slots" in sent:
             new_rows = sent["mask_slots"], sent["mask_bits"].view(len(sent["mask_slots"]), -1)
         start, ids, scale, add = self._nothing
+        if len(slots) >= len(start):  # there are drafts
+            start = start.new_zeros(len(slots) + 1)
         entries = start[: len(slots) + 1], ids, scale, add
         if "adjust_start" in sent:
             entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]

@@ -11,6 +11,7 @@ import torch
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
+from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.execution.pooling import Pooler
 from octavo_engine.execution.processors import Processors
@@ -183,10 +184,12 @@ class Runner:
                 found = self._prompt_logprobs(every, plan.seqs)
                 vectors = self._pool(every, plan.seqs)
                 hidden = every.index_select(0, built.draw_rows)
-            tokens, logprobs = self._draw(hidden, built.draw_slots)
+            tokens, logprobs = self._draw(hidden, built.draw_slots, built.ahead)
+            if built.ahead is not None:
+                tokens, logprobs = reject(plan.seqs, tokens, logprobs)
             result = StepResult(tokens, logprobs, found, vectors)
         if tokens:
-            self._sampler.commit(built.draw_slots, tokens)
+            self._sampler.commit(*standing(built.draw_slots, tokens))
             result.broken = self._sampler.broken
         return Step(plan.step, result)
 
@@ -228,17 +231,19 @@ class Runner:
         of_draws = built.adapters.index_select(0, built.draw_rows)
         return self._forward_adapted_kept(*built.batch.tensors, built.adapters, *built.kept, of_draws)
 
-    def _draw(self, hidden: torch.Tensor, slots: list[int]) -> tuple[list[int], list[TokenLogprob | None]]:
-        """hidden [len(slots), H]: a row for each slot that draws."""
+    def _draw(
+        self, hidden: torch.Tensor, slots: list[int], ahead: list[list[int]] | None
+    ) -> tuple[list[int], list[TokenLogprob | None]]:
+        """hidden [len(slots), H]: a row for each token that is drawn."""
         block = self._block
         if 0 < len(slots) <= block:
-            return self._sampler.draw(self._logits(hidden), slots)
+            return self._sampler.draw(self._logits(hidden), slots, ahead)
         tokens: list[int] = []
         logprobs: list[TokenLogprob | None] = []
         for begin in range(0, len(slots), block):
-            drawn, entries = self._sampler.draw(
-                self._logits(hidden[begin : begin + block]), slots[begin : begin + block]
-            )
+            part = slice(begin, begin + block)
+            some = None if ahead is None else ahead[part]
+            drawn, entries = self._sampler.draw(self._logits(hidden[part]), slots[part], some)
             tokens += drawn
             logprobs += entries
         return tokens, logprobs

@@ -112,13 +112,21 @@ class Sampler:
             self._masked.remove(slot)
             self._mask_row[slot] = -1
 
-    def draw(self, logits: torch.Tensor, slots: list[int]) -> tuple[list[int], list[TokenLogprob | None]]:
+    def draw(
+        self, logits: torch.Tensor, slots: list[int], ahead: list[list[int]] | None = None
+    ) -> tuple[list[int], list[TokenLogprob | None]]:
         """One token and, where asked for, its logprobs for each slot. logits [R, V] float32, R = len(slots).
 
-        Raises NothingAllowed with the slot, ProcessorFailed. Slots are distinct: a sequence draws one token a step.
+        Raises NothingAllowed with the slot, ProcessorFailed. Slots are distinct: a sequence draws one token a step; but
+        where `ahead` says which tokens come before a row's, behind what is committed. A row without any is -1 then
+        (drafts.reject).
         """
         rows = self._rows
-        if rows is None or rows.slots != slots:
+        if ahead is not None:
+            rows = self._gather(slots)
+            rows.positions += np.array(list(map(len, ahead)), np.int32)
+            rows.entries = self._entries(slots, ahead)
+        elif rows is None or rows.slots != slots:
             rows = self._rows = self._gather(slots)
         entries = self._entries(slots) if rows.entries is None else rows.entries
         processed = logits
@@ -126,7 +134,7 @@ class Sampler:
             processed = self._processors.apply(logits, slots, keep=bool(self._logprobs))
         drawn = self._ops.sample(processed, *rows.parameters, *entries, *rows.mask)
         tokens: list[int] = drawn.tolist()
-        if min(tokens) < 0:
+        if min(tokens) < 0 and ahead is None:
             raise nothing_allowed(slots[tokens.index(min(tokens))])
         logprobs: list[TokenLogprob | None] = [None] * len(slots)
         if self._logprobs:
@@ -136,7 +144,7 @@ class Sampler:
                 found = token_logprobs(
                     self._ops,
                     logits if len(asked) == len(slots) else logits.index_select(0, index),
-                    drawn.index_select(0, index),
+                    drawn.index_select(0, index).clamp(min=0),
                     [top for _, top in asked],
                 )
                 for (i, _), entry in zip(asked, found, strict=True):
@@ -150,7 +158,7 @@ class Sampler:
             rows.positions += 1
             self._position[rows.index] = rows.positions
         else:
-            self._position[np.array(slots, np.intp)] += 1
+            np.add.at(self._position, np.array(slots, np.intp), 1)  # a slot may stand there several times
             self._rows = None
         self._push(slots, tokens)
 
@@ -217,10 +225,16 @@ class Sampler:
         entries = None if self._adjustments else self._entries(slots)
         return _Rows(slots.copy(), index, positions, parameters, entries, (mask, mask_rows))
 
-    def _entries(self, slots: list[int]) -> _Entries:
+    def _entries(self, slots: list[int], ahead: list[list[int]] | None = None) -> _Entries:
         """adjust_start, adjust_ids, adjust_scale, adjust_add of Ops.sample."""
         found = [self._adjustments.get(slot) for slot in slots] if self._adjustments else ()
+        if ahead is not None:
+            found = [
+                a.after(tokens) if a is not None and tokens else a for a, tokens in zip(found, ahead, strict=False)
+            ]
         some = [a for a in found if a is not None]
+        if not some and len(slots) >= len(self._no_entries):
+            return torch.zeros(len(slots) + 1, dtype=torch.int32), _NO_IDS, _NO_VALUES, _NO_VALUES
         if not some:
             return self._no_entries[: len(slots) + 1], _NO_IDS, _NO_VALUES, _NO_VALUES
         start = np.zeros(len(slots) + 1, np.int32)

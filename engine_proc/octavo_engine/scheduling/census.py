@@ -33,7 +33,16 @@ def stats(scheduler: Scheduler) -> dict[str, float]:
             empty[seq.pages[index]] = size - max(0, seq.num_computed - index * size)
     allocated = pool.num_held * size
     used = allocated - sum(empty.values())
-    return {
+    speculation = scheduler.speculation
+    guesses = (
+        {}
+        if speculation is None
+        else {
+            "spec_decode_num_draft_tokens": float(speculation.num_drafted),
+            "spec_decode_num_accepted_tokens": float(speculation.num_accepted),
+        }
+    )
+    return guesses | {
         "num_requests_running": float(scheduler.num_running),
         "num_requests_waiting": float(scheduler.num_waiting),
         "num_tokens_waiting": float(scheduler.waiting.num_tokens),
@@ -59,7 +68,9 @@ def check(scheduler: Scheduler) -> None:
     scheduler.waiting.check()
     running.check()
     if not scheduler.in_flight:
-        assert set(holders) == {*running.decoding, *running.prefilling}, "a slot is held by none that runs"
+        assert set(holders) == {*running.decoding, *running.prefilling, *running.parked}, (
+            "a slot is held by none that runs"
+        )
         for seq in holders:
             assert len(seq.pages) == -(-seq.num_computed // config.page_size), "a page without tokens is held"
         if not holders:
@@ -67,7 +78,9 @@ def check(scheduler: Scheduler) -> None:
     for seq in holders:
         assert seq.num_computed <= len(seq.pages) * config.page_size, "tokens computed beyond the pages"
         drawing = seq.num_computed - seq.num_tokens + 1  # tokens that plans in flight draw for it
-        assert drawing <= len(scheduler.flights) or seq.finish_reason, "nothing left to compute, but it runs"
+        assert drawing <= len(scheduler.flights) or seq.finish_reason or seq in running.parked, (
+            "nothing left to compute, but it runs"
+        )
     for key, request in scheduler.requests.items():
         assert request.key == key
         live = [seq for seq in request.sequences if seq.finish_reason is None]
@@ -75,4 +88,5 @@ def check(scheduler: Scheduler) -> None:
         led = {follower for seq in request.sequences for follower in seq.followers}
         for seq in live:
             places = (seq.slot >= 0) + (seq in scheduler.waiting) + (seq in led)
-            assert places == 1, f"a live sequence is in {places} places"
+            idle = seq.group is not None and (seq in seq.group.tops or seq not in seq.group.live)
+            assert places == 1 or (idle and not places), f"a live sequence is in {places} places"

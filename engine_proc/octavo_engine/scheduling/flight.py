@@ -26,18 +26,23 @@ class Flight:
     """A plan and whom it is about. decodes: those of the plan's first seqs.
 
     replaced: pages that sequences of this flight may still use, though their tables name others now; each counts a
-    reference until the flight has landed.
+    reference until the flight has landed. drafted: some of the decodes carry drafts.
     """
 
     plan: Plan
     decodes: list[Sequence]
     prefills: list[Prefill]
     replaced: list[int] = field(default_factory=list)
+    drafted: bool = False
 
     @property
     def drew(self) -> list[Sequence]:
         """Who draws, in the order of the plan's samplers."""
-        return self.decodes + [seq for prefill in self.prefills for seq in prefill.samplers]
+        decodes = self.decodes
+        if self.drafted:
+            steps = zip(decodes, self.plan.seqs, strict=False)
+            decodes = [seq for seq, step in steps for _ in range(step.num_drawn)]
+        return decodes + [seq for prefill in self.prefills for seq in prefill.samplers]
 
     @property
     def sequences(self) -> list[Sequence]:

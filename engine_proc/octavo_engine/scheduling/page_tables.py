@@ -16,6 +16,7 @@ from octavo_engine.scheduling.sequence import Sequence
 __all__ = ["PageTables"]
 
 _LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
+_SPARE_PAGES = 0  # that guesses leave to others
 
 
 class PageTables:
@@ -108,6 +109,7 @@ class PageTables:
         for page in leader.pages:
             self.pool.share(page)
         follower.pages = leader.pages.copy()
+        leader.room = 0
         follower.num_computed, follower.node = leader.num_computed, leader.node
 
     def needs_page(self, seq: Sequence) -> bool:
@@ -144,6 +146,20 @@ class PageTables:
                 seq.pages[index] = seq.node.page
                 seq.sent = min(seq.sent, index)
                 seq.room = 0
+
+    def grow_for_guesses(self, seq: Sequence, stop: int) -> int:
+        """Pages for positions below `stop` as far as there are free ones; the position that was reached."""
+        spare = self.pool.num_available - _SPARE_PAGES
+        self.grow(seq, min(stop, max(0, len(seq.pages) + spare) * self.page_size))
+        return min(stop, len(seq.pages) * self.page_size)
+
+    def trim(self, seq: Sequence, num_guesses: int = 0) -> None:
+        """Give back pages beyond what is computed and so many guesses."""
+        keep = self.num_pages(seq.num_computed + num_guesses)
+        for page in reversed(seq.pages[keep:]):
+            self.pool.release(page)
+        del seq.pages[keep:]
+        seq.sent, seq.room = min(seq.sent, keep), min(seq.room, keep * self.page_size)
 
     def release(self, seq: Sequence) -> None:
         """Give all pages back, children before parents (see prefix_cache)."""

@@ -11,10 +11,13 @@ import msgspec
 
 from octavo.options import SamplingParams
 
-__all__ = ["PENDING", "Plan", "SeqStart", "SeqStep"]
+__all__ = ["PENDING", "REJECTED", "Plan", "SeqStart", "SeqStep"]
 
 PENDING = -1
 """In SeqStep.tokens, alone: the token that the slot draws in the step before, which has not been collected."""
+
+REJECTED = -1
+"""Among the tokens that a step drew: one drawn behind a draft that was wrong."""
 
 
 class SeqStart(msgspec.Struct, array_like=True):
@@ -44,6 +47,8 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. regime: which of the model's tables
     of positions the sequence uses, the same from its SeqStart on. pooling: "mean" or "last" where the hidden states of
     all of `tokens`, or of the last, are wanted for a vector, which is complete where `pooled`.
+    drafts: so many of `tokens`, the last ones, are guesses. The one sampler then draws drafts + 1 tokens: from the
+    logits before each guess and of the last one, as if the guesses before were its output; REJECTED behind a wrong one.
     """
 
     slot: int
@@ -57,6 +62,12 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     regime: int = 0
     pooling: str = ""
     pooled: bool = False
+    drafts: int = 0
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that the step draws here."""
+        return len(self.samplers) + self.drafts
 
 
 class Plan(msgspec.Struct, array_like=True):

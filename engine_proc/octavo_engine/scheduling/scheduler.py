@@ -1,11 +1,8 @@
 """The scheduler: who runs in the next step, with which tokens, in which pages.
 
 A step has a token budget. Running sequences decode first, one token each; then prompts are computed in chunks; then
-waiting sequences are admitted. When a decode finds no page, the running sequence of the largest rank (lowest priority,
-latest arrival) gives its pages back and waits to be recomputed, which the prefix cache makes cheap while its pages
-survive. The smallest rank never gives way, so there is always progress.
+waiting sequences are admitted. Where a decode finds no page, somebody gives way (decoding.py).
 
-A sequence that outgrows its regime (layers.rope) gives its pages back in the same way, to be computed anew in the next.
 
 With max_in_flight 2 a step is scheduled while the one before it runs and what that draws is known by its place only
 (plan.PENDING). Nobody gives way then: who lacks a page waits until all that was handed out is committed.
@@ -14,16 +11,19 @@ With max_in_flight 2 a step is scheduled while the one before it runs and what t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from itertools import islice
+from collections.abc import Sequence as Seq
 
 from octavo_engine.scheduling import census
 from octavo_engine.scheduling.admission import DoesNotFit, QueueFull, SchedulerConfig, check_queue, output_room
+from octavo_engine.scheduling.beams import Beams, Scored
+from octavo_engine.scheduling.decoding import Decoding
 from octavo_engine.scheduling.flight import Flight, Flights, Prefill
 from octavo_engine.scheduling.page_tables import PageTables
-from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
+from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart, SeqStep
 from octavo_engine.scheduling.prefix_cache import CachedPage
 from octavo_engine.scheduling.running import Running
 from octavo_engine.scheduling.sequence import FinishReason, Request, Sequence
+from octavo_engine.scheduling.speculation import Proposer, Speculation
 from octavo_engine.scheduling.waiting import WaitingQueue
 
 __all__ = ["DoesNotFit", "QueueFull", "Scheduler", "SchedulerConfig"]
@@ -36,18 +36,25 @@ class Scheduler:
     until every plan that it is in has been committed, so that it can be run again. hash_page: see PrefixCache.
     """
 
-    def __init__(self, config: SchedulerConfig, hash_page: Callable[[int | bytes, bytes], int] | None = None) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        hash_page: Callable[[int | bytes, bytes], int] | None = None,
+        proposer: Proposer | None = None,
+    ) -> None:
         self.config = config
         self.tables = PageTables(config.num_pages, config.page_size, config.enable_prefix_caching, hash_page)
         self.pool = self.tables.pool
+        self.speculation = None if proposer is None else Speculation(proposer, self.tables)
         self.waiting = WaitingQueue(config.max_overtaken)
         self.requests: dict[Hashable, Request] = {}
         self.running = Running(config.max_num_seqs)
+        self.beams = Beams(config, self.tables, self.running, self.waiting)
         self.counters = census.Counters()
+        self.decoding = Decoding(config, self.tables, self.running, self.waiting, self.counters)
         self._watermark = int(config.num_pages * config.watermark)
         self._finished: list[Sequence] = []  # they still have slot and pages
         self.flights = Flights(config.max_in_flight)
-        self._stalled = False  # nothing more is scheduled before all flights have landed
         self._arrivals = 0
         self._step = 0
 
@@ -68,12 +75,24 @@ class Scheduler:
             seq.max_output = room
             seq.rank = (request.params.priority, self._arrivals, seq.index)
             seq.choose_regime(self.config.regimes, self.config.regimes_by_prompt)
+        if request.search is not None:
+            request.search.max_tokens = room
         self.requests[request.key] = request
         self.waiting.push_choices(request.sequences)
 
     def finish(self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """End one sequence now, at any time; a no-op if it has ended. Its slot stands in the next plan's ends."""
+        """End one sequence now, at any time; a no-op if it has ended. Its slot stands in the next plan's ends.
+
+        One beam takes the others with it.
+        """
         if sequence.finish_reason is not None:
+            return
+        if sequence.group is not None:
+            for beam in sequence.request.sequences:
+                self._end(beam, reason, stop_reason)
+            self.beams.forget(sequence.request)
+            if not self.flights:
+                self._sweep()
             return
         self._end(sequence, reason, stop_reason)
         if sequence.slot >= 0:
@@ -108,53 +127,75 @@ class Scheduler:
         """
         if self.flights.full:
             self._release(self.flights.drop())
-        self._stalled = self._stalled and bool(self.flights)
-        if self._stalled:
+        self.decoding.stalled = self.decoding.stalled and bool(self.flights)
+        if self.decoding.stalled:
             return None
         plan = Plan(self._step, [], [], [], [])
         if self.config.regimes and not self.flights:
-            self._change_regimes()
+            self.decoding.change_regimes()
         preempted = self.counters.preemptions
-        decodes = self._decode_ahead(plan) if self.flights else self._decode(plan)
-        budget = self.config.max_num_batched_tokens - len(decodes)
+        decodes = self.decoding.add(plan, ahead=bool(self.flights))
+        drafted = 0
+        if self.speculation is not None:
+            drafted = self.speculation.add(plan, decodes, self.config.max_num_batched_tokens)
+        budget = self.config.max_num_batched_tokens - len(decodes) - drafted
         prefills = self._prefill(plan, budget)
-        if self.waiting and preempted == self.counters.preemptions and not self._stalled:
+        if self.waiting and preempted == self.counters.preemptions and not self.decoding.stalled:
             self._admit(plan, budget - sum(prefill.length for prefill in prefills), prefills)
         if not plan.seqs:
-            return None
+            return self.schedule() if not self.flights and self.decoding.shelve() else None
         for prefill in prefills:
             if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
                 self.running.prefilling.remove(prefill.seq)
                 self.running.decode(prefill.seq)
         plan.ends = self.running.take_ends()
-        self.flights.push(Flight(plan, decodes, prefills))
+        self.flights.push(Flight(plan, decodes, prefills, drafted=drafted > 0))
         self._step += 1
         return plan
 
-    def commit(self, plan: Plan, tokens: list[int]) -> list[Sequence] | list[Sequence | None]:
-        """The plan ran and drew `tokens`, in the order of its samplers.
+    def commit(
+        self, plan: Plan, tokens: list[int], logprobs: Seq[Scored | None] = ()
+    ) -> list[Sequence] | list[Sequence | None]:
+        """The plan ran and drew `tokens`, in the order of its samplers. logprobs: alongside, needed for beams.
 
         Returns the sequences in that order, with the token appended and finish_reason set where it was the last; None
-        in place of a sequence that had ended before: its token was dropped.
+        in place of a sequence that had ended before, whose token was dropped, of what is REJECTED, and of beams (see
+        beams.take_found).
         """
         flight, drew = self.flights.land(plan, len(tokens))
-        dropped, page_size = [], self.config.page_size
+        gone: list[int] = []  # places in `drew`
+        page_size = self.config.page_size
         for seq, step in zip(flight.decodes, plan.seqs, strict=False):
             stop = step.start + 1
             if not stop % page_size and seq.finish_reason is None:
                 self.tables.store(seq, stop - page_size, stop)
         for prefill in flight.prefills:
             self._commit_prefill(prefill)
-        for seq, token in zip(drew, tokens, strict=True):
-            if seq.finish_reason is None:
+        for place, (seq, token) in enumerate(zip(drew, tokens, strict=True)):
+            if seq.finish_reason is None and seq.group is None and token >= 0:
                 output = seq.output
                 output.append(token)
                 if (token in seq.stops or len(output) >= seq.max_output) and (end := seq.ended_by(token)):
                     self._end(seq, *end)
             else:
-                dropped.append(seq)
+                gone.append(place)
+        if flight.drafted and self.speculation is not None:
+            self.speculation.land(plan, flight.decodes, tokens)
+        if gone:
+            for seq in self.beams.advance(drew, logprobs):
+                self._end(seq, "stop", None)
         self._release(flight)
-        return [None if seq in dropped else seq for seq in drew] if dropped else drew
+        if not gone:
+            return drew
+        advanced: list[Sequence | None] = list(drew)
+        for place in gone:
+            advanced[place] = None
+        return advanced
+
+    def measured(self, plan: Plan, seconds: float) -> None:
+        """How long a step took."""
+        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.seqs):
+            self.speculation.cost.add(plan.num_tokens, seconds)
 
     def resolve(self, plan: Plan) -> None:
         """Put the tokens that are known by now in place of PENDING, so that a plan in flight can be run again.
@@ -175,80 +216,6 @@ class Scheduler:
             self.pool.release(page)
         if self._finished:
             self._sweep()
-
-    # ---- decode ------------------------------------------------------------------------------------------------
-
-    def _decode(self, plan: Plan) -> list[Sequence]:
-        """One token each of the running sequences. Returns those of plan.seqs."""
-        steps = plan.seqs
-        # Preemption pops this list's tail while it is walked: a sequence already in the plan is never popped.
-        for seq in islice(self.running.decoding, self.config.max_num_batched_tokens):
-            start = seq.num_computed
-            if start < seq.room:
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers, regime=seq.regime))
-            elif self._make_room(seq, plan):
-                offset, seq.sent = seq.sent, len(seq.pages)
-                new = seq.pages[offset:]
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers, regime=seq.regime))
-            else:
-                break
-            seq.num_computed = start + 1
-        return self.running.decoding[: len(steps)]
-
-    def _decode_ahead(self, plan: Plan) -> list[Sequence]:
-        """The same while a step is in flight. Who cannot take part without that step's tokens is left out."""
-        decodes: list[Sequence] = []
-        for seq in self.running.decoding:
-            if len(decodes) == self.config.max_num_batched_tokens:
-                break
-            start, drawn = seq.num_computed, len(seq.output)
-            pending = start == len(seq.request.prompt) + drawn
-            waits = pending and (drawn + 1 >= seq.max_output or drawn < seq.waits_until)
-            if waits or seq.finish_reason is not None:
-                continue
-            offset, new = 0, []
-            if start >= seq.room:
-                if not self._make_room(seq, plan):
-                    break
-                offset, seq.sent = seq.sent, len(seq.pages)
-                new = seq.pages[offset:]
-            token = PENDING if pending else seq.output[-1]
-            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers, regime=seq.regime))
-            seq.num_computed = start + 1
-            decodes.append(seq)
-        return decodes
-
-    def _make_room(self, seq: Sequence, plan: Plan) -> bool:
-        """See that its next token can be written. False: `seq` itself had to give way, or has to wait."""
-        if seq.num_computed >= seq.limit:  # what it draws is in flight: the change of regime must wait for that
-            self._stalled = True
-            return False
-        while self.tables.needs_page(seq):
-            if self.pool.num_available:
-                self.tables.add_page(seq, plan.copies)
-                break
-            if self.flights:
-                self._stalled = True
-                return False
-            victim = self.running.pop_last()
-            self.counters.preemptions += 1
-            self._requeue(victim)
-            if victim is seq:
-                return False
-        seq.room = min(len(seq.pages) * self.config.page_size, seq.limit)
-        return True
-
-    def _change_regimes(self) -> None:
-        """Requeue what has outgrown its regime; nothing is in flight."""
-        for seq in [seq for seq in self.running.decoding if seq.num_computed >= seq.limit]:
-            self.running.decoding.remove(seq)
-            self._requeue(seq)
-
-    def _requeue(self, seq: Sequence) -> None:
-        """It runs no more, gives back slot and pages, and waits to be recomputed."""
-        self._vacate(seq)
-        seq.choose_regime(self.config.regimes, self.config.regimes_by_prompt)
-        self.waiting.push(seq)
 
     # ---- prefill and admission ---------------------------------------------------------------------------------
 
@@ -287,15 +254,26 @@ class Scheduler:
         seq.num_computed = stop
         return Prefill(seq, start, length, samplers)
 
+    def _begin(self, seq: Sequence) -> SeqStart:
+        start = self.running.begin(seq)
+        if self.speculation is not None:
+            self.speculation.begin(seq)
+        return start
+
     def _fork(self, seq: Sequence, plan: Plan) -> list[Sequence]:
         """Start the choices that can start with `seq`; the others wait. They get its pages once those are computed.
 
         Each will soon write to a page of its own, so no more start than there are pages.
+        Beams only take their slots here: what they go on from is known when this one has drawn.
         """
+        if seq.group is not None:
+            for _ in range(min(len(seq.followers), len(self.running.free_slots))):
+                plan.starts.append(self._begin(seq.followers.pop(0)))
+            return []
         followers, seq.followers = seq.followers, []
         count = min(len(followers), len(self.running.free_slots), self.pool.num_available)
         for follower in followers[:count]:
-            plan.starts.append(self.running.begin(follower))
+            plan.starts.append(self._begin(follower))
         self.waiting.push_choices(followers[count:])
         return followers[:count]
 
@@ -312,7 +290,7 @@ class Scheduler:
                 if self.config.enable_prefix_caching:
                     self.counters.cache_queries += seq.num_tokens
                     self.counters.cache_hits += seq.num_computed
-            plan.starts.append(self.running.begin(seq))
+            plan.starts.append(self._begin(seq))
             self.running.prefill(seq)
             length = self.tables.chunk(seq, budget)
             budget -= length
@@ -321,7 +299,7 @@ class Scheduler:
     def _find_room(self, seq: Sequence) -> list[CachedPage] | None:
         """Its cached prefix, if there are pages for the rest besides what running prompts will still need."""
         tables, running = self.tables, self.running
-        if not (running.decoding or running.prefilling):
+        if not (running.decoding or running.prefilling or running.parked):
             return tables.find(seq)
         promised = sum(tables.num_pages(s.num_tokens) - len(s.pages) for s in running.prefilling)
         return tables.find_within(seq, self.pool.num_available - promised - self._watermark, self._step)
@@ -361,12 +339,8 @@ class Scheduler:
         self._finished = [seq for seq in self._finished if seq in flying]
         self.running.remove_ended(flying)
         for seq in finished:
-            self._vacate(seq)
+            self.decoding.vacate(seq)
             self._promote(seq)
-
-    def _vacate(self, seq: Sequence) -> None:
-        self.tables.release(seq)
-        self.running.vacate(seq)
 
     def _promote(self, leader: Sequence) -> None:
         """`leader` ended before the choices behind it could start: the next of them leads."""
@@ -388,7 +362,8 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """There are sequences that have not ended."""
-        return bool(self.running.decoding or self.running.prefilling or self.waiting)
+        running = self.running
+        return bool(running.decoding or running.prefilling or running.parked or self.waiting)
 
     @property
     def in_flight(self) -> bool:

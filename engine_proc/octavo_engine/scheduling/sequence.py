@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from octavo.options import SamplingParams
+from octavo_engine.scheduling.beam_search import BeamSearch, Top
 from octavo_engine.scheduling.plan import SeqStart
 from octavo_engine.scheduling.prefix_cache import Parent
 
-__all__ = ["FinishReason", "Request", "Sequence"]
+__all__ = ["BeamGroup", "FinishReason", "Guesses", "Request", "Sequence"]
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -32,7 +33,9 @@ class Request:
     was compiled to; the runner finds it for as long as it is held here. draws: False where the prompt is only read: the
     request ends when it has been computed. pooling: what becomes of its hidden states then, "mean", "last" or "".
     adapter: as in SeqStart; its requests have a cache_salt of their own. prompt_scored: where prompt logprobs begin, 0
-    but for wire.Score.
+    but for wire.Score. may_guess: what it may draw does not depend on its output in ways that the sampler can't look
+    ahead, as a grammar's is. search: the answers are found by beam search; its sequences are the beams. params.logprobs
+    are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -48,6 +51,8 @@ class Request:
     draws: bool = True
     pooling: str = ""
     adapter: int = -1
+    search: BeamSearch | None = None
+    may_guess: bool = True
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -55,8 +60,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.prompt_bytes = array("i", self.prompt).tobytes()
-        self.sequences = [Sequence(self, index) for index in range(self.params.n)]
-        self.num_open = self.params.n
+        count = self.params.n if self.search is None else self.search.width
+        self.sequences = [Sequence(self, index) for index in range(count)]
+        self.num_open = count
+        if self.search is not None:
+            BeamGroup(self.search, self.sequences)
 
     @property
     def wants_prompt_scored(self) -> bool:
@@ -64,8 +72,41 @@ class Request:
         return self.params.prompt_logprobs is not None and self.prompt_scored < len(self.prompt)
 
 
+class BeamGroup:
+    """The beams of a request. live: the sequences of the search's beams, in its order. tops: what it has to be told of
+    those that have drawn; once it knows all of them, it goes on."""
+
+    __slots__ = ("live", "search", "tops")
+
+    def __init__(self, search: BeamSearch, sequences: list[Sequence]) -> None:
+        self.search = search
+        self.live = sequences[:1]
+        self.tops: dict[Sequence, Top] = {}
+        for sequence in sequences:
+            sequence.group = self
+            sequence.waits_until = math.inf
+
+
+@dataclass(slots=True)
+class Guesses:
+    """How well a sequence's next tokens were guessed so far.
+
+    rate: the probability that a guess is right whose predecessors were, as far as is known. idle: steps since guessing
+    did not pay. history: the tokens as int32 bytes, as far as a proposer has looked at them. pages, num_computed: the
+    page table by which a draft model has computed so many tokens since the sequence took its slot; asked: it
+    was, since.
+    """
+
+    rate: float
+    idle: int = 0
+    history: bytearray = field(default_factory=bytearray)
+    pages: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    asked: bool = False
+
+
 class Sequence:
-    """One choice of a request.
+    """One choice of a request, or one beam.
 
     output: token ids drawn so far and committed. num_computed: tokens whose keys and values are in the cache once all
     plans handed out have run; as many as num_tokens when the next one is still to be drawn. pages: the page table.
@@ -78,6 +119,8 @@ class Sequence:
         "cost",
         "finish_reason",
         "followers",
+        "group",
+        "guesses",
         "index",
         "leader",
         "limit",
@@ -116,7 +159,7 @@ class Sequence:
         self.stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.stops |= request.eos_token_ids
-        self.waits_until = _waits_until(request, self.stops)
+        self.waits_until = self.known_from
         # What follows is the scheduler's own.
         self.rank = (params.priority, 0, index)  # smaller runs first: priority, order of arrival, choice
         self.max_output = 0  # tokens, set at admission
@@ -124,6 +167,8 @@ class Sequence:
         self.leader: Sequence | None = None  # the one whose follower it is
         self.overtaken = 0  # later arrivals that were admitted while this one waited
         self.started = False
+        self.guesses: Guesses | None = None
+        self.group: BeamGroup | None = None
         self.cost = (0, 0)  # after a failed admission: pages it takes, and the step at which to look again
         self.samplers = [_NOWHERE]  # [slot]
         self.node: Parent | None = None  # entry of its last full page; None: its pages are not stored
@@ -135,6 +180,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and output."""
         return len(self.request.prompt) + len(self.output)
+
+    @property
+    def known_from(self) -> float:
+        """The length of output from which on a token can be drawn before the one before it is known to the host."""
+        return _waits_until(self.request, self.stops)
 
     @property
     def cache_root(self) -> bytes:
@@ -180,9 +230,13 @@ class Sequence:
         self.slot = slot
         self.samplers = [slot]
         self.started = True
+        return self.start()
+
+    def start(self) -> SeqStart:
+        """What the runner is told of who has the slot."""
         request = self.request
         return SeqStart(
-            slot,
+            self.slot,
             request.params,
             _stream(request.seed, self.index),
             request.prompt,

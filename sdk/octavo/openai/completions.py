@@ -9,7 +9,7 @@ import anyio
 from octavo.openai.chat import finish
 from octavo.openai.events import EventStream, Write, until_gone
 from octavo.openai.usage import total, usage_of
-from octavo.openai.wrong import WrongField
+from octavo.options import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,8 +28,6 @@ async def completions(server: Server, http: Request, request: CompletionRequest)
     prompts, params = request.prompts(), request.params()
     head = server.head("cmpl", "text_completion", request.model)
     if request.stream:
-        if request.echo and request.logprobs is not None:
-            raise WrongField("logprobs", "logprobs with echo are known only at the end: ask for them without stream")
 
         async def produce(write: Write) -> None:
             await _stream(server, request, prompts, head, write)
@@ -114,13 +112,21 @@ async def _stream(
             choice = {"index": first + index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}
             await write({**head, "choices": [choice], **usage})
 
+        scored = None
+        if request.echo and request.logprobs is not None:
+            # The prompt's logprobs come with a request's end: a short one is made for them. Its pages are found again.
+            asked = SamplingParams(max_tokens=1, prompt_logprobs=request.logprobs, priority=params.priority)
+            scored = await server.client.generate(prompts[i], asked)
         watch = server.metrics.watch()
         async with server.client.stream(prompts[i], params, lora=server.lora(request.model)) as deltas:
             async for delta in deltas:
                 watch.tokens(len(delta.token_ids))
                 if request.echo and delta.index not in offsets:
-                    offsets[delta.index] = 0
-                    await send(delta.index, await _echoed(server, prompts[i]))
+                    echoed, offsets[delta.index] = None, 0
+                    if scored is not None:
+                        ids, entries = scored.prompt_token_ids, scored.prompt_logprobs or ()
+                        echoed, offsets[delta.index] = await server.pieces.legacy(ids, entries, 0)
+                    await send(delta.index, await _echoed(server, prompts[i]), echoed)
                 text = "" if request.max_tokens == 0 else delta.text
                 logprobs = None
                 if delta.logprobs is not None:

@@ -229,13 +229,13 @@ class CompletionRequest(Sampling, kw_only=True):
 
     def params(self) -> SamplingParams:
         refuse(self, "suffix")
-        n = self.n or 1
-        if self.best_of is not None and self.best_of != n:
-            raise WrongField("best_of", f"best_of={self.best_of}: not served yet, other than best_of = n = {n}")
-        asked = self.logprobs if self.echo else None
+        best_of = None if self.best_of == (self.n or 1) else self.best_of
+        if best_of is not None and self.stream:
+            raise WrongField("best_of", f"best_of={best_of}: which are best is known only at the end: not with stream")
+        asked = self.logprobs if self.echo and not self.stream else None
         # OpenAI allows 0 with echo, to score a prompt; one token is drawn then and thrown away.
         limit = 1 if self.max_tokens == 0 and self.echo else self.max_tokens
-        return self._params(max_tokens=limit, logprobs=self.logprobs, prompt_logprobs=asked)
+        return self._params(max_tokens=limit, logprobs=self.logprobs, prompt_logprobs=asked, best_of=best_of)
 
 
 class TokenizeRequest(msgspec.Struct):

@@ -1,0 +1,134 @@
+"""Running sequences take a step, one token each; and who gives way where there is no page for it.
+
+When a decode finds no page, the running sequence of the largest rank (lowest priority, latest arrival) gives its pages
+back and waits to be recomputed, which the prefix cache makes cheap while its pages survive. The smallest rank never
+gives way, so there is always progress. While a step is in flight nobody gives way: who lacks a page waits.
+A sequence that outgrows its regime (layers.rope) gives its pages back in the same way, to be computed anew in the next.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from octavo_engine.scheduling.admission import SchedulerConfig
+from octavo_engine.scheduling.census import Counters
+from octavo_engine.scheduling.page_tables import PageTables
+from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
+from octavo_engine.scheduling.running import Running
+from octavo_engine.scheduling.sequence import Sequence
+from octavo_engine.scheduling.waiting import WaitingQueue
+
+__all__ = ["Decoding"]
+
+
+class Decoding:
+    """Works on the scheduler's lists. stalled: nothing more is scheduled before all that is in flight has landed."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        tables: PageTables,
+        running: Running,
+        waiting: WaitingQueue,
+        counters: Counters,
+    ) -> None:
+        self._config, self._tables, self._running = config, tables, running
+        self._waiting, self._counters = waiting, counters
+        self.stalled = False
+
+    def add(self, plan: Plan, *, ahead: bool) -> list[Sequence]:
+        """A step of each that decodes, while the plan is empty. Returns them. ahead: a step is in flight."""
+        return self._ahead(plan) if ahead else self._now(plan)
+
+    def vacate(self, seq: Sequence) -> None:
+        """It gives slot and pages back."""
+        self._tables.release(seq)
+        self._running.vacate(seq)
+
+    def _now(self, plan: Plan) -> list[Sequence]:
+        """One token each of the running sequences. Returns those of plan.seqs."""
+        steps = plan.seqs
+        # Preemption pops this list's tail while it is walked: a sequence already in the plan is never popped.
+        for seq in islice(self._running.decoding, self._config.max_num_batched_tokens):
+            start = seq.num_computed
+            if start < seq.room:
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers, regime=seq.regime))
+            elif self._make_room(seq, plan, ahead=False):
+                offset, seq.sent = seq.sent, len(seq.pages)
+                new = seq.pages[offset:]
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers, regime=seq.regime))
+            else:
+                break
+            seq.num_computed = start + 1
+        return self._running.decoding[: len(steps)]
+
+    def _ahead(self, plan: Plan) -> list[Sequence]:
+        """The same while a step is in flight. Who cannot take part without that step's tokens is left out."""
+        decodes: list[Sequence] = []
+        for seq in self._running.decoding:
+            if len(decodes) == self._config.max_num_batched_tokens:
+                break
+            start, drawn = seq.num_computed, len(seq.output)
+            pending = start == len(seq.request.prompt) + drawn
+            waits = pending and (drawn + 1 >= seq.max_output or drawn < seq.waits_until)
+            if waits or seq.finish_reason is not None:
+                continue
+            offset, new = 0, []
+            if start >= seq.room:
+                if not self._make_room(seq, plan, ahead=True):
+                    break
+                offset, seq.sent = seq.sent, len(seq.pages)
+                new = seq.pages[offset:]
+            token = PENDING if pending else seq.output[-1]
+            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers, regime=seq.regime))
+            seq.num_computed = start + 1
+            decodes.append(seq)
+        return decodes
+
+    def _make_room(self, seq: Sequence, plan: Plan, *, ahead: bool) -> bool:
+        """See that its next token can be written. False: `seq` itself had to give way, or has to wait."""
+        if seq.num_computed >= seq.limit:  # what it draws is in flight: the change of regime must wait for that
+            self.stalled = True
+            return False
+        while self._tables.needs_page(seq):
+            if self._tables.pool.num_available:
+                self._tables.add_page(seq, plan.copies)
+                break
+            if ahead:
+                self.stalled = True
+                return False
+            if self._preempt() is seq:
+                return False
+        seq.room = min(len(seq.pages) * self._config.page_size, seq.limit)
+        return True
+
+    def change_regimes(self) -> None:
+        """Requeue what has outgrown its regime; nothing is in flight."""
+        for seq in [seq for seq in self._running.decoding if seq.num_computed >= seq.limit]:
+            self._running.decoding.remove(seq)
+            self._requeue(seq)
+
+    def _requeue(self, seq: Sequence) -> None:
+        """It runs no more, gives back slot and pages, and waits to be recomputed."""
+        self.vacate(seq)
+        seq.choose_regime(self._config.regimes, self._config.regimes_by_prompt)
+        self._waiting.push(seq)
+
+    def _preempt(self) -> Sequence:
+        """The last gives way. It waits to be recomputed, unless it is a beam that has drawn."""
+        victim = self._running.pop_last()
+        self._counters.preemptions += 1
+        if victim.group is None or victim not in victim.group.tops:
+            self._requeue(victim)
+        else:
+            self.vacate(victim)
+        return victim
+
+    def shelve(self) -> bool:
+        """Nothing can run: is it because of beams that wait for others? The last of them gives way."""
+        if not self._running.parked:
+            return False
+        victim = self._running.parked.pop()
+        self.vacate(victim)
+        self._counters.preemptions += 1
+        return True
