@@ -19,6 +19,7 @@ from octavo.errors import (
     InvalidGrammar,
     InvalidOption,
     InvalidRequest,
+    LoraError,
     ModelError,
     OctavoError,
     OutOfMemory,
@@ -38,7 +39,7 @@ from octavo.options import (
     Regex,
     SamplingParams,
 )
-from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
+from octavo.results import Completion, CompletionChoice, Delta, Embeddings, Score, TokenLogprob, Usage
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
 
@@ -50,6 +51,7 @@ __all__ = [
     "CompletionChoice",
     "Delta",
     "DeviceLost",
+    "Embeddings",
     "EngineDead",
     "EngineError",
     "EngineNotInstalled",
@@ -62,6 +64,7 @@ __all__ = [
     "InvalidRequest",
     "JsonObject",
     "JsonSchema",
+    "LoraError",
     "Message",
     "ModelError",
     "OctavoError",
@@ -75,6 +78,7 @@ __all__ = [
     "RequestFailed",
     "RequestTimeout",
     "SamplingParams",
+    "Score",
     "Stream",
     "TokenLogprob",
     "Usage",

@@ -97,7 +97,7 @@ def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Greedy:
         config = model.config
-        logits = model.logits
+        logits, reach = model.logits, model.reach
 
         def forward(self, batch: Any) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")

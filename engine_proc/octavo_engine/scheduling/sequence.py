@@ -29,7 +29,10 @@ class Request:
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
     cache_salt: prefix-cache pages are shared only between requests with the same salt. grammar: what params.structured
-    was compiled to; the runner finds it for as long as it is held here.
+    was compiled to; the runner finds it for as long as it is held here. draws: False where the prompt is only read: the
+    request ends when it has been computed. pooling: what becomes of its hidden states then, "mean", "last" or "".
+    adapter: as in SeqStart; its requests have a cache_salt of their own. prompt_scored: where prompt logprobs begin, 0
+    but for wire.Score.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -42,6 +45,9 @@ class Request:
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
     grammar: object = None
+    draws: bool = True
+    pooling: str = ""
+    adapter: int = -1
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -183,17 +189,18 @@ class Sequence:
             self.output.copy(),
             sorted(self.stops),
             request.bad_words,
+            request.adapter,
         )
 
 
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
     """The length of output from which on a token can be drawn before the one before it is known to the host.
 
-    Until then the logits are changed by what was drawn: by penalties, by words not to be completed and by a grammar,
-    always; by ends not to be drawn, while the output is shorter than min_tokens.
+    Until then the logits are changed by what was drawn: by penalties, processors, words not to be completed and by a
+    grammar, always; by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
-    if params.structured is not None:
+    if params.structured is not None or params.logits_processors:
         return math.inf
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if penalties or any(len(word) > 1 for word in request.bad_words):

@@ -39,7 +39,7 @@ async def completions(server: Server, http: Request, request: CompletionRequest)
 
     async def one(i: int) -> None:
         watch = server.metrics.watch()
-        done[i] = result = await server.client.generate(prompts[i], params)
+        done[i] = result = await server.client.generate(prompts[i], params, lora=server.lora(request.model))
         watch.finished(result.usage)
 
     await until_gone(http, lambda: _all(one, len(prompts)))
@@ -115,7 +115,7 @@ async def _stream(
             await write({**head, "choices": [choice], **usage})
 
         watch = server.metrics.watch()
-        async with server.client.stream(prompts[i], params) as deltas:
+        async with server.client.stream(prompts[i], params, lora=server.lora(request.model)) as deltas:
             async for delta in deltas:
                 watch.tokens(len(delta.token_ids))
                 if request.echo and delta.index not in offsets:
