@@ -58,7 +58,7 @@ class Conversation:
     def stream(self) -> Stream:
         """The answer. A model without a chat template completes text; it knows no turns."""
         template = self.client.ready.has_chat_template
-        return self.client.stream(self.messages() if template else self.turns[-1].content, self.params)
+        return self.client.stream(self.messages() if template else self.turns[-1].content or "", self.params)
 
     # ---- what the commands do --------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class Conversation:
         said = [i for i, turn in enumerate(self.turns) if turn.role == "user"]
         if not said:
             raise InvalidOption("/undo", "nothing", "something that was said before")
-        text = self.turns[said[-1]].content
+        text = self.turns[said[-1]].content or ""
         del self.turns[said[-1] :]
         return text
 
@@ -93,7 +93,7 @@ class Conversation:
     def save(self, path: str) -> Path:
         """Raises InvalidOption where it can't be written. It appears whole or not at all."""
         target = Path(path).expanduser()
-        turns = [_Turn(turn.role, turn.content) for turn in self.messages()]
+        turns = [_Turn(turn.role, turn.content or "") for turn in self.messages()]
         data = msgspec.json.format(msgspec.json.encode(_Saved(turns, self.client.options.model)), indent=1)
         scratch = target.with_name(target.name + ".part")
         try:
@@ -110,7 +110,7 @@ class Conversation:
         except (OSError, msgspec.DecodeError) as error:
             raise InvalidOption("/load", path, f"a chat that /save wrote ({error})") from error
         turns = [Message(turn.role, turn.content) for turn in saved.messages]
-        systems = [turn.content for turn in turns if turn.role == "system"]
+        systems = [turn.content or "" for turn in turns if turn.role == "system"]
         self.system = systems[0] if systems else ""
         self.turns = [turn for turn in turns if turn.role != "system"]
         return len(self.turns)
