@@ -110,7 +110,7 @@ class Conversation:
         except (OSError, msgspec.DecodeError) as error:
             raise InvalidOption("/load", path, f"a chat that /save wrote ({error})") from error
         turns = [Message(turn.role, turn.content) for turn in saved.messages]
-        systems = [turn.content for turn in saved.messages if turn.role == "system"]
+        systems = [turn.content or "" for turn in turns if turn.role == "system"]
         self.system = systems[0] if systems else ""
         self.turns = [turn for turn in turns if turn.role != "system"]
         return len(self.turns)

@@ -30,7 +30,7 @@ export class MessageView {
     this.element.append(this.body, this.note, this.tools);
     this.thoughts = make("details", "thoughts");
     this.thoughts.append(make("summary", "", "Thoughts"), make("div"));
-    this.body.before(this.thoughts);
+    if (message.role !== "user") this.body.before(this.thoughts);
     this.growing = message.role === "user" ? null : new Growing(this.body);
     this.tools.append(tool("Copy", "copy"), message.role === "user" ? tool("Edit", "edit") : tool("Regenerate", "again"));
     this.update(false);
