@@ -33,7 +33,7 @@ async def test_what_they_draw_and_whom_they_disturb(tiny: Path) -> None:
     ]
     prompts = [[i + 1, 100 - i, 7] for i in range(len(work))]
     # Few pages: some are preempted and resumed.
-    options = EngineOptions(logits_processors=NAMES, kv_cache_memory=60_000, max_num_seqs=8, max_num_batched_tokens=32)
+    options = EngineOptions(logits_processors=NAMES, kv_cache_memory=14_500, max_num_seqs=8, max_num_batched_tokens=32)
     alone: list[Any] = [None] * len(work)
     together: list[Any] = [None] * len(work)
 
