@@ -43,9 +43,13 @@ void launch(LaunchOptions options, void (*kernel)(P...), dim3 grid, dim3 block, 
   simt::launch(options.overlap, kernel, grid, block, dynamic_shared, static_cast<A&&>(arguments)...);
 }
 #else
-// A process drives one device.
+// A process drives one device. Drivers before 12.3 can't have such launches in a graph.
 inline bool can_overlap() {
-  static const bool can = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  static const bool can = [] {
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+    return driver >= 12030 && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  }();
   return can;
 }
 

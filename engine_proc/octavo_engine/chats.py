@@ -9,7 +9,7 @@ import msgspec
 from octavo import wire
 from octavo_engine.text import Text, TextError
 
-__all__ = ["chat_length", "encode_chat"]
+__all__ = ["chat_length", "encode_chat", "render_chat"]
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
@@ -22,8 +22,22 @@ def chat_length(message: wire.Generate | wire.Tokenize) -> int:
 
 def encode_chat(text: Text, message: wire.Generate | wire.Tokenize) -> list[int]:
     """Token ids of the message's chat. Raises TextError."""
-    turns = [{"role": m.role, "content": m.content, **_object(m.more)} for m in message.messages or ()]
-    return text.encode_chat(turns, _object(message.template))
+    return text.encode_chat(_turns(message), _object(message.template))
+
+
+def render_chat(text: Text, message: wire.Tokenize) -> str:
+    """What the template makes of it. Raises TextError."""
+    return text.render_chat(_turns(message), _object(message.template))
+
+
+def _turns(message: wire.Generate | wire.Tokenize) -> list[dict[str, Any]]:
+    return [_turn(turn) for turn in message.messages or ()]
+
+
+def _turn(turn: wire.Message) -> dict[str, Any]:
+    """Role and content first, as a template that prints a message whole would show them."""
+    own = {"role": turn.role, "content": turn.content}
+    return own if turn.more is None else {**own, **_object(turn.more), **own}
 
 
 def _object(encoded: str | None) -> dict[str, Any]:

@@ -15,9 +15,12 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from octavo import wire
+from octavo_engine.adapters import AdapterStore, UnknownAdapter
 from octavo_engine.delivery import Live
 from octavo_engine.execution.errors import OutOfMemory
-from octavo_engine.intake import Intake, InvalidPrompt
+from octavo_engine.execution.pooling import NotFinite
+from octavo_engine.execution.processors import ProcessorFailed, Processors
+from octavo_engine.intake import Intake, InvalidPrompt, answer_kind
 from octavo_engine.mailbox import wrong_protocol
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.steps import Steps
@@ -54,11 +57,14 @@ class Core:
         clients: set[Client],
         grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
+        adapters: AdapterStore | None = None,
+        processors: Processors | None = None,
     ) -> None:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
         self.steps = Steps(scheduler, runner, self._fail_sequence)
-        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake)
+        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size, processors)
+        self.adapters = adapters or AdapterStore(None, ready.options, mailbox.wake)
         self.grammars = grammars or Grammars(text, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live: dict[Key, Live] = {}
@@ -84,6 +90,7 @@ class Core:
             self._admit_tokenised()
             self._admit_compiled()
             self._expire()
+            self._settle_adapters()
             plan = self.scheduler.schedule()
             if plan is not None:
                 self._mark_started(plan)
@@ -91,6 +98,7 @@ class Core:
                 self._deliver(done, result)
             self._flush()
         self.intake.close()
+        self.adapters.close()
         self.grammars.close()
         for client in self._clients:
             self.mailbox.send(client, [wire.Dying("drained", "the engine was asked to end")])
@@ -115,6 +123,8 @@ class Core:
         """Seconds that `receive` may wait."""
         if self.scheduler.has_work or self.steps.in_flight or (self._draining and not self._live):
             return 0
+        if self.adapters.waiting and not self._live:
+            return 0
         if self._deadlines:
             return max(0.0, self._deadlines[0][0] - self.clock())
         return None
@@ -122,14 +132,12 @@ class Core:
     def _deliver(self, plan: Plan, result: StepResult) -> None:
         now = self.clock()
         live_of = self._live
-        for slot, entries in result.prompt_logprobs.items():
-            live = live_of.get(self.scheduler.sequence_at(slot).request.key)
-            if live is not None and live.prompt_logprobs is not None:
-                live.prompt_logprobs.extend(entries)
+        ended = self._take_read(result)
         broken = [(self.scheduler.sequence_at(slot), error) for slot, error in result.broken.items()]
         advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
+        for key in ended:
+            self.scheduler.abort(key)  # what has all its scores need not run its last token
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
-        ended: list[Key] = []
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
             if sequence is None:
                 continue  # it had ended before
@@ -162,6 +170,27 @@ class Core:
             self._counters["request_success"] += 1
             self._outbox[live.client].append(live.finished(now))
 
+    def _take_read(self, result: StepResult) -> list[Key]:
+        """What a step found out about prompts, for their requests. Returns those that have got all they want."""
+        complete: list[Key] = []
+        for slot, entries in result.prompt_logprobs.items():
+            key = self.scheduler.sequence_at(slot).request.key
+            live = self._live.get(key)
+            if live is not None and live.take_logprobs(entries):
+                complete.append(key)
+        for slot, vector in result.vectors.items():
+            key = self.scheduler.sequence_at(slot).request.key
+            live = self._live.get(key)
+            if live is None:
+                continue
+            try:
+                live.take_vector(vector)
+            except NotFinite as error:
+                self._fail(key, "failed", str(error))
+            else:
+                complete.append(key)
+        return complete
+
     def _mark_started(self, plan: Plan) -> None:
         now = self.clock()
         for start in plan.starts:
@@ -190,6 +219,12 @@ class Core:
                 self._outbox[client].append(wire.Stats(message.token, self.stats()))
             case wire.Tokenize() | wire.Detokenize():
                 self._tokenize(client, message)
+            case wire.LoadLora():
+                self._answer(client, self.adapters.load(client, message))
+            case wire.UnloadLora():
+                self._answer(client, self.adapters.unload(client, message))
+            case wire.ListLoras():
+                self._answer(client, wire.Loras(message.request_id, self.adapters.infos()))
             case wire.Hello():
                 if message.protocol != wire.PROTOCOL_VERSION:
                     self._outbox[client].append(wrong_protocol(message.protocol))
@@ -229,7 +264,12 @@ class Core:
             if seconds is not None:
                 heapq.heappush(self._deadlines, (now + seconds, key, which))
         try:
+            if message.lora is not None:
+                live.adapter = self.adapters.find(message.lora)
             request = self.intake.begin(key, message, now)
+        except UnknownAdapter as error:
+            self._fail(key, "unknown_lora", str(error))
+            return
         except InvalidPrompt as error:
             self._fail(key, "invalid_request", str(error))
             return
@@ -245,16 +285,28 @@ class Core:
         answer: wire.Tokens | wire.Texts | None
         if self.intake.num_pending >= limit:
             waiting = f"{self.intake.num_pending} texts are waiting to be tokenised"
-            kind = wire.Texts if isinstance(message, wire.Detokenize) else wire.Tokens
-            answer = kind(message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}")
+            answer = answer_kind(message)(
+                message.request_id, (), f"{waiting}; EngineOptions.max_queued_requests={limit}"
+            )
         else:
             answer = self.intake.tokenize(client, message)
+        self._answer(client, answer)
+
+    def _answer(self, client: Client, answer: Any | None) -> None:
         if answer is not None:
             self._outbox[client].append(answer)
+
+    def _settle_adapters(self) -> None:
+        if self.adapters.waiting:
+            used = {live.adapter.number for live in self._live.values() if live.adapter is not None}
+            for client, answer in self.adapters.settle(used):
+                self._outbox[client].append(answer)
 
     def _admit(self, live: Live, request: Request) -> None:
         """To the scheduler; where its grammar is still to be compiled, when that is done."""
         structured = request.params.structured
+        if live.adapter is not None:
+            request.adapter, request.cache_salt = live.adapter.number, live.adapter.salt
         try:
             if structured is not None and request.grammar is None:
                 request.grammar = self.grammars.find(request.key, structured, request)
@@ -328,6 +380,8 @@ class Core:
             self._fail(sequence.request.key, "invalid_grammar", str(error))
         elif isinstance(error, OutOfMemory):
             self._fail(sequence.request.key, "out_of_memory", str(error))
+        elif isinstance(error, ProcessorFailed):
+            self._fail(sequence.request.key, "failed", str(error))
         else:
             self._fail(sequence.request.key, "failed", f"the model failed on this request: {error}")
 
@@ -374,6 +428,7 @@ class Core:
         return {
             **self.scheduler.stats(),
             **self._counters,
+            **self.steps.stats(),
             "num_requests_live": float(len(self._live)),
             "num_clients": float(len(self._clients)),
             "num_prompts_tokenising": float(self.intake.num_pending),

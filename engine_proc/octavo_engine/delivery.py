@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo import wire
+from octavo_engine.execution.pooling import vector_bytes
 from octavo_engine.text import Detokenizer, Text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from octavo_engine.adapters import Loaded
     from octavo_engine.mailbox import Client
     from octavo_engine.scheduling.sequence import Request, Sequence
 
@@ -18,11 +22,13 @@ class Live:
     """A request from its arrival to its one Finished or Failed. Times are in seconds of the core's clock."""
 
     __slots__ = (
+        "adapter",
         "arrival",
         "client",
         "cumulative",
         "delivered",
         "detokenizers",
+        "embedding",
         "ends",
         "first_token",
         "generate",
@@ -47,6 +53,8 @@ class Live:
         self.delivered = [0] * generate.params.n  # tokens of each choice
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
         self.stopped = [False] * generate.params.n  # by a stop string
+        self.adapter: Loaded | None = None
+        self.embedding: bytes | None = None
         self.open_choices = generate.params.n
         self.ends: list[tuple[str, str | int | None]] = [("abort", None)] * generate.params.n
 
@@ -54,10 +62,30 @@ class Live:
         """The scheduler has taken it."""
         params = self.generate.params
         self.request = request
-        self.detokenizers = [Detokenizer(text, params, request.prompt) for _ in range(params.n)]
+        if request.draws:
+            self.detokenizers = [Detokenizer(text, params, request.prompt) for _ in range(params.n)]
         self.cumulative = [0.0] * params.n
         if params.prompt_logprobs is not None:
-            self.prompt_logprobs = [None]  # nothing comes before the first token
+            # Nothing comes before the first token.
+            self.prompt_logprobs = [] if isinstance(self.generate.task, wire.Score) else [None]
+
+    def take_logprobs(self, entries: list[wire.TokenLogprob]) -> bool:
+        """Of the next tokens of the prompt. True if with them it is scored, and nothing else was asked for."""
+        if self.prompt_logprobs is None or self.request is None:
+            return False
+        self.prompt_logprobs.extend(entries)
+        task = self.generate.task
+        if not isinstance(task, wire.Score) or len(self.prompt_logprobs) < len(self.request.prompt) - 1 - task.start:
+            return False
+        self.ends = [("stop", None)]
+        return True
+
+    def take_vector(self, vector: Tensor) -> None:
+        """The pooled hidden states, [E] float32. Raises NotFinite."""
+        task = self.generate.task
+        assert isinstance(task, wire.Embed)
+        self.embedding = vector_bytes(vector, normalize=task.normalize, dimensions=task.dimensions)
+        self.ends = [("stop", None)]
 
     def delta(
         self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None
@@ -146,6 +174,7 @@ class Live:
             tuple(self.request.prompt) if self.request is not None else (),
             self.usage(now),
             None if self.prompt_logprobs is None else tuple(self.prompt_logprobs),
+            self.embedding,
         )
 
     def failed(self, code: str, message: str, now: float, which: str | None = None) -> wire.Failed:

@@ -16,15 +16,21 @@ from typing import Any
 
 from octavo import wire
 from octavo.options import MAX_LOGPROBS, SamplingParams
-from octavo_engine.chats import chat_length, encode_chat
+from octavo_engine.chats import chat_length, encode_chat, render_chat
+from octavo_engine.execution.processors import Processors
 from octavo_engine.scheduling.beam_search import BeamSearch
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text, TextError
 
-__all__ = ["Intake", "InvalidPrompt"]
+__all__ = ["Intake", "InvalidPrompt", "answer_kind"]
 
 # Characters tokenised in place; at about 1 us a character's worth of BPE this stays under ten milliseconds.
 _INLINE_CHARACTERS = 8192
+
+
+def answer_kind(message: wire.Tokenize | wire.Detokenize) -> type[wire.Tokens] | type[wire.Texts]:
+    """Of what it is answered by, the error included."""
+    return wire.Texts if isinstance(message, wire.Detokenize) or message.render else wire.Tokens
 
 
 class InvalidPrompt(Exception):
@@ -37,8 +43,17 @@ class Intake:
     `wake` is called from the worker thread when one has become ready.
     """
 
-    def __init__(self, text: Text, vocab_size: int, seed: int | None, wake: Callable[[], None]) -> None:
-        self._text = text
+    def __init__(
+        self,
+        text: Text,
+        vocab_size: int,
+        seed: int | None,
+        wake: Callable[[], None],
+        embedding_size: int = 0,
+        processors: Processors | None = None,
+    ) -> None:
+        self._text, self._embedding_size = text, embedding_size
+        self._processors = Processors({}) if processors is None else processors
         self._vocab_size = vocab_size
         self._eos = frozenset(text.eos_token_ids)
         self._seeds = random.Random(seed)
@@ -88,11 +103,15 @@ class Intake:
 
     def request(self, key: Any, prompt: list[int], message: wire.Generate, arrival: float) -> Request:
         """The Request of a tokenised prompt. Raises InvalidPrompt."""
+        params, task = message.params, message.task
         if not prompt:
             raise InvalidPrompt("the prompt has no tokens; give at least one")
-        params, search = message.params, None
+        search = None
         if message.beam is not None:
             params, search = self._search(message)
+        scored = task.start if isinstance(task, wire.Score) else 0
+        if not 0 <= scored < len(prompt):
+            raise InvalidPrompt(f"scores from token {scored} of {len(prompt)}: there is none to begin behind")
         try:
             bad_words = self._text.encode_bad_words(params.bad_words) if params.bad_words else []
         except TextError as error:
@@ -106,6 +125,9 @@ class Intake:
             arrival=arrival,
             bad_words=bad_words,
             search=search,
+            draws=task is None,
+            pooling=task.pooling if isinstance(task, wire.Embed) else "",
+            prompt_scored=scored,
         )
 
     def _search(self, message: wire.Generate) -> tuple[SamplingParams, BeamSearch]:
@@ -148,15 +170,17 @@ class Intake:
         self._wake()
 
     def _answer(self, message: wire.Tokenize | wire.Detokenize) -> wire.Tokens | wire.Texts:
-        kind = wire.Texts if isinstance(message, wire.Detokenize) else wire.Tokens
+        kind = answer_kind(message)
         try:
             if isinstance(message, wire.Detokenize):
                 return wire.Texts(message.request_id, tuple(self._texts(message)))
-            if message.messages is not None:
-                ids = encode_chat(self._text, message)
+            if message.messages is None:
+                text, special = message.text, message.special
             else:
-                ids = self._text.encode(message.text, message.special)
-            return wire.Tokens(message.request_id, tuple(ids))
+                text, special = render_chat(self._text, message), False
+            if message.render:
+                return wire.Texts(message.request_id, (text,))
+            return wire.Tokens(message.request_id, tuple(self._text.encode(text, special)))
         except Exception as error:  # whatever it is ends this request, not the engine
             return kind(message.request_id, (), str(error) or type(error).__name__)
 
@@ -188,6 +212,8 @@ class Intake:
         given = [f for f in ("text", "token_ids", "messages") if getattr(message, f) is not None]
         if message.beam is not None and message.beam.sampling() != params:
             raise InvalidPrompt("params: other than those of the beam search")
+        if message.beam is not None and message.task is not None:
+            raise InvalidPrompt("a prompt that is only read (embed, score) has no beams")
         if len(given) != 1:
             raise InvalidPrompt(f"exactly one of text, token_ids and messages is the prompt, got {given or 'none'}")
         if not self._text.has_tokenizer:
@@ -209,6 +235,27 @@ class Intake:
             if ids and not (min(ids) >= 0 and max(ids) < vocab):
                 wrong = next(token for token in ids if not 0 <= token < vocab)
                 raise InvalidPrompt(f"{name} {wrong} is outside the vocabulary of {vocab} tokens")
+        self._check_task(message)
+        if params.logits_processors:
+            try:
+                self._processors.check(params.logits_processors)
+            except ValueError as error:
+                raise InvalidPrompt(str(error)) from error
         for name, top in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
             if top is not None and top > vocab:
                 raise InvalidPrompt(f"{name}={top} is more than the vocabulary of {vocab} tokens")
+
+    def _check_task(self, message: wire.Generate) -> None:
+        task, params = message.task, message.params
+        if task is None:
+            return
+        if params.n != 1:
+            raise InvalidPrompt(f"n={params.n}: a prompt that is embedded or scored has one answer")
+        if isinstance(task, wire.Score) and params.prompt_logprobs is None:
+            raise InvalidPrompt("prompt_logprobs=None: scores are prompt logprobs, give a number")
+        if isinstance(task, wire.Embed):
+            size, wanted = self._embedding_size, task.dimensions
+            if wanted is not None and not 1 <= wanted <= size:
+                raise InvalidPrompt(f"dimensions={wanted}: this model's embeddings have 1 to {size}")
+            if params.prompt_logprobs is not None:
+                raise InvalidPrompt("prompt_logprobs: not with embeddings")

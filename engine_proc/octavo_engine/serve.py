@@ -19,6 +19,9 @@ from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
 if TYPE_CHECKING:
     from octavo_engine.core import Core
+    from octavo_engine.execution.processors import Processors
+    from octavo_engine.ops import Ops
+    from octavo_engine.text import Text
     from octavo_engine.weights import QuantizedCache
 
 __all__ = ["serve"]
@@ -121,11 +124,14 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     greeter("start", 0, 0, "importing torch")
     import torch
 
+    from octavo_engine.adapters import AdapterStore, CannotLoad
     from octavo_engine.core import Core
     from octavo_engine.execution import kv_cache
     from octavo_engine.execution.device_runner import DeviceRunner
+    from octavo_engine.execution.pooling import embedding_size
     from octavo_engine.execution.runner import Runner
     from octavo_engine.guessing import Guessing, OtherTokenizer
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.machine import Machine, NoRoom
     from octavo_engine.models import CheckpointMismatch, NotQuantizable, UnsupportedModel, load_model, quantization_of
     from octavo_engine.ops import OpsUnavailable
@@ -147,6 +153,11 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         dtype_name = config.resolve_dtype(options.dtype, source.config, ops.isa)
         dtype = getattr(torch, dtype_name)
         quantization = quantization_of(source.checkpoint, options.quantization)
+        adapters = None
+        if options.enable_lora:
+            if ops.asynchronous:
+                raise StartFailed("invalid_option", "enable_lora=True: adapters run on a CPU so far; take device='cpu'")
+            adapters = Adapters(options.max_loras, ops.activation_dtype(dtype))
         network = load_model(
             source,
             ops,
@@ -156,6 +167,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_model_len=options.max_model_len,
             cache=_cache(options),
             trust_remote_code=options.trust_remote_code,
+            adapters=adapters,
         )
         guessing = Guessing.load(options, network, text, ops, dtype, greeter)
     except OtherTokenizer as error:
@@ -202,6 +214,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     )
     assert options.max_model_len is not None
     assert options.max_num_batched_tokens is not None
+    processors = _processors(options, text, shape.vocab_size, ops)
     kind = DeviceRunner if ops.asynchronous else Runner
     sizes: dict[str, Any] = {
         "num_pages": num_pages,
@@ -212,7 +225,13 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         "progress": greeter,
     }
     try:
-        runner = kind(network, ops if shape.recordable else EagerOps(ops), **sizes)
+        runner = kind(
+            network,
+            ops if shape.recordable else EagerOps(ops),
+            **sizes,
+            adapters=adapters,
+            processors=processors,
+        )
         proposer = guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error
@@ -233,7 +252,13 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         ),
         proposer=proposer,
     )
-    ready = _ready(options, source, text, shape, num_pages)
+    ready = _ready(options, source, text, shape, num_pages, embedding_size(network, ops.device))
+    store = AdapterStore(adapters, options, greeter.mailbox.wake)
+    for name, path in options.loras.items():
+        try:
+            store.load_now(name, path)
+        except CannotLoad as error:
+            raise StartFailed("model", f"loras[{name!r}]: {error}") from error
     # What was loaded stays: keep the collector from walking it again and again.
     gc.collect()
     gc.freeze()
@@ -245,8 +270,29 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         num_pages, options.page_size, threads, ops.isa,
     )  # fmt: skip
     return Core(
-        greeter.mailbox, scheduler, runner, text, ready, owned=owned, clients=greeter.clients, grammars=grammars
+        greeter.mailbox,
+        scheduler,
+        runner,
+        text,
+        ready,
+        owned=owned,
+        clients=greeter.clients,
+        grammars=grammars,
+        adapters=store,
+        processors=processors,
     )
+
+
+def _processors(options: EngineOptions, text: Text, vocab_size: int, ops: Ops) -> Processors:
+    from octavo_engine.execution.processors import CannotImport, Context, Processors, load_processors
+
+    if options.logits_processors and ops.asynchronous:
+        raise StartFailed("invalid_option", "logits_processors={...}: they run on a CPU so far; take device='cpu'")
+    context = Context(vocab_size, tuple(sorted(text.eos_token_ids)), lambda said: text.encode(said, False), text.decode)
+    try:
+        return Processors(load_processors(options.logits_processors, context))
+    except CannotImport as error:
+        raise StartFailed("invalid_option", str(error)) from error
 
 
 def _torch_name(kv_cache_dtype: str) -> str:
@@ -265,7 +311,9 @@ def _cache(options: EngineOptions) -> QuantizedCache | None:
     return None if folder is None else QuantizedCache(folder, VERSION)
 
 
-def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages: int) -> wire.Ready:
+def _ready(
+    options: EngineOptions, source: Any, text: Any, shape: Any, num_pages: int, embedding_size: int
+) -> wire.Ready:
     return wire.Ready(
         wire.PROTOCOL_VERSION,
         os.getpid(),
@@ -278,6 +326,7 @@ def _ready(options: EngineOptions, source: Any, text: Any, shape: Any, num_pages
         num_pages,
         tuple(sorted(text.eos_token_ids)),
         text.chat_template.sources[-1] if text.has_chat_template else None,
+        embedding_size,
     )
 
 

@@ -28,7 +28,7 @@ class Steps:
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner, fail: Callable[[Sequence, Exception], None]) -> None:
-        self._scheduler, self._runner, self._fail = scheduler, runner, fail
+        self._scheduler, self._runner, self._fail = scheduler, _Timed(runner), fail
         self._ahead: tuple[Plan, Any] | None = None
         self._began = 0.0  # when the step that is due was submitted, or the one before it was done
 
@@ -36,6 +36,10 @@ class Steps:
     def in_flight(self) -> bool:
         """A plan was submitted and not yet given back."""
         return self._ahead is not None
+
+    def stats(self) -> dict[str, float]:
+        """model_seconds: spent in the runner since the start, sampling included; model_steps: plans it was given."""
+        return {"model_seconds": self._runner.seconds, "model_steps": float(self._runner.steps)}
 
     def advance(self, plan: Plan | None) -> Iterator[tuple[Plan, StepResult]]:
         """Submit a plan, and give what is due, in order: commit each before the next one is asked for.
@@ -131,6 +135,7 @@ class Steps:
             merged.tokens.extend(result.tokens)
             merged.logprobs.extend(result.logprobs)
             merged.prompt_logprobs.update(result.prompt_logprobs)
+            merged.vectors.update(result.vectors)
             merged.broken.update(result.broken)
         return merged
 
@@ -138,3 +143,30 @@ class Steps:
         """A sequence that this is for lives: none may, where an earlier step failed."""
         slots = seq.samplers or [seq.slot]
         return any(self._scheduler.sequence_at(slot).finish_reason is None for slot in slots)
+
+
+class _Timed:
+    """A runner, and how long it has had the loop."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self.asynchronous = runner.asynchronous
+        self._runner = runner
+
+    def discard(self, handle: Any) -> None:
+        self._runner.discard(handle)
+
+    def submit(self, plan: Plan) -> Any:
+        self.steps += 1
+        return self._timed(self._runner.submit, plan)
+
+    def collect(self, handle: Any) -> StepResult:
+        result: StepResult = self._timed(self._runner.collect, handle)
+        return result
+
+    def _timed(self, work: Callable[[Any], Any], given: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return work(given)
+        finally:
+            self.seconds += time.perf_counter() - begun

@@ -20,6 +20,7 @@ from octavo.errors import (
     InvalidGrammar,
     InvalidOption,
     InvalidRequest,
+    LoraError,
     ModelError,
     OctavoError,
     OutOfMemory,
@@ -39,7 +40,7 @@ from octavo.options import (
     Regex,
     SamplingParams,
 )
-from octavo.results import Completion, CompletionChoice, Delta, TokenLogprob, Usage
+from octavo.results import Completion, CompletionChoice, Delta, Embeddings, Score, TokenLogprob, Usage
 from octavo.speculation import Draft, NGram
 from octavo.stream import Stream
 from octavo.wire import Message, Progress
@@ -54,6 +55,7 @@ __all__ = [
     "Delta",
     "DeviceLost",
     "Draft",
+    "Embeddings",
     "EngineDead",
     "EngineError",
     "EngineNotInstalled",
@@ -66,6 +68,7 @@ __all__ = [
     "InvalidRequest",
     "JsonObject",
     "JsonSchema",
+    "LoraError",
     "Message",
     "ModelError",
     "NGram",
@@ -80,6 +83,7 @@ __all__ = [
     "RequestFailed",
     "RequestTimeout",
     "SamplingParams",
+    "Score",
     "Stream",
     "TokenLogprob",
     "Usage",

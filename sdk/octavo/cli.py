@@ -3,6 +3,7 @@
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
 octavo quantize MODEL OUT --scheme int4        a quantised checkpoint on disk
+octavo bench serve --url URL --rate 4          a load on a server, and the latencies it shows
 octavo eval perplexity MODEL --text FILE       how well a model, quantised or not, predicts a text
 """
 
@@ -10,23 +11,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import msgspec
-from anyio.abc import TaskStatus
 
-from octavo.client import AsyncClient, Prompt
+from octavo.chat import add_arguments as add_chat_arguments
+from octavo.chat import answer_once, chat
+from octavo.client import AsyncClient
 from octavo.errors import InvalidOption, OctavoError
 from octavo.evaluate import add_arguments, evaluate
+from octavo.load import add_arguments as add_load_arguments
+from octavo.load import options_of as load_options
 from octavo.options import EngineOptions, SamplingParams
 from octavo.serving import add_arguments as add_server_arguments
 from octavo.serving import options_of as server_options
-from octavo.wire import Message, Progress
+from octavo.wire import Progress
 
 __all__ = ["main"]
 
@@ -34,6 +38,10 @@ _MODEL = "a local folder, a GGUF file, or a hub id"
 _PERPLEXITY = (
     "Perplexity of a text: windows of --context tokens, every --stride tokens, each token scored once by the first "
     "window that holds it. Compare only figures of the same text, model, context and stride."
+)
+_LOAD = (
+    "Requests at random times (Poisson) with realistic lengths, sent when they are due whatever the server does, and "
+    "the times to first token, between tokens and to the end that they saw. Works on any server of OpenAI's API."
 )
 _SAMPLING = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
 
@@ -69,23 +77,30 @@ def _fail(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="chat | engine | eval | quantize | serve")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="bench | chat | engine | eval | quantize | serve"
+    )
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
     commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
-    chat = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
-    chat.set_defaults(run=_chat)
-    chat.add_argument("model", help=_MODEL)
-    chat.add_argument("--prompt", metavar="TEXT", help="answer this first; else standard input, if piped")
-    chat.add_argument("--system", metavar="TEXT", help="a system message before the chat")
-    sampling = chat.add_argument_group("sampling (octavo.SamplingParams)")
+    talk = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
+    talk.set_defaults(run=_chat)
+    talk.add_argument("model", help=_MODEL)
+    add_chat_arguments(talk)
+    sampling = talk.add_argument_group("sampling (octavo.SamplingParams)")
     for name, default in _SAMPLING.items():
         sampling.add_argument(_flag(name), type=_number, default=default, metavar="X", help=f"default {default}")
-    _add_engine_options(chat)
+    _add_engine_options(talk)
     server = commands.add_parser("serve", help="answer OpenAI's API over HTTP")
     server.set_defaults(run=_serve)
     server.add_argument("model", help=_MODEL)
     add_server_arguments(server)
     _add_engine_options(server)
+    benches = commands.add_parser("bench", help="measure how fast a server answers").add_subparsers(
+        required=True, metavar="serve"
+    )
+    bench = benches.add_parser("serve", help="a load on any server of OpenAI's API", description=_LOAD)
+    bench.set_defaults(run=_bench)
+    add_load_arguments(bench)
     measures = commands.add_parser("eval", help="measure a model's quality").add_subparsers(
         required=True, metavar="perplexity"
     )
@@ -102,7 +117,11 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     for field in msgspec.structs.fields(EngineOptions):
         if field.name in ("model", *_SAMPLING):
             continue
-        if isinstance(field.default, bool):
+        if field.default_factory is dict:
+            engine.add_argument(
+                _flag(field.name), type=_pair, action="append", default=[], metavar="NAME=X", help="may be given again"
+            )
+        elif isinstance(field.default, bool):
             engine.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=field.default)
         else:
             convert = str if "str" in str(field.type) else _number
@@ -116,6 +135,11 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
 def _number(text: str) -> int | float:
     """Whole where it can be: which of the two a field takes is checked by the options themselves."""
     try:
@@ -126,7 +150,11 @@ def _number(text: str) -> int | float:
 
 def _engine_options(options: argparse.Namespace) -> EngineOptions:
     names = {field.name for field in msgspec.structs.fields(EngineOptions)} - set(_SAMPLING)
-    return EngineOptions(**{name: getattr(options, name) for name in names})
+    values: dict[str, Any] = {name: getattr(options, name) for name in names}
+    for name, value in values.items():
+        if isinstance(value, list):  # of pairs
+            values[name] = dict(value)
+    return EngineOptions(**values)
 
 
 # ---- eval ------------------------------------------------------------------------------------------------------
@@ -141,6 +169,14 @@ async def _eval(options: argparse.Namespace) -> None:
             yield client
 
     await evaluate(options, _engine_options(options), opened)
+
+
+async def _bench(options: argparse.Namespace) -> None:
+    try:
+        from octavo.load.run import bench_serve
+    except ImportError as error:
+        raise OctavoError(f'octavo bench serve needs {error.name}: pip install "octavo[server]"') from error
+    await bench_serve(load_options(options))
 
 
 async def _serve(options: argparse.Namespace) -> None:
@@ -170,102 +206,10 @@ async def _chat(options: argparse.Namespace) -> None:
     bar = _LoadBar()
     async with AsyncClient(engine.model, engine, on_progress=bar.update) as client:
         bar.close()
-        history = [Message("system", options.system)] if options.system else []
         if interactive:
-            print("Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
-        async for said in _turns(prompt, interactive):
-            history.append(Message("user", said))
-            # A model without a chat template completes text; it knows no turns.
-            answer = await _answer(client, history if client.ready.has_chat_template else said, params)
-            history.append(Message("assistant", answer))
-
-
-async def _turns(prompt: str | None, interactive: bool) -> AsyncIterator[str]:
-    if prompt is not None:
-        if interactive:
-            print(f"> {prompt}")
-        yield prompt
-    while interactive:
-        line = await _read_line("> ")
-        if line is None:
-            print()
-            return
-        if line.strip():
-            yield line.strip()
-
-
-async def _read_line(mark: str) -> str | None:
-    """A line from the terminal, "" at Ctrl-C, None at Ctrl-D. The event loop goes on meanwhile."""
-    line: str | None = ""
-    async with _interruptible():
-        print(mark, end="", flush=True)
-        # A terminal hands out one line a read, so nothing stays behind in Python's buffer.
-        await anyio.wait_readable(sys.stdin)
-        line = sys.stdin.readline() or None
-    if line == "":
-        print("\n(Ctrl-D ends the chat)", file=sys.stderr)
-    return line
-
-
-async def _answer(client: AsyncClient, prompt: Prompt, params: SamplingParams) -> str:
-    """Stream one answer to stdout, its figures to stderr. Ctrl-C stops the answer and keeps what came."""
-    pieces: list[str] = []
-    meter = _Meter()
-    async with _interruptible():
-        async for delta in client.stream(prompt, params):
-            meter.count(len(delta.token_ids))
-            pieces.append(delta.text)
-            print(delta.text, end="", flush=True)
-    print(flush=True)
-    print(meter.summary(), file=sys.stderr)
-    return "".join(pieces)
-
-
-@asynccontextmanager
-async def _interruptible() -> AsyncIterator[None]:
-    """Ctrl-C ends the block quietly. Its errors come out as they are, not in a task group's wrapping."""
-    failure: Exception | None = None
-
-    async def watch(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
-            task_status.started()
-            async for _ in interrupts:
-                scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(watch, tasks.cancel_scope)
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-class _Meter:
-    """Tokens and times of one answer."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.first = self.last = 0.0
-        self.first_tokens = self.tokens = 0
-
-    def count(self, tokens: int) -> None:
-        if not tokens:
-            return
-        self.last = time.perf_counter()
-        if not self.tokens:
-            self.first, self.first_tokens = self.last, tokens
-        self.tokens += tokens
-
-    def summary(self) -> str:
-        if not self.tokens:
-            return "[no tokens]"
-        text = f"[{self.tokens} tokens, the first after {self.first - self.started:.2f} s"
-        if self.tokens > self.first_tokens:
-            text += f", {(self.tokens - self.first_tokens) / (self.last - self.first):.1f} tokens/s"
-        return text + "]"
+            await chat(client, prompt, options.system, params, options.plain)
+        else:
+            await answer_once(client, prompt, options.system, params)
 
 
 class _LoadBar:

@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import anyio
 
@@ -16,8 +16,8 @@ from octavo.best_of import best, drawn
 from octavo.chats import template_variables, turn
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
-from octavo.results import Completion
-from octavo.stream import Stream, completion, error_of
+from octavo.results import Completion, Embeddings, Score
+from octavo.stream import Stream, completion, end_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Prompt"]
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any] | wire.Message]
+Messages = Sequence[Mapping[str, Any] | wire.Message]
+Prompt = str | Sequence[int] | Messages
 """Text, token ids, or the messages of a chat: each has "role" and "content", and what else the model's template reads
 ("tool_calls", "tool_call_id", ...)."""
 
@@ -162,9 +163,14 @@ class AsyncClient:
     # ---- requests --------------------------------------------------------------------------------------------------
 
     async def generate(
-        self, prompt: Prompt, params: Params | None = None, *, template: Mapping[str, Any] | None = None
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        lora: str | None = None,
     ) -> Completion:
-        """The whole answer to a prompt; cancelling it aborts the request.
+        """The whole answer to a prompt; cancelling it aborts the request. lora: by an adapter that is loaded.
 
         template: what the chat template reads besides the messages: {"tools": [...], "enable_thinking": False, ...}.
 
@@ -174,27 +180,19 @@ class AsyncClient:
         if isinstance(params, SamplingParams) and params.best_of is not None:
             return best(await self.generate(prompt, drawn(params)), params)
         router = self._session.router
-        request = router.submit(False, _message(prompt, params, template))
-        if request.outcome is None:
-            request.waiter = waiter = router.loop.waiter()
-            try:
-                await waiter
-            except BaseException:
-                request.waiter = None
-                router.forget(request)
-                raise
-        outcome = request.outcome
-        if isinstance(outcome, wire.Finished):
-            done = completion(request.pending, outcome)
-            assert done is not None
-            return done
-        if isinstance(outcome, wire.Failed):
-            raise error_of(outcome, completion(request.pending, outcome))
-        assert outcome is not None
-        raise outcome
+        request = router.submit(False, _message(prompt, params, template, lora))
+        finished = await end_of(router, request)
+        done = completion(request.pending, finished)
+        assert done is not None
+        return done
 
     def stream(
-        self, prompt: Prompt, params: Params | None = None, *, template: Mapping[str, Any] | None = None
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        lora: str | None = None,
     ) -> Stream:
         """The answer as it comes. The request is sent now; `async for delta in` the result reads it.
 
@@ -204,19 +202,89 @@ class AsyncClient:
         if isinstance(params, SamplingParams) and params.best_of is not None:
             raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
         router = self._session.router
-        return Stream(self, router, router.submit(True, _message(prompt, params, template)), params.n)
+        return Stream(self, router, router.submit(True, _message(prompt, params, template, lora)), params.n)
 
     async def chat(
         self,
-        messages: Sequence[Mapping[str, Any] | wire.Message],
+        messages: Messages,
         params: Params | None = None,
         *,
         template: Mapping[str, Any] | None = None,
+        lora: str | None = None,
     ) -> Completion:
         """`generate` for chat messages: {"role": ..., "content": ...}, through the model's chat template."""
         if isinstance(messages, str) or not messages:
             raise InvalidRequest('messages: give at least one {"role": ..., "content": ...}')
-        return await self.generate(messages, params, template=template)
+        return await self.generate(messages, params, template=template, lora=lora)
+
+    # ---- prompts that are only read ------------------------------------------------------------------------------
+
+    async def embed(
+        self,
+        inputs: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        lora: str | None = None,
+        params: SamplingParams | None = None,
+    ) -> Embeddings:
+        """A vector for each text (or list of token ids): the model's hidden states behind its final norm, pooled.
+
+        pooling: "mean" of all tokens, or "last", for models trained so; both see the special tokens that the tokenizer
+        puts around a prompt. dimensions: only the first ones. normalize: to length 1, so that a dot product is the
+        cosine. params: for its priority and timeouts; the rest says nothing here. The engine batches the texts with all
+        else; any number may be given. Raises as `generate` does; the first error ends them all.
+        """
+        from octavo import reading
+
+        prompts = reading.prompts_of(inputs, _token_ids)
+        task = wire.Embed(pooling, bool(normalize), dimensions)
+        return await reading.embed(self._session.router, prompts, task, _read_params(params), _lora(lora))
+
+    async def score(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        lora: str | None = None,
+        params: SamplingParams | None = None,
+    ) -> list[Score]:
+        """How likely each continuation of the prompt is: the log probabilities of its tokens.
+
+        A text is tokenised together with the prompt, as it would be read; where a token reaches over the border, it is
+        scored whole. A continuation of token ids is put behind the prompt's. The prompt itself is computed once and
+        found in the prefix cache by the others. params: for its priority and timeouts. Raises as `generate` does, and
+        InvalidRequest for a continuation without tokens.
+        """
+        from octavo import reading
+
+        router, params = self._session.router, _read_params(params, prompt_logprobs=0)
+        if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
+            raise InvalidRequest(f"continuations: a list of texts or token ids, not {type(continuations).__name__}")
+        text, special, prefix = await self._prefix(prompt)
+        requests = []
+        for continuation in continuations:
+            if isinstance(continuation, str):
+                if text is None:
+                    raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
+                whole = await router.tokenize(text + continuation, special, None, None)
+            else:
+                whole = prefix + _token_ids(list(continuation))
+            requests.append(reading.score_request(prefix, whole, params, _lora(lora)))
+        first = await reading.read_all(router, [make for make, _ in requests[:1]])
+        rest = await reading.read_all(router, [make for make, _ in requests[1:]])
+        return [reading.scored(done, count) for done, (_, count) in zip(first + rest, requests, strict=True)]
+
+    async def _prefix(self, prompt: Prompt) -> tuple[str | None, bool, list[int]]:
+        """Of a prompt its text, whether special tokens are put around that, and its token ids."""
+        if isinstance(prompt, str):
+            return prompt, True, await self.tokenize(prompt)
+        items: list[Any] = list(prompt)
+        if items and isinstance(items[0], (Mapping, wire.Message)):
+            text = await self.apply_chat_template(items)
+            return text, False, await self.tokenize(text, special=False)
+        return None, False, _token_ids(items)
 
     async def abort(self, *streams: Stream) -> None:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
@@ -227,11 +295,7 @@ class AsyncClient:
             router.abort_all()
 
     async def tokenize(
-        self,
-        text: str | Sequence[Mapping[str, Any] | wire.Message],
-        *,
-        special: bool = True,
-        template: Mapping[str, Any] | None = None,
+        self, text: str | Messages, *, special: bool = True, template: Mapping[str, Any] | None = None
     ) -> list[int]:
         """The token ids of a text of any length, or of chat messages, by the model's tokenizer (and template).
 
@@ -241,11 +305,49 @@ class AsyncClient:
         """
         if isinstance(text, str):
             return await self._session.router.tokenize(text, special, None, None)
-        if isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable) or not (items := list(text)):
-            raise InvalidRequest(f"text: a string or chat messages are needed, not {text!r:.40}")
-        return await self._session.router.tokenize(
-            "", special, [turn(item) for item in items], template_variables(template)
-        )
+        turns = _turns("text: a string or chat messages", text)
+        return await self._session.router.tokenize("", special, turns, template_variables(template))
+
+    @overload
+    async def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tokenize: Literal[False] = False,
+        add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
+    ) -> str: ...
+
+    @overload
+    async def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tokenize: Literal[True],
+        add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
+    ) -> list[int]: ...
+
+    async def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = True,
+        template: Mapping[str, Any] | None = None,
+    ) -> str | list[int]:
+        """What the model's chat template makes of messages: the text, or with `tokenize` its token ids.
+
+        add_generation_prompt: with what begins the assistant's answer, as in the prompt that `generate(messages)` runs.
+        template: as in `generate`. The text holds the special tokens that the template writes: `tokenize(text,
+        special=False)` gives its ids. Raises InvalidRequest where the checkpoint has no tokenizer or template, or the
+        template refuses the messages.
+        """
+        turns = _turns("messages: chat messages", messages)
+        variables = template_variables({**(template or {}), "add_generation_prompt": add_generation_prompt})
+        if tokenize:
+            return await self._session.router.tokenize("", False, turns, variables)
+        return await self._session.router.render(turns, variables)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
@@ -255,6 +357,28 @@ class AsyncClient:
     async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """What each token stands for by itself, special ones by their names; U+FFFD for a part of a character."""
         return list(await self._session.router.detokenize(_token_ids(list(token_ids)), False, True))
+
+    # ---- adapters --------------------------------------------------------------------------------------------------
+
+    async def load_lora(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Load a LoRA adapter in peft's format, from a folder on the engine's machine or of a hub id, under a name.
+
+        Requests choose it with `lora=name`; any number of adapters run side by side in one batch. Loading the same path
+        under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
+        and where EngineOptions.max_loras are loaded.
+        """
+        await self._session.router.loras(lambda number: wire.LoadLora(number, _lora(name) or "", os.fspath(path)))
+
+    async def unload_lora(self, name: str) -> None:
+        """No new request can name it from now on; returns when those that run with it have ended.
+
+        Raises LoraError where none of that name is loaded.
+        """
+        await self._session.router.loras(lambda number: wire.UnloadLora(number, _lora(name) or ""))
+
+    async def loras(self) -> tuple[wire.LoraInfo, ...]:
+        """The adapters that are loaded: name, path, rank, modules."""
+        return await self._session.router.loras(wire.ListLoras)
 
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""
@@ -283,7 +407,7 @@ def _curve(address: str, server: str | None, public: str | None, secret: str | N
 
 
 def _message(
-    prompt: Prompt, params: Params | None, template: Mapping[str, Any] | None = None
+    prompt: Prompt, params: Params | None, template: Mapping[str, Any] | None, lora: str | None
 ) -> Callable[[int], wire.Generate]:
     """The Generate message, less its request id. Raises InvalidRequest for what is no prompt."""
     params = params or _DEFAULT_PARAMS
@@ -291,16 +415,32 @@ def _message(
     sampling = params.sampling() if isinstance(params, BeamParams) else params
     if not isinstance(sampling, SamplingParams):
         raise InvalidRequest(f"params: SamplingParams or BeamParams are needed, not {type(params).__name__}")
+    _lora(lora)
     if isinstance(prompt, str):
-        return lambda request_id: wire.Generate(request_id, sampling, text=prompt, beam=beam)
+        return lambda request_id: wire.Generate(request_id, sampling, text=prompt, beam=beam, lora=lora)
     if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
         messages, variables = [turn(item) for item in items], template_variables(template)
-        return lambda request_id: wire.Generate(request_id, sampling, messages=messages, template=variables, beam=beam)
+        return lambda request_id: wire.Generate(
+            request_id, sampling, messages=messages, template=variables, beam=beam, lora=lora
+        )
     token_ids = _token_ids(items)
-    return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, beam=beam)
+    return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, beam=beam, lora=lora)
+
+
+def _lora(name: Any) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise InvalidRequest(f"lora: the name of an adapter is needed, not {type(name).__name__}")
+    return name
+
+
+def _read_params(params: SamplingParams | None, **more: Any) -> SamplingParams:
+    """What of `params` says something about a prompt that is only read."""
+    params = params or _DEFAULT_PARAMS
+    kept = ("priority", "queue_timeout", "first_token_timeout", "total_timeout")
+    return SamplingParams(**{name: getattr(params, name) for name in kept}, **more)
 
 
 def _token_ids(items: list[Any]) -> list[int]:
@@ -314,3 +454,12 @@ def _token_ids(items: list[Any]) -> list[int]:
     if items and (min(items) < 0 or max(items) >= 1 << 31):
         raise InvalidRequest(f"prompt: token ids must be in 0..2**31-1, got {min(items)}..{max(items)}")
     return items
+
+
+def _turns(what: str, messages: Any) -> list[wire.Message]:
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
+    turns = [turn(item) for item in messages]
+    if not turns:
+        raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
+    return turns

@@ -4,6 +4,7 @@ OctavoError
 ├── InvalidOption            a field of EngineOptions or SamplingParams has a wrong value (also a ValueError)
 ├── InvalidRequest           this request can't be served as asked (also a ValueError)
 │   ├── InvalidGrammar       SamplingParams.structured can't be compiled
+│   ├── LoraError            an adapter is not loaded, or can't be loaded or unloaded
 │   └── PromptTooLong        it does not fit the context or the whole cache
 ├── Overloaded               admission bounds are full; try again later
 ├── RequestTimeout           one of the request's own deadlines passed; `.partial` keeps what came
@@ -35,6 +36,7 @@ __all__ = [
     "InvalidGrammar",
     "InvalidOption",
     "InvalidRequest",
+    "LoraError",
     "ModelError",
     "OctavoError",
     "OutOfMemory",
@@ -71,6 +73,10 @@ class InvalidGrammar(InvalidRequest):
 
 class PromptTooLong(InvalidRequest):
     """Prompt and asked tokens exceed max_model_len or the KV cache."""
+
+
+class LoraError(InvalidRequest):
+    """No adapter of that name is loaded, or one can't be loaded: its file, the model, or EngineOptions.max_loras."""
 
 
 class Overloaded(OctavoError):

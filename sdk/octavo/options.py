@@ -51,6 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty (arXiv 1909.05858) counts prompt and output, presence_ and frequency_penalty the output.
     seed None takes a random one; choice i of n draws with its own stream of the same seed.
     stop: strings that end the text and are cut from it (kept with include_stop_str_in_output).
+    logits_processors: names in EngineOptions.logits_processors, each with the arguments that it takes, plain JSON.
     logprobs k: each token's log probability and the k best, of the unprocessed logits; prompt_logprobs likewise.
     priority: smaller runs earlier; waiting requests are overtaken a bounded number of times.
     queue_timeout, first_token_timeout, total_timeout: seconds since the engine took the request, None for no limit.
@@ -84,6 +85,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     first_token_timeout: float | None = None
     total_timeout: float | None = None
     structured: Structured | None = None
+    logits_processors: dict[str, Any] = {}
     best_of: int | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +134,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidOption("structured", self.structured, kinds)
             if self.ignore_eos:
                 raise InvalidOption("ignore_eos", True, "False with structured: such an output ends by that token")
+
+        if self.logits_processors:
+            self._check_processors()
+
+    def _check_processors(self) -> None:
+        asked = self.logits_processors
+        if not isinstance(asked, dict) or not all(isinstance(name, str) for name in asked):
+            raise InvalidOption("logits_processors", asked, "a dict of name to arguments")
+        try:
+            msgspec.json.encode(asked)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidOption("logits_processors", asked, f"arguments of plain JSON: {error}") from None
 
     def _freeze_strings(self, name: str) -> None:
         value: Any = getattr(self, name)
@@ -270,6 +284,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
     slower. On a CPU, and by weights of 4 and 8 bits, they never do.
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
+    enable_lora: linear layers take LoRA adapters, chosen a request by name; on a CPU. max_loras: loaded at a time;
+    max_lora_rank: of any. loras: a name -> a folder (or hub id) to load at the start; implies enable_lora.
+    logits_processors: a name -> "package.module:factory" (or "path/to/file.py:factory"), imported in the engine's
+    process; what it is: octavo_engine.execution.processors. On a CPU.
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it
@@ -300,6 +318,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     enable_prefix_caching: bool = True
     max_queued_requests: int = 4096
     max_queued_tokens: int = 8 << 20
+    enable_lora: bool = False
+    max_loras: int = 8
+    max_lora_rank: int = 64
+    loras: dict[str, str] = {}
+    logits_processors: dict[str, str] = {}
     num_threads: int = 0
     seed: int | None = None
     ready_timeout: float = 120.0
@@ -343,6 +366,21 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _whole("max_queued_requests", self.max_queued_requests, 1)
         _whole("max_queued_tokens", self.max_queued_tokens, 1)
+        _flag("enable_lora", self.enable_lora)
+        _whole("max_loras", self.max_loras, 1, 4096)
+        _whole("max_lora_rank", self.max_lora_rank, 1, 512)
+        if not isinstance(self.loras, dict) or not all(isinstance(x, str) and x for i in self.loras.items() for x in i):
+            raise InvalidOption("loras", self.loras, "a dict of name to folder or hub id")
+        if len(self.loras) > self.max_loras:
+            raise InvalidOption("loras", self.loras, f"at most max_loras={self.max_loras}")
+        if self.loras:
+            msgspec.structs.force_setattr(self, "enable_lora", True)
+        processors = self.logits_processors
+        if not isinstance(processors, dict):
+            raise InvalidOption("logits_processors", processors, 'a dict of name to "package.module:factory"')
+        for name, path in processors.items():
+            if not isinstance(name, str) or not isinstance(path, str) or re.fullmatch(r".+:[\w.]+", path) is None:
+                raise InvalidOption("logits_processors", path, '"package.module:factory" or "path/to/file.py:factory"')
         _whole("num_threads", self.num_threads, 0, 4096)
         if self.seed is not None:
             _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)

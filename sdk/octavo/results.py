@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from array import array
+from collections.abc import Iterator
+
 import msgspec
 
 from octavo.wire import TokenLogprob, Usage
 
-__all__ = ["Completion", "CompletionChoice", "Delta", "TokenLogprob", "Usage"]
+__all__ = ["Completion", "CompletionChoice", "Delta", "Embeddings", "Score", "TokenLogprob", "Usage"]
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
@@ -63,3 +67,37 @@ class Completion(msgspec.Struct, frozen=True):
     @property
     def finish_reason(self) -> str:
         return self.choices[0].finish_reason
+
+
+class Embeddings(msgspec.Struct, frozen=True):
+    """Vectors in the order of the texts, each an array("f"): float32, a buffer that numpy.asarray and torch.frombuffer
+    read without a copy. Iterating gives the vectors. usage: of all texts; the longest times."""
+
+    vectors: tuple[array[float], ...]
+    usage: Usage
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __iter__(self) -> Iterator[array[float]]:
+        return iter(self.vectors)
+
+    def __getitem__(self, index: int) -> array[float]:
+        return self.vectors[index]
+
+
+class Score(msgspec.Struct, frozen=True):
+    """How likely a continuation is: its tokens, and the log probability of each given all before it."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole continuation: the sum."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def mean_logprob(self) -> float:
+        """A token: what compares continuations of different lengths."""
+        return self.logprob / len(self.logprobs)

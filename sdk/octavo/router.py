@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo import wire
-from octavo.errors import InvalidRequest, OctavoError, ProtocolMismatch
+from octavo.errors import InvalidRequest, LoraError, OctavoError, ProtocolMismatch
 from octavo.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _MERGE_AT = 256
 _HEARTBEAT = 0
 
 Outcome = wire.Finished | wire.Failed | OctavoError
-_Answer = wire.Stats | wire.Tokens | wire.Texts
+_Answer = wire.Stats | wire.Tokens | wire.Texts | wire.Loras
 
 
 def merge(deltas: list[wire.Delta]) -> list[wire.Delta]:
@@ -209,13 +209,31 @@ class Router:
             raise InvalidRequest(answer.error)
         return list(answer.token_ids)
 
+    async def render(self, messages: list[wire.Message], template: str | None) -> str:
+        """What the chat template makes of messages. Raises InvalidRequest where the engine can't tell."""
+        texts = await self._texts(
+            lambda request_id: wire.Tokenize(request_id, "", False, messages, template, render=True)
+        )
+        return texts[0]
+
     async def detokenize(self, token_ids: list[int], skip_special_tokens: bool, each: bool) -> tuple[str, ...]:
         """One text, or one a token. Raises InvalidRequest where the engine can't tell."""
-        answer = await self._ask(lambda request_id: wire.Detokenize(request_id, token_ids, skip_special_tokens, each))
+        return await self._texts(lambda request_id: wire.Detokenize(request_id, token_ids, skip_special_tokens, each))
+
+    async def _texts(self, make: Callable[[int], Any]) -> tuple[str, ...]:
+        answer = await self._ask(make)
         assert isinstance(answer, wire.Texts)
         if answer.error is not None:
             raise InvalidRequest(answer.error)
         return answer.texts
+
+    async def loras(self, make: Callable[[int], Any]) -> tuple[wire.LoraInfo, ...]:
+        """Load, unload or list adapters: what is loaded then. Raises LoraError."""
+        answer = await self._ask(make)
+        assert isinstance(answer, wire.Loras)
+        if answer.error is not None:
+            raise LoraError(answer.error)
+        return answer.loras
 
     async def _ask(self, make: Callable[[int], Any]) -> _Answer:
         """Send a question and wait for its one answer; the heartbeat sees to it that this ends."""
@@ -284,7 +302,7 @@ class Router:
                     request.end(message)
             case wire.Stats(number) if number == _HEARTBEAT:
                 self.heartbeat.asked = False
-            case wire.Stats(number) | wire.Tokens(number) | wire.Texts(number):
+            case wire.Stats(number) | wire.Tokens(number) | wire.Texts(number) | wire.Loras(number):
                 if number in self._asked:
                     self._answer(number, message)
             case wire.Progress():

@@ -15,7 +15,7 @@ class ServeOptions(msgspec.Struct, kw_only=True):
     """host, port: where it listens; port 0 takes a free one. api_key: see create_app. served_model_name: likewise.
 
     workers: web processes; one engine serves them all. drain_timeout: seconds that requests have to end after SIGTERM.
-    The rest: see create_app.
+    page: the chat page at /. The rest: see create_app.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +30,7 @@ class ServeOptions(msgspec.Struct, kw_only=True):
     reasoning_parser: str = "auto"
     response_store_bytes: int = 64 << 20
     access_log: bool = True
+    page: bool = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--access-log", action=argparse.BooleanOptionalAction, default=True, help=access)
     store = "of the last responses, to be continued; kept with one worker only"
     group.add_argument("--response-store-bytes", type=int, default=64 << 20, metavar="N", help=store)
+    group.add_argument("--page", action=argparse.BooleanOptionalAction, default=True, help="the chat page at /")
 
 
 def options_of(arguments: argparse.Namespace) -> ServeOptions:

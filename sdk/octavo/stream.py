@@ -9,6 +9,7 @@ from octavo import wire
 from octavo.errors import (
     InvalidGrammar,
     InvalidRequest,
+    LoraError,
     OctavoError,
     OutOfMemory,
     Overloaded,
@@ -22,7 +23,7 @@ from octavo.router import Request, Router, merge
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Stream", "completion", "error_of"]
+__all__ = ["Stream", "completion", "end_of", "error_of"]
 
 
 def error_of(failed: wire.Failed, partial: Completion | None = None) -> OctavoError:
@@ -30,6 +31,8 @@ def error_of(failed: wire.Failed, partial: Completion | None = None) -> OctavoEr
     match failed.code:
         case "invalid_request":
             return InvalidRequest(failed.message)
+        case "unknown_lora":
+            return LoraError(failed.message)
         case "invalid_grammar":
             return InvalidGrammar(failed.message)
         case "prompt_too_long":
@@ -70,6 +73,25 @@ def completion(deltas: list[wire.Delta], end: wire.Finished | wire.Failed) -> Co
         )
     prompt_logprobs = end.prompt_logprobs if isinstance(end, wire.Finished) else None
     return Completion(tuple(choices), end.prompt_token_ids, end.usage or Usage(), prompt_logprobs)
+
+
+async def end_of(router: Router, request: Request) -> wire.Finished:
+    """Wait for it. Raises what it ended in; leaving forgets the request."""
+    if request.outcome is None:
+        request.waiter = waiter = router.loop.waiter()
+        try:
+            await waiter
+        except BaseException:
+            request.waiter = None
+            router.forget(request)
+            raise
+    outcome = request.outcome
+    if isinstance(outcome, wire.Finished):
+        return outcome
+    if isinstance(outcome, wire.Failed):
+        raise error_of(outcome, completion(request.pending, outcome))
+    assert outcome is not None
+    raise outcome
 
 
 class Stream:

@@ -12,6 +12,7 @@ Delays run on the event loop's clock, so trio's MockClock skips them.
 from __future__ import annotations
 
 import re
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Reply:
     before each delta. finish_reason: of all choices ("length" is set by itself at max_tokens).
     fail: end in this code of wire.Failed (overloaded, invalid_request, prompt_too_long, timeout, failed) after the
     text, saying message. die: the whole engine dies after the text. hang: nothing comes after the text.
-    prompt_logprobs: of each prompt token but the first, given where the request asks for them.
+    prompt_logprobs: of each prompt token but the first, given where the request asks for them (for `score`, of the
+    tokens that are scored). embedding: what `embed` gives.
     """
 
     text: str | Sequence[str] = ""
@@ -43,6 +45,7 @@ class Reply:
     die: bool = False
     hang: bool = False
     prompt_logprobs: Sequence[float] | None = None
+    embedding: Sequence[float] = (1.0, 0.0)
 
     def pieces(self) -> list[str]:
         return re.findall(r"\s*\S+\s*$|\s*\S+", self.text) if isinstance(self.text, str) else list(self.text)
@@ -74,6 +77,7 @@ class ScriptedEngine:
         self._default = default
         self.requests: list[wire.Generate] = []
         self.aborted: list[int] = []
+        self._loras: dict[str, wire.LoraInfo] = {}
         self._running: dict[int, tuple[wire.Generate, Reply, int]] = {}
         self._outbox: deque[bytes] = deque()
         self._loop: Loop | None = None
@@ -111,12 +115,21 @@ class ScriptedEngine:
                         self._abort(request_id)
                 case wire.StatsRequest(token):
                     self._emit(wire.Stats(token, {"num_requests_running": float(len(self._running))}))
-                case wire.Tokenize(request_id, text, _, messages):
+                case wire.Tokenize(request_id, text, _, messages, _, render):
                     text = " ".join([text, *(message.content or "" for message in messages or ())])
-                    self._emit(wire.Tokens(request_id, tuple(range(len(text.split())))))
+                    ids = tuple(range(len(text.split())))
+                    self._emit(wire.Texts(request_id, (text.strip(),)) if render else wire.Tokens(request_id, ids))
                 case wire.Detokenize(request_id, token_ids, _, each):
                     words = [f"<{token}>" for token in token_ids]
                     self._emit(wire.Texts(request_id, tuple(words if each else [" ".join(words)])))
+                case wire.LoadLora(request_id, name, path):
+                    self._loras[name] = wire.LoraInfo(name, path, 1, ("q_proj",))
+                    self._emit(wire.Loras(request_id, tuple(self._loras.values())))
+                case wire.UnloadLora(request_id, name):
+                    error = None if self._loras.pop(name, None) else f"lora={name!r} is not loaded"
+                    self._emit(wire.Loras(request_id, tuple(self._loras.values()), error))
+                case wire.ListLoras(request_id):
+                    self._emit(wire.Loras(request_id, tuple(self._loras.values())))
                 case wire.Goodbye() | wire.Drain():
                     self._running.clear()
 
@@ -159,6 +172,9 @@ class ScriptedEngine:
 
     def _begin(self, message: wire.Generate) -> None:
         self.requests.append(message)
+        if message.lora is not None and message.lora not in self._loras:
+            self._emit(wire.Failed(message.request_id, "unknown_lora", f"lora={message.lora!r} is not loaded"))
+            return
         reply = self._reply(message)
         if reply is None:
             text = "the script has no answer to this prompt, and no default"
@@ -177,14 +193,14 @@ class ScriptedEngine:
         if request_id not in self._running:  # aborted meanwhile
             return
         message, reply, done = self._running[request_id]
-        pieces = reply.pieces()
+        pieces = [] if message.task is not None else reply.pieces()
         limit = message.params.max_tokens
         total = len(pieces) if limit is None else min(len(pieces), limit)
         ends = done + 1 >= total
         reason = None
         if ends and not (reply.fail or reply.die or reply.hang):
             reason = "length" if total < len(pieces) else reply.finish_reason
-        if done < total or reason is not None:
+        if done < total or (reason is not None and message.task is None):
             text = pieces[done] if done < total else ""
             ids = (done,) if done < total else ()
             self._emit(
@@ -208,9 +224,15 @@ class ScriptedEngine:
         choices = tuple(wire.Choice(i, reason, None, None) for i in range(message.params.n))
         logprobs: tuple[wire.TokenLogprob | None, ...] | None = None
         if message.params.prompt_logprobs is not None and reply.prompt_logprobs is not None:
-            scored = zip(prompt[1:], reply.prompt_logprobs, strict=True)
-            logprobs = (None, *(wire.TokenLogprob(token, logprob, 1) for token, logprob in scored))
-        return wire.Finished(message.request_id, choices, prompt, usage, logprobs)
+            start = message.task.start if isinstance(message.task, wire.Score) else 0
+            scored = zip(prompt[start + 1 :], reply.prompt_logprobs, strict=True)
+            logprobs = tuple(wire.TokenLogprob(token, logprob, 1) for token, logprob in scored)
+            if message.task is None:
+                logprobs = (None, *logprobs)
+        vector = None
+        if isinstance(message.task, wire.Embed):
+            vector = array("f", reply.embedding[: message.task.dimensions]).tobytes()
+        return wire.Finished(message.request_id, choices, prompt, usage, logprobs, vector)
 
     def _abort(self, request_id: int) -> None:
         if request_id not in self._running:

@@ -8,7 +8,7 @@ Every Generate ends in exactly one Finished or Failed (law 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,20 +24,27 @@ __all__ = [
     "Detokenize",
     "Drain",
     "Dying",
+    "Embed",
     "Failed",
     "Finished",
     "Generate",
     "Goodbye",
     "Hello",
+    "ListLoras",
+    "LoadLora",
+    "LoraInfo",
+    "Loras",
     "Message",
     "Progress",
     "Ready",
+    "Score",
     "Stats",
     "StatsRequest",
     "Texts",
     "TokenLogprob",
     "Tokenize",
     "Tokens",
+    "UnloadLora",
     "Usage",
     "decode_to_client",
     "decode_to_engine",
@@ -73,11 +80,28 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     protocol: int
 
 
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The prompt's hidden states behind the final norm as one vector: their mean, or that of the last token; its first
+    `dimensions` elements, scaled to length 1 where `normalize`."""
+
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+class Score(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The log probabilities of the prompt's tokens behind `start`, each given all before it: what
+    SamplingParams.prompt_logprobs gives, less the first ones, which the prefix cache may then spare."""
+
+    start: int
+
+
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Exactly one of text, token_ids and messages (a chat; the model's template is applied) is the prompt.
 
     template: a JSON object, what else the template reads (tools, documents, enable_thinking, ...). It is JSON, and not
     decoded with the frame, so that whatever a caller nests in it can only fail this request.
+    task: what else than to continue it; no token is drawn then. lora: the adapter to run it with, by name.
     beam: search with it; params are beam.sampling() then. All output comes at the end, one delta a choice.
     """
 
@@ -87,6 +111,8 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
     template: str | None = None
+    task: Embed | Score | None = None
+    lora: str | None = None
     beam: BeamParams | None = None
 
 
@@ -115,7 +141,8 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=6):
 class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The token ids of a text, of any length; answered by Tokens. special: with those that begin (or end) a prompt.
 
-    messages: a chat instead of the text, through the model's template; template: as of Generate.
+    messages: a chat instead of the text, through the model's template; template: as of Generate. render: what the
+    template makes of them is wanted itself, as Texts.
     """
 
     request_id: int
@@ -123,6 +150,7 @@ class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag=7):
     special: bool = True
     messages: list[Message] | None = None
     template: str | None = None
+    render: bool = False
 
 
 class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag=8):
@@ -132,6 +160,27 @@ class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag=8):
     token_ids: list[int]
     skip_special_tokens: bool = True
     each: bool = False
+
+
+class LoadLora(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Load the adapter of a folder or hub id under a name; answered by Loras. Loading it again changes nothing."""
+
+    request_id: int
+    name: str
+    path: str
+
+
+class UnloadLora(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """New requests can't name it from now on; answered by Loras once those that run with it have ended."""
+
+    request_id: int
+    name: str
+
+
+class ListLoras(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Answered by Loras."""
+
+    request_id: int
 
 
 # ---- to the client ---------------------------------------------------------------------------------------------
@@ -149,7 +198,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, tag=20):
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
     """options carries what was resolved: every None and "auto" replaced by what the engine took.
 
-    chat_template: its source, from which a client sees how the model calls tools.
+    chat_template: its source, from which a client sees how the model calls tools. embedding_size: the elements of a
+    vector that Embed gives.
     """
 
     protocol: int
@@ -163,6 +213,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
     num_pages: int
     eos_token_ids: tuple[int, ...]
     chat_template: str | None = None
+    embedding_size: int = 0
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -206,17 +257,19 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """The request ended. prompt_logprobs has one entry a prompt token, the first None, where it was asked for."""
+    """The request ended. prompt_logprobs has one entry a prompt token, the first None, where it was asked for; for
+    Score one a token behind `start`. embedding: for Embed, float32 in little-endian order."""
 
     request_id: int
     choices: tuple[Choice, ...]
     prompt_token_ids: tuple[int, ...]
     usage: Usage
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    embedding: bytes | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The request ended in an error. code: invalid_request, invalid_grammar, prompt_too_long, overloaded,
+    """The request ended in an error. code: invalid_request, invalid_grammar, unknown_lora, prompt_too_long, overloaded,
     timeout, failed, out_of_memory, draining.
     which: for a timeout "queue", "first_token" or "total". Deltas sent before stay valid; prompt_token_ids and usage
     are given once the request had been admitted."""
@@ -245,10 +298,27 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=27):
 
 
 class Texts(msgspec.Struct, frozen=True, array_like=True, tag=28):
-    """Answer to Detokenize. error: why there are none, as where the checkpoint has no tokenizer."""
+    """Answer to Detokenize, and to a Tokenize with `render`. error: why there are none, as without a tokenizer."""
 
     request_id: int
     texts: tuple[str, ...]
+    error: str | None = None
+
+
+class LoraInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An adapter that is loaded. rank: the largest of its layers; modules: the last parts of their names."""
+
+    name: str
+    path: str
+    rank: int
+    modules: tuple[str, ...]
+
+
+class Loras(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """Answer to LoadLora, UnloadLora and ListLoras: what is loaded now. error: why it was not done."""
+
+    request_id: int
+    loras: tuple[LoraInfo, ...]
     error: str | None = None
 
 
@@ -260,8 +330,20 @@ class Dying(msgspec.Struct, frozen=True, array_like=True, tag=26):
     message: str
 
 
-ToEngine = Hello | Generate | Abort | StatsRequest | Drain | Goodbye | Tokenize | Detokenize
-ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens | Texts
+ToEngine = (
+    Hello
+    | Generate
+    | Abort
+    | StatsRequest
+    | Drain
+    | Goodbye
+    | Tokenize
+    | Detokenize
+    | LoadLora
+    | UnloadLora
+    | ListLoras
+)
+ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens | Texts | Loras
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])

@@ -58,6 +58,9 @@ class Free:
     def forward(self, batch: Any) -> torch.Tensor:
         return self._hidden
 
+    def reach(self, length: int) -> None:
+        pass
+
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         return self._logits
 

@@ -38,6 +38,10 @@ def test_a_wheel_installs_and_says_what_the_engine_needs(tmp_path: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
         "octavo/py.typed",
+        "octavo/openai/page/index.html",
+        "octavo/openai/page/main.js",
+        "octavo/openai/page/style.css",
+        "octavo/openai/page/icon.svg",
         "octavo_engine/ops/_native/liboctavo_cpu.so",
         "octavo-0.1.0.dist-info/licenses/LICENSE",
     ):

@@ -97,6 +97,7 @@ class Engine:
         self.steps = Steps(self.scheduler, self.runner, self.fail)
         self.outputs: Outputs = {}
         self.prompt_logprobs: PromptLogprobs = {}
+        self.vectors: dict[int, torch.Tensor] = {}
 
     def step(self) -> None:
         for plan, result in self.steps.advance(self.scheduler.schedule()):
@@ -110,6 +111,10 @@ class Engine:
             key = self.scheduler.sequence_at(slot).request.key
             assert isinstance(key, int)
             self.prompt_logprobs.setdefault(key, []).extend(entries)
+        for slot, vector in result.vectors.items():
+            key = self.scheduler.sequence_at(slot).request.key
+            assert isinstance(key, int)
+            self.vectors[key] = vector
         advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
             if sequence is None:
@@ -188,3 +193,47 @@ def check_under_memory_pressure(setup: Setup, *, overlap: bool) -> None:
             assert isinstance(request.key, int)
             entries = crowded.prompt_logprobs.get(request.key, [])
             assert [entry.token_id for entry in entries] == request.prompt[1:]
+
+
+def reads() -> list[Request]:
+    """Embeddings and scores; their prompts begin as those of half of `requests`."""
+    rng = random.Random(2)
+    shared = [rng.randrange(VOCAB) for _ in range(40)]
+    made = []
+    for key in range(100, 118):
+        prompt = shared[: rng.randint(1, 40)] + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 110))]
+        pooling = ("mean", "last", "")[key % 3]
+        params = SamplingParams(prompt_logprobs=None if pooling else 1)
+        scored = 0 if pooling else rng.randrange(len(prompt) - 1)
+        request = Request(key, prompt, params, frozenset(), 0, 0.0, draws=False, pooling=pooling, prompt_scored=scored)
+        made.append(request)
+    return made
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_is_read_depends_on_the_prompt_alone(overlap: bool) -> None:
+    """Embeddings and scores among requests that draw: chunked, batched, preempted, found in the cache; to the bit."""
+    setup = Setup("cpu", torch.bfloat16, torch.bfloat16)
+    alone = Engine(setup, num_pages=200, budget=160, caching=False)
+    for request in reads():
+        alone.scheduler.add(request)
+        while alone.scheduler.has_work:
+            alone.step()
+    crowded = Engine(setup, num_pages=14, budget=23, caching=True, overlap=overlap)
+    for pair in zip(reads(), requests(20), strict=False):
+        for request in pair:
+            crowded.scheduler.add(request)
+    while crowded.scheduler.has_work or crowded.steps.in_flight:
+        crowded.step()
+    stats = crowded.scheduler.stats()
+    assert stats["kv_pages_free"] == 14
+    assert stats["num_preemptions"] > 3
+    assert stats["prefix_cache_hits"] > 0
+    assert crowded.vectors.keys() == alone.vectors.keys() == {key for key in range(100, 118) if key % 3 != 2}
+    for key, vector in alone.vectors.items():
+        assert torch.equal(crowded.vectors[key], vector), key
+    for request in reads():
+        if not request.pooling:
+            entries = crowded.prompt_logprobs[int(str(request.key))]
+            assert entries == alone.prompt_logprobs[int(str(request.key))]
+            assert [entry.token_id for entry in entries] == request.prompt[request.prompt_scored + 1 :]

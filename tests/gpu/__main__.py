@@ -32,7 +32,7 @@ FOLDERS = ("tests/ops", "tests/simt", "tests/models", "tests/e2e")  # where test
 # A few small cases of every kernel family: each access of every thread is looked at, a hundred times slower.
 SMALL = (
     "copy_pages or padding_rows or lists_follow or zeros_and_no_rows or test_embedding or outliers_in_float or "
-    "column_slice or casts or strange_logits or forbidden_and_missing"
+    "column_slice or casts or strange_logits or forbidden_and_missing or no_numbers"
 )
 
 

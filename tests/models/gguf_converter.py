@@ -72,15 +72,23 @@ def _parallel(writer: GGUFWriter, config: dict[str, Any]) -> None:
 CONVERSIONS: dict[str, Conversion] = {
     "cohere": Conversion(MODEL_ARCH.COMMAND_R, more=lambda w, c: w.add_logit_scale(c["logit_scale"])),
     "cohere-plus": Conversion(MODEL_ARCH.COMMAND_R, more=lambda w, c: w.add_logit_scale(c["logit_scale"])),
+    "cohere2-every-fourth": Conversion(MODEL_ARCH.COHERE2, more=lambda w, c: w.add_logit_scale(c["logit_scale"])),
+    "ernie": Conversion(MODEL_ARCH.ERNIE4_5),
+    "exaone4-1b": Conversion(MODEL_ARCH.EXAONE4),
+    "exaone4-every-fourth": Conversion(MODEL_ARCH.EXAONE4),
     "gemma": Conversion(MODEL_ARCH.GEMMA, norms=1.0),
     "gemma2-head-scalar": Conversion(MODEL_ARCH.GEMMA2, norms=1.0, more=_gemma2),
     "gemma3-six-layers": Conversion(MODEL_ARCH.GEMMA3, norms=1.0, more=_gemma3),
+    "glm4": Conversion(MODEL_ARCH.GLM4),
     "granite": Conversion(MODEL_ARCH.GRANITE, pairs=True, more=_granite),
     "internlm2": Conversion(MODEL_ARCH.INTERNLM2, pairs=True),
     "llama-biases": Conversion(MODEL_ARCH.LLAMA, pairs=True),
     "mistral": Conversion(MODEL_ARCH.LLAMA, pairs=True),
     "mixtral": Conversion(MODEL_ARCH.LLAMA, pairs=True),
+    "minicpm": Conversion(MODEL_ARCH.MINICPM, pairs=True, more=_granite),
+    "olmo-clipped": Conversion(MODEL_ARCH.OLMO, pairs=True, more=lambda w, c: w.add_clamp_kqv(c["clip_qkv"])),
     "olmo2": Conversion(MODEL_ARCH.OLMO2),
+    "olmo3-every-fourth": Conversion(MODEL_ARCH.OLMO2),
     "olmoe": Conversion(MODEL_ARCH.OLMOE),
     "phi": Conversion(MODEL_ARCH.PHI2),
     "phi3-window": Conversion(MODEL_ARCH.PHI3),
@@ -90,11 +98,15 @@ CONVERSIONS: dict[str, Conversion] = {
     "qwen2-moe": Conversion(MODEL_ARCH.QWEN2MOE, more=_shared),
     "qwen3": Conversion(MODEL_ARCH.QWEN3),
     "qwen3-moe": Conversion(MODEL_ARCH.QWEN3MOE),
+    "seed-oss": Conversion(MODEL_ARCH.SEED_OSS),
     "smollm3-every-fourth": Conversion(MODEL_ARCH.SMOLLM3, pairs=True),
     "stablelm-2": Conversion(MODEL_ARCH.STABLELM, more=_parallel),
     "stablelm-12b": Conversion(MODEL_ARCH.STABLELM, more=_parallel),
     "starcoder2": Conversion(MODEL_ARCH.STARCODER2, more=lambda w, c: w.add_sliding_window(c["sliding_window"])),
 }
+
+
+_SLIDING = ("cohere2", "exaone4", "gemma2", "gemma3_text", "mistral", "olmo3", "phi3")
 
 
 def _metadata(writer: GGUFWriter, config: dict[str, Any]) -> None:
@@ -116,8 +128,8 @@ def _metadata(writer: GGUFWriter, config: dict[str, Any]) -> None:
     if "rms_norm_eps" in config:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     else:
-        writer.add_layer_norm_eps(config.get("layer_norm_eps") or config["norm_epsilon"])
-    if config.get("sliding_window") and config["model_type"] in ("mistral", "gemma2", "gemma3_text", "phi3"):
+        writer.add_layer_norm_eps(config.get("layer_norm_eps") or config.get("norm_epsilon", 1e-5))
+    if config.get("sliding_window") and config["model_type"] in _SLIDING:
         writer.add_sliding_window(config["sliding_window"])
     experts = config.get("num_experts") or config.get("num_local_experts")
     if experts:

@@ -140,12 +140,15 @@ FAMILIES = [
     "bigcode-tanh",
     "bloom",
     "cohere-plus",
+    "cohere2",
+    "exaone4",
     "falcon-40b",
     "falcon-7b",
     "falcon-rw-rounded",
     "gemma",
     "gemma2",
     "gemma3",
+    "glm4",
     "gptj",
     "granite",
     "internlm2",
@@ -154,6 +157,7 @@ FAMILIES = [
     "mixtral",
     "mpt-six-heads-clipped",
     "neox-parallel",
+    "olmo",
     "olmo2",
     "olmoe",
     "opt-350m",
@@ -188,3 +192,15 @@ def test_other_families_in_fewer_bits(name: str, short: str | None, tolerance: f
     folder = write(name, tmp_path / "m")
     shortened = [prompt[:33] for prompt in prompts(name)[:3]]
     check(run(folder, cuda, shortened, BF16, quantization=short), oracle(name), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("qwen2-moe", None), ("qwen2-moe", "int4"), ("gemma2", "int8"), ("qwen3", "int4:g32,float,lm_head")],
+)
+def test_kernels_of_whole_steps_may_overlap(name: str, short: str | None, tmp_path: Path) -> None:
+    """Every access is looked at, from launch to launch: before a kernel waits it reads nothing of the one before it."""
+    driver = driver_of(write(name, tmp_path / "m"), emulated_ops(invariant=True), BF16, quantization=short)
+    sequences = [driver.start(prompt[:5], PARAMS) for prompt in prompts(name)[:2]]
+    driver.finish(sequences, 3)
+    assert [len(sequence.output) for sequence in sequences] == [3, 3]

@@ -265,7 +265,7 @@ def test_baichuan_of_40_layers_has_alibi(tmp_path: Path) -> None:
     [
         (MODEL_ARCH.STARCODER, {"attention.head_count_kv": 4}, "starcoder with 4 key-value heads; 1 is read"),
         (MODEL_ARCH.BLOOM, {"rope.scaling.type": "yarn"}, r"bloom\.rope\.scaling\.type 'yarn'; 'none' is read"),
-        (MODEL_ARCH.MAMBA, {}, "GGUF architecture 'mamba'; read are baichuan, bloom, command-r, falcon"),
+        (MODEL_ARCH.MAMBA, {}, "GGUF architecture 'mamba'; read are baichuan, bloom, cohere2, command-r"),
     ],
 )
 def test_refusals(arch: MODEL_ARCH, metadata: dict[str, Any], message: str, tmp_path: Path) -> None:

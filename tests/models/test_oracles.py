@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,8 +45,7 @@ def read(folder: Path) -> list[Prompt]:
     if (folder / "logits.safetensors").is_file():
         rows = load_file(folder / "logits.safetensors")["last_logits"]
     else:
-        numpy = pytest.importorskip("numpy")
-        rows = torch.from_numpy(numpy.load(folder / "logits.npz")["last_logits"])
+        rows = torch.from_numpy(np.load(folder / "logits.npz")["last_logits"])
     return [Prompt(entry["ids"], entry["greedy"], row) for entry, row in zip(entries, rows, strict=True)]
 
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import anyio
 import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as completion_create_params_of_chat
+from openai.types.responses import response_create_params
 
+from octavo.openai.fields import ChatRequest, CompletionRequest
+from octavo.openai.response_fields import ResponsesRequest
 from tests.openai.conftest import CHAT, events, served
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +45,7 @@ async def test_every_sampling_field_arrives() -> None:
         "allowed_token_ids": [1, 7], "bad_words": ["x"], "include_stop_str_in_output": True,
         "skip_special_tokens": False, "priority": 3, "queue_timeout": 5.0, "first_token_timeout": 6.0,
         "total_timeout": 7.0, "top_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": -0.5, "n": 2, "seed": 11,
-        "temperature": 0.3,
+        "temperature": 0.3, "logits_processors": {"ban": {"ids": [1]}},
     }  # fmt: skip
     more = {"stop": "END", "logit_bias": {"5": -100}, "max_completion_tokens": 9, "logprobs": True, "top_logprobs": 3}
     async with served() as (http, engine):
@@ -198,6 +203,16 @@ async def test_hints_to_openai_s_service_are_taken() -> None:
         answer = await http.post("/v1/chat/completions", json={**CHAT, **hints})
         assert answer.status_code == 200, answer.text
         assert engine.requests[0].template == '{"reasoning_effort":"low"}'
+
+
+def test_every_field_of_openai_s_is_known() -> None:
+    kinds = {
+        ChatRequest: completion_create_params_of_chat.CompletionCreateParamsBase,
+        CompletionRequest: completion_create_params.CompletionCreateParamsBase,
+        ResponsesRequest: response_create_params.ResponseCreateParamsBase,
+    }
+    for ours, theirs in kinds.items():
+        assert not {*theirs.__annotations__, "stream"} - set(ours.__struct_fields__)
 
 
 async def test_an_unknown_field_is_refused_as_openai_does() -> None:

@@ -111,6 +111,26 @@ def test_openai_for_python_s_responses(server: str) -> None:
         assert api.responses.create(input=items, previous_response_id=called.id, tools=[tool], **common).output_text
 
 
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_openai_for_python_parses_asynchronously(server: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key=KEY, max_retries=0) as api:
+        asked: Any = [{"role": "user", "content": "Which city is the capital of France?"}]
+        common: Any = {"model": "smol", "messages": asked, "temperature": 0, "max_tokens": 60}
+        parsed = await api.chat.completions.parse(response_format=Place, **common)
+        assert isinstance(parsed.choices[0].message.parsed, Place)
+        tool = openai.pydantic_function_tool(Place, name="found")
+        called = await api.chat.completions.parse(tools=[tool], tool_choice="required", **common)
+        calls = called.choices[0].message.tool_calls
+        assert calls
+        assert isinstance(calls[0].function.parsed_arguments, Place)
+        text = await api.responses.parse(model="smol", input=asked, text_format=Place, temperature=0)
+        assert isinstance(text.output_parsed, Place)
+        wrong: Any = [{"type": "function", "function": {"name": "f", "parameters": {"type": "no type"}}}]
+        with pytest.raises(openai.BadRequestError, match="tools"):
+            await api.chat.completions.create(tools=wrong, tool_choice="required", **common)
+
+
 @pytest.mark.anyio
 async def test_openai_for_python_tries_again() -> None:
     answers = [Reply(fail="overloaded"), Reply("Hi.")]

@@ -227,3 +227,19 @@ def test_tokens_there_and_back(server: str) -> None:
     chat = post("/tokenize", {"messages": QUESTION})
     prompt = str(post("/detokenize", {"tokens": chat["tokens"]})["prompt"])
     assert prompt.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_embeddings(server: str) -> None:
+    """OpenAI's client asks for base64 by itself and decodes it."""
+    api = client(server)
+    texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "The bank raised its interest rates."]
+    made = api.embeddings.create(model="smol", input=texts)
+    cat, kitten, bank = (item.embedding for item in made.data)
+    assert len(cat) == 576
+    assert sum(x * x for x in cat) == pytest.approx(1, rel=1e-5)
+    assert sum(x * y for x, y in zip(cat, kitten, strict=True)) > sum(x * y for x, y in zip(cat, bank, strict=True))
+    plain = api.embeddings.create(model="smol", input=texts[0], encoding_format="float")
+    assert plain.data[0].embedding == cat
+    assert plain.usage.prompt_tokens == plain.usage.total_tokens == 9
+    with pytest.raises(openai.BadRequestError, match="dimensions=577: this model's embeddings have 1 to 576"):
+        api.embeddings.create(model="smol", input=texts, dimensions=577)

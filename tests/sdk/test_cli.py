@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import subprocess
 import sys
-import time
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +16,7 @@ from octavo import cli
 from octavo.errors import ModelError
 from octavo.testing import Reply, ScriptedEngine
 from octavo.wire import Progress
+from tests.sdk.terminal import HEIGHT, WIDTH, Terminal
 
 SCRIPT = {"Hello": "Hi there, you!", "refused": Reply(fail="invalid_request", message="first line\nsecond line")}
 
@@ -92,56 +94,66 @@ import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from octavo import cli
 from octavo.testing import Reply, ScriptedEngine
-from octavo.wire import Progress
 def answer(request):
     turns = [turn.content for turn in request.messages]
-    return Reply(["endless "] * 1000, delay=0.05) if turns[-1] == "slow" else "|".join(turns) + "!"
+    if turns[-1] == "slow":
+        return Reply(["endless "] * 1000, delay=0.05)
+    return "**bold**\\n\\n\\x1b]0;title\\x07\\n\\n- item" if turns[-1] == "mark" else "|".join(turns) + "!"
 engine = ScriptedEngine(answer)
 cli.AsyncClient = lambda model, options, on_progress: engine.client()
-sys.exit(cli.main(["chat", "model", "--prompt", "one"]))
+sys.exit(cli.main(["chat", "model", "--prompt", "one", *sys.argv[1:]]))
 """
 
 
-def test_chat_on_a_terminal_keeps_its_history_and_obeys_ctrl_c_and_ctrl_d():
+@contextmanager
+def chatting(*arguments: str) -> Iterator[tuple[Terminal, subprocess.Popen[bytes]]]:
     ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHAT], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
+    termios.tcsetwinsize(theirs, (HEIGHT, WIDTH))
+    command, env = [sys.executable, "-c", CHAT, *arguments], {**os.environ, "TERM": "xterm-256color"}
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=env)
     os.close(theirs)
-    terminal = _Terminal(ours)
     try:
-        terminal.expect("one!")
-        terminal.type("two\n", expect="one|one!|two!")
-        terminal.type("slow\n", expect="endless endless")
-        terminal.type("\x03", expect="> ")
-        terminal.type("\x03", expect="(Ctrl-D ends the chat)")
-        terminal.type("three\n", expect="|three!")
-        terminal.type("\x04")
-        assert child.wait(10) == 0
+        yield Terminal(ours), child
     finally:
         child.kill()
         child.wait()
         os.close(ours)
 
 
-class _Terminal:
-    """Our end of a pseudo-terminal: type, and wait for a text after what has been seen."""
+@pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["rich", "plain"])
+def test_chat_on_a_terminal_keeps_its_history_and_obeys_ctrl_c_and_ctrl_d(arguments: tuple[str, ...]) -> None:
+    enter = "\n" if arguments else "\r"
+    with chatting(*arguments) as (terminal, child):
+        terminal.expect("one!")
+        terminal.prompt()
+        terminal.type("two" + enter, expect="one|one!|two!")
+        terminal.prompt()
+        terminal.type("slow" + enter, expect="endless endless")
+        terminal.type("\x03", expect="tokens/s]")
+        terminal.prompt()
+        terminal.type("\x03", expect="(Ctrl-D ends the chat)")
+        terminal.prompt()
+        terminal.type("/undo" + enter, expect="taken back: slow")
+        terminal.prompt()
+        terminal.type("three" + enter, expect="two!|three!")
+        terminal.prompt()
+        terminal.type("\x04")
+        assert child.wait(10) == 0
 
-    def __init__(self, fd: int) -> None:
-        self.fd, self.screen = fd, ""
 
-    def type(self, keys: str, *, expect: str = "") -> None:
-        os.write(self.fd, keys.encode())
-        if expect:
-            self.expect(expect)
-
-    def expect(self, text: str) -> None:
-        deadline = time.monotonic() + 10
-        while text not in self.screen:
-            ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{text!r} did not come; on the screen: {self.screen!r}"
-            self.screen += os.read(self.fd, 4096).decode()
-        self.screen = self.screen.partition(text)[2]
+def test_a_rich_terminal_shows_markdown_and_edits_lines() -> None:
+    with chatting() as (terminal, _):
+        terminal.prompt()
+        terminal.type("mark\r", expect=" • item")
+        terminal.prompt()
+        assert "**" not in terminal.text
+        assert terminal.bold("bold")
+        assert "]0;title" in terminal.text  # seen, not obeyed
+        terminal.type("first\x1b\rsecond\r", expect="second!")  # Alt-Enter breaks the line
+        terminal.prompt()
+        terminal.type("\x1b[A", expect="> first\n")  # the lines before, to be edited
+        terminal.type(" and last\r", expect="second and last!")
+        terminal.prompt()
 
 
 def test_loading_is_told_in_bytes_and_capturing_in_graphs(capsys: pytest.CaptureFixture[str]) -> None:

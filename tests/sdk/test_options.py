@@ -37,3 +37,25 @@ def test_what_is_no_share_is_refused(share: Any) -> None:
 @pytest.mark.parametrize("dtype", ["auto", "int8", "fp8", "bfloat16"])
 def test_dtypes_of_the_cache(dtype: str) -> None:
     assert EngineOptions(model="m", kv_cache_dtype=dtype).kv_cache_dtype == dtype
+
+
+def test_adapters() -> None:
+    options = EngineOptions(model="m", loras={"a": "/x"})
+    assert options.enable_lora
+    assert msgspec.json.decode(msgspec.json.encode(options), type=EngineOptions) == options
+    for wrong in ({"a": ""}, {"": "/x"}, {"a": 1}, ["a"], {str(i): "/x" for i in range(9)}):
+        with pytest.raises(octavo.InvalidOption, match="loras"):
+            EngineOptions(model="m", loras=wrong)  # type: ignore[arg-type]
+    for name, value in (("max_loras", 0), ("max_lora_rank", 513), ("enable_lora", 1)):
+        with pytest.raises(octavo.InvalidOption, match=name):
+            EngineOptions(model="m", **{name: value})  # type: ignore[arg-type]
+
+
+def test_adapters_on_the_command_line() -> None:
+    from octavo.cli import _engine_options, _parser
+
+    arguments = ["serve", "m", "--loras", "a=/x", "--loras", "b=owner/name", "--max-loras", "4"]
+    options = _engine_options(_parser().parse_args(arguments))
+    assert options.loras == {"a": "/x", "b": "owner/name"}
+    assert options.max_loras == 4
+    assert _engine_options(_parser().parse_args(["serve", "m"])) == EngineOptions(model="m", quantized_cache="auto")

@@ -93,3 +93,14 @@ async def scripted_client() -> Any:
 @pytest.mark.asyncio
 async def test_pytest_asyncio(scripted_client: octavo.AsyncClient) -> None:
     assert (await scripted_client.generate("?")).text == "yes"
+
+
+@pytest.mark.anyio
+async def test_chat_templates(anyio_backend: Any) -> None:
+    chat = [{"role": "user", "content": "two words"}]
+    async with ScriptedEngine().client() as client:
+        assert await client.apply_chat_template(chat) == "two words"
+        assert await client.apply_chat_template(chat, tokenize=True) == await client.tokenize(chat) == [0, 1]
+        for wrong in ("text", {"role": "user"}, [], 3):
+            with pytest.raises(octavo.InvalidRequest, match="chat messages are needed"):
+                await client.apply_chat_template(wrong)  # type: ignore[call-overload]

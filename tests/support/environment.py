@@ -33,7 +33,7 @@ def main(venv):
         say(f"installing the build tools into {venv}")
         subprocess.check_call([*install, "--quiet", *BUILD_REQUIREMENTS])
         say("installing torch and the rest (minutes the first time), building the kernels")
-        subprocess.check_call([*install, "--no-build-isolation", "--editable", ".[engine,server,dev]"], cwd=ROOT)
+        subprocess.check_call([*install, "--no-build-isolation", "--editable", ".[engine,server,chat,dev]"], cwd=ROOT)
     except subprocess.CalledProcessError as error:
         return f"setting up {venv} failed: {' '.join(error.cmd)}"
     with open(os.path.join(venv, ".ready"), "w"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from tokenizers import Tokenizer
 
 from octavo_engine.text import Text, TextError, load_text
@@ -47,10 +48,9 @@ def _folder(path: Path, kind: str, **config: Any) -> Path:
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("squeeze", [True, False])
 def test_sentencepiece_gives_the_ids_of_its_own_library(prefix: bool, squeeze: bool, tmp_path: Path) -> None:
-    library = pytest.importorskip("sentencepiece")
     folder = _folder(tmp_path, "LlamaTokenizer", add_bos_token=False)
     path = write_sentencepiece(folder / "tokenizer.model", *_pieces(), prefix=prefix, squeeze=squeeze)
-    own, text = library.SentencePieceProcessor(model_file=str(path)), load_text(folder)
+    own, text = sentencepiece.SentencePieceProcessor(model_file=str(path)), load_text(folder)
     for each in TEXTS:
         if "<s>" not in each:  # which the library takes for five letters
             assert text.encode(each) == own.encode(each)

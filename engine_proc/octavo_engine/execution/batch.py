@@ -24,8 +24,8 @@ class BuiltBatch:
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
-    the sequences that brought pages. ahead: drafts.ahead_of, where there are drafts. It holds until the next build,
-    which may write to the same tensors.
+    the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
+    ahead: drafts.ahead_of, where there are drafts. It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
@@ -36,6 +36,7 @@ class BuiltBatch:
     paged: list[SeqStep]
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
+    adapters: torch.Tensor | None = None
 
 
 # One attribute of all sequences at a time: a loop over them would take several times as long.
@@ -79,7 +80,12 @@ class BatchBuilder:
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
         self._last: _Decode | None = None
+        self._adapters = np.full(max_num_seqs, -1, np.int32)  # of each slot
         self._count = np.arange(max_num_seqs + 1, dtype=np.int32)
+
+    def start(self, slot: int, adapter: int) -> None:
+        """A sequence takes the slot. Idempotent."""
+        self._adapters[slot] = adapter
 
     def build(self, seqs: list[SeqStep]) -> BuiltBatch:
         """Applies the sequences' page table changes and lays out their tokens. Idempotent; seqs is not empty."""
@@ -144,6 +150,9 @@ class BatchBuilder:
         )
         ahead = ahead_of(seqs) if drafted else None
         built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged, ahead)
+        adapters = self._adapters[table_rows]
+        if adapters.max(initial=-1) >= 0:
+            built.adapters = torch.from_numpy(adapters)
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row:

@@ -58,6 +58,7 @@ class DeviceStep:
     tokens: Tensor | None = None
     logprobs: Fetched | None = None
     prompt_logprobs: list[tuple[int, Fetched]] = field(default_factory=list)  # by slot, in chunks
+    pooled: Tensor | None = None  # hidden states of the rows that Pooler.rows names
 
     def __str__(self) -> str:
         return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.seqs)} sequences"
@@ -142,6 +143,7 @@ class DeviceRunner(Runner):
         step = DeviceStep(plan)
         for slot in plan.ends:
             self._sampler.end(slot)
+            self._pooler.end(slot)
         for start in plan.starts:
             self._sampler.start(start)
         with typed_errors(self.queue, step):
@@ -173,7 +175,8 @@ class DeviceRunner(Runner):
         prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
-        return StepResult(tokens, logprobs, prompt_logprobs, self._sampler.broken)
+        vectors = {} if step.pooled is None else self._pooler.add(step.plan.seqs, step.pooled)
+        return StepResult(tokens, logprobs, prompt_logprobs, vectors, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
         """Wait for a step whose results nobody wants, errors included; only DeviceLost is raised."""
@@ -207,6 +210,8 @@ class DeviceRunner(Runner):
                 arrays["asked"] = np.array(step.asked, np.int32)
         if not built.every_row and any(seq.prompt_logprobs >= 0 for seq in plan.seqs):
             arrays["targets"] = np.array(self._prompt_targets(plan.seqs, work), np.int32)
+        if pooled := self._pooler.rows(plan.seqs):
+            arrays["pooled_rows"] = np.array(pooled, np.int32)
         work.sent = self._packer.send(arrays)
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
@@ -283,7 +288,7 @@ class DeviceRunner(Runner):
             query_start = self._count[: len(sent["positions"]) + 1]
         seq_lens, page_table = sent["seq_lens"], rows.page_table
         batch = self._token_ids(work), sent["positions"], sent["slots"], query_start, seq_lens, page_table
-        if "query_start" not in sent or work.prompts:
+        if "query_start" not in sent or work.prompts or "pooled_rows" in sent:
             hidden = self._forward(*batch)
             drawing = hidden.index_select(0, sent["draw_rows"]) if "draw_rows" in sent else hidden
         elif work.draw is None:
@@ -305,6 +310,9 @@ class DeviceRunner(Runner):
             logits = self._logits(hidden[row : row + count])
             found = self._logprobs(logits, sent["targets"][target : target + count], [top] * count)
             step.prompt_logprobs.append((slot, found))
+
+        if "pooled_rows" in sent:
+            step.pooled = self.queue.fetch(self._pooler.hidden(hidden.index_select(0, sent["pooled_rows"])))
 
     def _token_ids(self, work: _Work) -> Tensor:
         sent = work.sent

@@ -13,13 +13,16 @@ from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
+from octavo_engine.execution.pooling import Pooler
+from octavo_engine.execution.processors import Processors
 from octavo_engine.execution.sampler import Sampler, token_logprobs
 from octavo_engine.layers.batch import BATCH_SPECS, KEPT_ROWS, Batch
-from octavo_engine.ops import Ops, Progress, TensorSpec
+from octavo_engine.ops import KeptRows, Ops, Progress, TensorSpec
 from octavo_engine.scheduling.plan import Plan, SeqStep
 
 if TYPE_CHECKING:
     from octavo.options import Structured
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.models.base import CausalLM
     from octavo_engine.structured import GrammarFailed, Matcher
 
@@ -35,6 +38,8 @@ class StepResult:
     """What a step made.
 
     tokens: flattened in the order of plan.seqs[i].samplers; logprobs alongside, None where not asked for.
+    prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk. vectors: by the slot
+    of the SeqStep that asked for pooling and completed it, [E] float32 on the host.
     prompt_logprobs: by the slot of the SeqStep that asked, one entry a target token of this chunk.
     broken: by slot, who can't go on behind the token drawn, and why.
     """
@@ -42,6 +47,7 @@ class StepResult:
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    vectors: dict[int, torch.Tensor] = field(default_factory=dict)
     broken: dict[int, GrammarFailed] = field(default_factory=dict)
 
 
@@ -94,10 +100,12 @@ class Runner:
         kv_dtype: torch.dtype,
         progress: Progress | None = None,
         graphs: bool = True,
+        adapters: Adapters | None = None,
+        processors: Processors | None = None,
     ) -> None:
-        """graphs: capture decode steps where the backend can."""
+        """graphs: capture decode steps where the backend can. adapters: those of the model's layers."""
         config = model.config
-        self._ops = ops
+        self._ops, self._processors = ops, processors
         self.cache = KVCache(ops, cache_layout(config, num_pages, page_size, kv_dtype))
         kv = self.cache.layers
         self._block = self._logit_rows(config.vocab_size, max_num_seqs)
@@ -114,6 +122,8 @@ class Runner:
             progress=progress,
         )
         self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        if adapters is not None:
+            self._record_adapted(model, kv, adapters)
         most = min(max_num_seqs, self._block) if graphs else 0
         self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._builder_class(
@@ -125,7 +135,21 @@ class Runner:
         )
         self._reach, self._page_size = model.reach, page_size
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
+        self._pooler = Pooler(model)
         self._copied = -1  # the step whose copies are done
+
+    def _record_adapted(self, model: CausalLM, kv: list[tuple[torch.Tensor, torch.Tensor]], adapters: Adapters) -> None:
+        """The forward once more for steps in which some row has an adapter: others are not slowed down by what it lets
+        be fused."""
+
+        def forward(*tensors: torch.Tensor) -> torch.Tensor:
+            with adapters.of(tensors[-1]):
+                return model.forward(Batch.of(tensors[:-1], kv))
+
+        specs = (*BATCH_SPECS, TensorSpec(("T",), torch.int32, fill=-1))
+        self._forward_adapted = self._ops.record(forward, specs)
+        kept = KeptRows(KEPT_ROWS.writes, (*KEPT_ROWS.inputs, len(BATCH_SPECS)))
+        self._forward_adapted_kept = self._ops.record(forward, specs, kept)
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -133,7 +157,7 @@ class Runner:
         return max(16, _LOGIT_BLOCK_BYTES // (4 * vocab_size) // 16 * 16)
 
     def _make_sampler(self, max_num_seqs: int, vocab_size: int) -> Sampler:
-        return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+        return Sampler(self._ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size, processors=self._processors)
 
     def use_grammars(self, matcher_of: Callable[[Structured], Matcher]) -> None:
         """matcher_of: Grammars.matcher; asked at the start of each sequence with SamplingParams.structured."""
@@ -150,18 +174,20 @@ class Runner:
                 return Step(plan.step, StepResult([], []))
             built = self._build(plan.seqs)
             found: dict[int, list[TokenLogprob]] = {}
+            vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
-                hidden = self._forward(*built.batch.tensors)
-            elif all(seq.prompt_logprobs < 0 for seq in plan.seqs):
-                hidden = self._forward_kept(*built.batch.tensors, *built.kept)
+                hidden = self._run_rows(built)
+            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.seqs):
+                hidden = self._run_kept(built)
             else:
-                every = self._forward(*built.batch.tensors)
+                every = self._run_rows(built)
                 found = self._prompt_logprobs(every, plan.seqs)
+                vectors = self._pool(every, plan.seqs)
                 hidden = every.index_select(0, built.draw_rows)
             tokens, logprobs = self._draw(hidden, built.draw_slots, built.ahead)
             if built.ahead is not None:
                 tokens, logprobs = reject(plan.seqs, tokens, logprobs)
-            result = StepResult(tokens, logprobs, found)
+            result = StepResult(tokens, logprobs, found, vectors)
         if tokens:
             self._sampler.commit(*standing(built.draw_slots, tokens))
             result.broken = self._sampler.broken
@@ -182,13 +208,28 @@ class Runner:
     def _take_over(self, plan: Plan) -> None:
         for slot in plan.ends:
             self._sampler.end(slot)
+            self._pooler.end(slot)
         for start in plan.starts:
             self._sampler.start(start)
+            self._builder.start(start.slot, start.adapter)
         if plan.step != self._copied:  # a second run of the step might copy what the first has written since
             for copies in independent_copies(plan.copies):
                 src, dst = torch.tensor(copies, dtype=torch.int32).T.contiguous()
                 self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
             self._copied = plan.step
+
+    def _run_rows(self, built: BuiltBatch) -> torch.Tensor:
+        """[T, H]."""
+        if built.adapters is None:
+            return self._forward(*built.batch.tensors)
+        return self._forward_adapted(*built.batch.tensors, built.adapters)
+
+    def _run_kept(self, built: BuiltBatch) -> torch.Tensor:
+        """[draws, H]: of the rows that draw."""
+        if built.adapters is None:
+            return self._forward_kept(*built.batch.tensors, *built.kept)
+        of_draws = built.adapters.index_select(0, built.draw_rows)
+        return self._forward_adapted_kept(*built.batch.tensors, built.adapters, *built.kept, of_draws)
 
     def _draw(
         self, hidden: torch.Tensor, slots: list[int], ahead: list[list[int]] | None
@@ -206,6 +247,13 @@ class Runner:
             tokens += drawn
             logprobs += entries
         return tokens, logprobs
+
+    def _pool(self, hidden: torch.Tensor, seqs: list[SeqStep]) -> dict[int, torch.Tensor]:
+        rows = self._pooler.rows(seqs)
+        if not rows:
+            return {}
+        picked = hidden.index_select(0, torch.tensor(rows, dtype=torch.int32))
+        return self._pooler.add(seqs, self._pooler.hidden(picked))
 
     def _prompt_logprobs(self, hidden: torch.Tensor, seqs: list[SeqStep]) -> dict[int, list[TokenLogprob]]:
         found: dict[int, list[TokenLogprob]] = {}

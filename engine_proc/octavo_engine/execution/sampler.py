@@ -17,6 +17,7 @@ from octavo.options import Structured
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.adjustments import Adjustments
 from octavo_engine.execution.constraint import Constraint
+from octavo_engine.execution.processors import Processors
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import SeqStart
 from octavo_engine.structured import GrammarFailed, Matcher
@@ -58,8 +59,9 @@ class Sampler:
     A step that fails between the two can therefore be run again.
     """
 
-    def __init__(self, ops: Ops, *, max_num_seqs: int, vocab_size: int) -> None:
+    def __init__(self, ops: Ops, *, max_num_seqs: int, vocab_size: int, processors: Processors | None = None) -> None:
         self._ops = ops
+        self._processors = Processors({}) if processors is None else processors
         self._vocab_size = vocab_size
         self._temperature = np.zeros(max_num_seqs, np.float32)
         self._top_k = np.zeros(max_num_seqs, np.int32)
@@ -93,6 +95,7 @@ class Sampler:
             self._logprobs[slot] = params.logprobs
         if params.allowed_token_ids is not None:
             self._allow(slot, params.allowed_token_ids)
+        self._processors.start(start)
         if Adjustments.needed(start):
             self._adjustments[slot] = Adjustments(start)
         if params.structured is not None:
@@ -102,6 +105,7 @@ class Sampler:
         """The slot is free. Idempotent."""
         self._rows = None
         self._adjustments.pop(slot, None)
+        self._processors.end(slot)
         self._logprobs.pop(slot, None)
         self._constraints.pop(slot, None)
         if slot in self._masked:
@@ -113,8 +117,9 @@ class Sampler:
     ) -> tuple[list[int], list[TokenLogprob | None]]:
         """One token and, where asked for, its logprobs for each slot. logits [R, V] float32, R = len(slots).
 
-        Raises NothingAllowed with the slot. Slots are distinct: a sequence draws one token a step; but where `ahead`
-        says which tokens come before a row's, behind what is committed. A row without any is -1 then (drafts.reject).
+        Raises NothingAllowed with the slot, ProcessorFailed. Slots are distinct: a sequence draws one token a step; but
+        where `ahead` says which tokens come before a row's, behind what is committed. A row without any is -1 then (see
+        drafts.reject).
         """
         rows = self._rows
         if ahead is not None:
@@ -124,7 +129,10 @@ class Sampler:
         elif rows is None or rows.slots != slots:
             rows = self._rows = self._gather(slots)
         entries = self._entries(slots) if rows.entries is None else rows.entries
-        drawn = self._ops.sample(logits, *rows.parameters, *entries, *rows.mask)
+        processed = logits
+        if self._processors.asked:
+            processed = self._processors.apply(logits, slots, keep=bool(self._logprobs))
+        drawn = self._ops.sample(processed, *rows.parameters, *entries, *rows.mask)
         tokens: list[int] = drawn.tolist()
         if min(tokens) < 0 and ahead is None:
             raise nothing_allowed(slots[tokens.index(min(tokens))])
@@ -155,6 +163,8 @@ class Sampler:
         self._push(slots, tokens)
 
     def _push(self, slots: list[int], tokens: list[int]) -> None:
+        if self._processors.asked:
+            self._processors.commit(slots, tokens)
         if self._adjustments:
             for slot, token in zip(slots, tokens, strict=True):
                 adjustments = self._adjustments.get(slot)

@@ -18,6 +18,7 @@ from octavo_engine.ops import Activation
 from octavo_engine.quant.scheme import take_rows
 
 if TYPE_CHECKING:
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.ops import LinearWeight, Ops, QuantizedWeight
     from octavo_engine.quant.scheme import Formats, Scheme
 
@@ -77,6 +78,7 @@ class Loader:
         self.ops, self.dtype, self.formats = ops, dtype, formats
         self.act_dtype = ops.activation_dtype(dtype)
         self.prefix = ""
+        self.adapters: Adapters | None = None  # where layers are to take adapters
         self._made = made
         self._checkpoint, self._progress = checkpoint, progress
         self._get_as: Callable[[str, torch.dtype], Tensor] | None = getattr(checkpoint, "get_as", None)
@@ -206,11 +208,13 @@ class Loader:
         parts: tuple[int, ...] | None = None,
         rows: Tensor | None = None,
         scheme: Scheme | None = None,
+        adapted: bool = True,
     ) -> Linear:
         """One Linear of one published layer, or of several that share their input, stacked by rows.
 
         parts: where a published layer is itself a stack, its parts' sizes (see Linear). rows: row i of the Linear is
         row rows[i] of a single published layer (see `qkv_rows`). scheme: where it is not that of all linear layers.
+        adapted: False where it is not run with the others, in the forward, and so takes no adapter.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
         sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
@@ -227,7 +231,10 @@ class Loader:
         stacked = torch.cat(biases) if biases else None
         if stacked is not None and rows is not None:
             stacked = stacked[rows]
-        return self._linear(weight, stacked, parts or sizes, parallel, act)
+        linear = self._linear(weight, stacked, parts or sizes, parallel, act)
+        if self.adapters is None or not adapted:
+            return linear
+        return self.adapters.wrap(linear, [self.prefix + name for name in names], sizes, rows)
 
     def _linear(
         self,

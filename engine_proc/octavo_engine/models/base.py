@@ -63,6 +63,11 @@ class CausalLM(Protocol):
         """Final norm and head: rows [L, H] of `forward`'s result -> [L, V] float32."""
         ...
 
+    def hidden_states(self, rows: Tensor) -> Tensor:
+        """The final norm alone: rows [L, H] of `forward`'s result -> [L, E] float32, what the published model gives as
+        its last hidden state. E is H but for a few models that project."""
+        ...
+
 
 ModelBuilder = Callable[["ConfigReader", "Loader", "int | None"], CausalLM]
 """builder(config, loader, max_model_len): raises UnsupportedModel, CheckpointMismatch."""
@@ -114,6 +119,7 @@ class Decoder:
     norm: Norm
     head: Linear
     softcap: float = 0.0  # of the logits
+    logit_scale: float = 1.0  # is in the norm
     tables: Sequence[RotationTable] = ()
 
     def rotation(self, rope: Rope, device: torch.device) -> Tensor:
@@ -141,3 +147,7 @@ class Decoder:
         if self.softcap:
             self.head.ops.softcap_(logits, self.softcap)
         return logits
+
+    def hidden_states(self, rows: Tensor) -> Tensor:
+        hidden = self.norm(rows).float()
+        return hidden if self.logit_scale == 1.0 else hidden / self.logit_scale

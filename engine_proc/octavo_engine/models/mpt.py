@@ -78,7 +78,8 @@ class MPT(Decoder):
             self.embed_positions = body.embedding("wpe", sizes.max_position, hidden)
         self.layers = [layer(body.at(f"blocks.{i}.")) for i in range(sizes.num_layers)]
         # The head has no bias, so the logits' factor may as well be its input's.
-        self.norm = body.layer_norm("norm_f", hidden, norm_eps, bias=bias, scale=_logit_scale(config, hidden))
+        self.logit_scale = _logit_scale(config, hidden)
+        self.norm = body.layer_norm("norm_f", hidden, norm_eps, bias=bias, scale=self.logit_scale)
 
 
 def _kv_heads(attn: ConfigReader, heads: int) -> int:

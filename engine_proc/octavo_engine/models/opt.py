@@ -43,7 +43,9 @@ class OPT(Decoder):
         self.project_in = self.project_out = self.final_norm = None
         if width != hidden:
             self.project_in = decoder.linear("project_in", hidden, width, Parallel.REPLICATED, bias=False)
-            self.project_out = decoder.linear("project_out", width, hidden, Parallel.REPLICATED, bias=False)
+            self.project_out = decoder.linear(
+                "project_out", width, hidden, Parallel.REPLICATED, bias=False, adapted=False
+            )
         layer = PreNormLayer if pre_norm else PostNormLayer
         self.layers = [
             layer(config, self.config, decoder.at(f"layers.{i}."), affine) for i in range(self.config.num_layers)
@@ -62,10 +64,14 @@ class OPT(Decoder):
         return x
 
     def logits(self, rows: Tensor) -> Tensor:
+        return self.head(self._final(rows), torch.float32)
+
+    def hidden_states(self, rows: Tensor) -> Tensor:
+        return self._final(rows).float()
+
+    def _final(self, rows: Tensor) -> Tensor:
         h = self.ops.cast(rows, self.act_dtype) if self.final_norm is None else self.final_norm(rows)
-        if self.project_out is not None:
-            h = self.project_out(h)  # [L, E]
-        return self.head(h, torch.float32)
+        return h if self.project_out is None else self.project_out(h)  # [L, E]
 
 
 class PreNormLayer:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo.options import Quantization
+    from octavo_engine.layers.lora import Adapters
     from octavo_engine.ops import LinearWeight, Ops
     from octavo_engine.weights.quantized_cache import QuantizedCache
 
@@ -89,9 +90,9 @@ FAMILIES = (
     # BloomModel: as the first uploads say
     Family("BLOOM, BLOOMZ", Bloom, ("BloomForCausalLM", "BloomModel"), ("bloom",), ("bloom",)),
     Family("Command R, R+", Cohere, ("CohereForCausalLM",), ("cohere",), ("command-r",)),
-    Family("Command R7B, Command A", Cohere2, ("Cohere2ForCausalLM",), ("cohere2",)),
-    Family("ERNIE 4.5, dense", Ernie45, ("Ernie4_5ForCausalLM",), ("ernie4_5",)),
-    Family("EXAONE 4", Exaone4, ("Exaone4ForCausalLM",), ("exaone4",)),
+    Family("Command R7B, Command A", Cohere2, ("Cohere2ForCausalLM",), ("cohere2",), ("cohere2",)),
+    Family("ERNIE 4.5, dense", Ernie45, ("Ernie4_5ForCausalLM",), ("ernie4_5",), ("ernie4_5",)),
+    Family("EXAONE 4", Exaone4, ("Exaone4ForCausalLM",), ("exaone4",), ("exaone4",)),
     Family(
         "Falcon 7B, 40B, 180B, 11B, RW",
         Falcon,
@@ -104,7 +105,7 @@ FAMILIES = (
     Family("Gemma 3", Gemma3, ("Gemma3ForCausalLM",), ("gemma3_text",), ("gemma3",)),
     Family("Gemma 3 with images, its text model", Gemma3Multimodal, ("Gemma3ForConditionalGeneration",), ("gemma3",)),
     Family("GLM-4-9B (-hf)", Glm, ("GlmForCausalLM",), ("glm",)),
-    Family("GLM-4-0414, 9B and 32B", Glm4, ("Glm4ForCausalLM",), ("glm4",)),
+    Family("GLM-4-0414, 9B and 32B", Glm4, ("Glm4ForCausalLM",), ("glm4",), ("glm4",)),
     Family("GPT-2", GPT2, ("GPT2LMHeadModel",), ("gpt2",), ("gpt2",)),
     Family("GPT BigCode: StarCoder", GPTBigCode, ("GPTBigCodeForCausalLM",), ("gpt_bigcode",), ("starcoder",)),
     Family("GPT BigCode: SantaCoder", SantaCoder, ("GPT2LMHeadCustomModel",), ()),
@@ -118,7 +119,7 @@ FAMILIES = (
     Family(
         "LLaMA 1, 2, 3, TinyLlama, SmolLM2", Llama, ("LlamaForCausalLM", "LLaMAForCausalLM"), ("llama",), ("llama",)
     ),
-    Family("MiniCPM 1B, 2B", MiniCPM, ("MiniCPMForCausalLM",), ("minicpm",)),
+    Family("MiniCPM 1B, 2B", MiniCPM, ("MiniCPMForCausalLM",), ("minicpm",), ("minicpm",)),
     Family(
         "Mistral, Mistral Small 3, Ministral",
         Mistral,
@@ -134,9 +135,9 @@ FAMILIES = (
     ),
     Family("Mixtral", Mixtral, ("MixtralForCausalLM",), ("mixtral",), ("llama",)),
     Family("MPT, Replit Code", MPT, ("MPTForCausalLM", "MptForCausalLM"), ("mpt",), ("mpt",)),
-    Family("OLMo", Olmo, ("OlmoForCausalLM",), ("olmo",)),
+    Family("OLMo", Olmo, ("OlmoForCausalLM",), ("olmo",), ("olmo",)),
     Family("OLMo 2", Olmo2, ("Olmo2ForCausalLM",), ("olmo2",), ("olmo2",)),
-    Family("OLMo 3", Olmo3, ("Olmo3ForCausalLM",), ("olmo3",)),
+    Family("OLMo 3", Olmo3, ("Olmo3ForCausalLM",), ("olmo3",), ("olmo2",)),
     Family("OLMoE", Olmoe, ("OlmoeForCausalLM",), ("olmoe",), ("olmoe",)),
     Family("OPT, Galactica", OPT, ("OPTForCausalLM",), ("opt",)),
     Family(
@@ -152,7 +153,7 @@ FAMILIES = (
     Family("Qwen1.5-MoE, Qwen2-MoE", Qwen2MoE, ("Qwen2MoeForCausalLM",), ("qwen2_moe",), ("qwen2moe",)),
     Family("Qwen3", Qwen3, ("Qwen3ForCausalLM",), ("qwen3",), ("qwen3",)),
     Family("Qwen3-MoE", Qwen3MoE, ("Qwen3MoeForCausalLM",), ("qwen3_moe",), ("qwen3moe",)),
-    Family("Seed-OSS", SeedOss, ("SeedOssForCausalLM",), ("seed_oss",)),
+    Family("Seed-OSS", SeedOss, ("SeedOssForCausalLM",), ("seed_oss",), ("seed_oss",)),
     Family("SmolLM3", SmolLM3, ("SmolLM3ForCausalLM",), ("smollm3",), ("smollm3",)),
     Family(
         "StableLM 3B, StableLM 2",
@@ -199,16 +200,17 @@ def load_model(
     cache: QuantizedCache | None = None,
     made: dict[str, LinearWeight | Tensor] | None = None,
     trust_remote_code: bool = False,
+    adapters: Adapters | None = None,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
     dtype: float32, bfloat16 or float16, of the weights that stay in floats. quantization: as EngineOptions has it: of
     linear layers, and by its flags of the head and the token embedding; norms, biases and position embeddings stay in
     floats. What a file holds in 4 or 8 bits is turned to floats before another scheme rounds it. max_model_len: where
-    the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation table and freezes the
-    scalings that depend on a length. cache: where what is quantised here is kept, and looked for first. made: takes
-    what layers hold, by name. A folder whose architecture has no file here goes to transformers (models/fallback);
-    trust_remote_code: it may run the checkpoint's own code.
+    the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation tables. cache: where
+    what is quantised here is kept, and looked for first. made: takes what layers hold, by name. A folder whose
+    architecture has no file here goes to transformers (models/fallback); trust_remote_code: it may run the checkpoint's
+    own code. adapters: gets to know the linear layers, which then take adapters.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -220,6 +222,8 @@ def load_model(
     try:
         builder = find_model(source.config)
     except UnsupportedModel:
+        if adapters is not None:
+            raise UnsupportedModel("enable_lora", True, "models that have a file in octavo") from None
         if not isinstance(source, Source) or source.kind != "folder" or made is not None:
             raise  # transformers reads folders, and what it holds can't be written as a packed checkpoint
         from octavo_engine.models.fallback import load_fallback  # brings transformers with it
@@ -228,6 +232,7 @@ def load_model(
         return load_fallback(source.path, source.config, ops, formats, dtype, trust_remote_code=trust_remote_code)
 
     def build(loader: Loader) -> CausalLM:
+        loader.adapters = adapters
         with _one_torch_thread():
             model = builder(config, loader, max_model_len)
         loader.finish()

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, device, dtype
 
+    from octavo_engine.ops.lora import LoraTable
+
 __all__ = [
     "Activation",
     "Activations",
@@ -167,6 +169,31 @@ class Ops(Protocol):
 
     def linear_add_(self, residual: Tensor, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> None:
         """residual [T, N] float32 += x @ weight.T + bias."""
+        ...
+
+    def lora_add_(self, y: Tensor, x: Tensor, adapters: Tensor, table: LoraTable) -> None:
+        """y [T, N] float32 += what the adapters of its rows add (ops.lora), x [T, K] in the activation type.
+
+        adapters [T] int32: the adapter of each row, -1 for none, which leaves the row as it is. Row t's sums run in the
+        order of k, then of the ranks, whoever else is in the batch.
+        """
+        ...
+
+    def finish_linear(
+        self,
+        y: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        *,
+        act: Activation,
+        gated: bool,
+        out_dtype: dtype,
+    ) -> Tensor:
+        """What `linear` does behind its product, the same bits: act(y + bias) [T, N], or gated [T, N/2].
+
+        y [T, 32 * panels] float32 by the panels of a weight with out_features rows, of a gated one 16 of gate and 16 of
+        up by turns.
+        """
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out_dtype: dtype) -> Tensor:

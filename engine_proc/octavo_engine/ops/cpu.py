@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo_engine.ops import KeptRows, KVLayout, Progress, TensorSpec
+    from octavo_engine.ops.lora import LoraTable
     from octavo_engine.ops.program import Program
 
 __all__ = ["CpuOps", "load_library"]
@@ -118,6 +119,8 @@ class CpuOps(QuantizedOps, RoundingOps):
         self._linear = library.linear
         self._linear_add = library.linear_add
         self._cast = library.cast
+        self._lora_add = library.lora_add
+        self._finish_linear = library.finish_linear
         self._rms_norm = library.rms_norm
         self._layer_norm = library.layer_norm
         self._rms_norm_add = library.rms_norm_add
@@ -269,6 +272,23 @@ class CpuOps(QuantizedOps, RoundingOps):
 
     def gated_add_(self, residual: Tensor, x: Tensor, gate: Tensor) -> None:
         self._gated_add(residual, x, gate)
+
+    def lora_add_(self, y: Tensor, x: Tensor, adapters: Tensor, table: LoraTable) -> None:
+        self._lora_add(y, x, adapters, table.entries, table.scales, table.segments)
+
+    def finish_linear(
+        self,
+        y: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        *,
+        act: Activation,
+        gated: bool,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        out = self._empty((y.shape[0], out_features // 2 if gated else out_features), out_dtype)
+        self._finish_linear(out, y, bias, out_features, int(act), gated)
+        return out
 
     # ---- the cache -----------------------------------------------------------------------------------------
     def page_bytes(self, layout: KVLayout) -> int:

@@ -21,6 +21,7 @@ from octavo_engine.ops.cuda_moe import CudaMoe
 from octavo_engine.ops.cuda_quantized import CudaQuantized
 from octavo_engine.ops.cuda_sampling import CudaSampling
 from octavo_engine.ops.cuda_upload import Staging
+from octavo_engine.ops.lora import CudaLora
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +78,7 @@ def _find_device(asked: str) -> tuple[torch.device, str]:
     return torch.device("cuda", index), f"sm_{capability[0]}{capability[1]}"
 
 
-class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaMoe, CudaFamilies, CudaSampling):
+class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaMoe, CudaFamilies, CudaSampling, CudaLora):
     """`Ops` on one CUDA device."""
 
     name = "cuda"

@@ -55,11 +55,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def output_room(request: Request, config: SchedulerConfig) -> int:
     """Tokens that the request may draw. Raises DoesNotFit."""
-    prompt, wanted = len(request.prompt), request.params.max_tokens
+    prompt, wanted = len(request.prompt), request.params.max_tokens if request.draws else 0
     if not prompt:
         raise DoesNotFit("the prompt has 0 tokens; at least 1 is needed")
-    total = prompt + (wanted or 1)
-    asked = f"{prompt} prompt tokens and max_tokens={wanted} make {total} tokens"
+    total = prompt + (1 if wanted is None else wanted)
+    asked = f"{prompt} prompt tokens and max_tokens={wanted} make {total} tokens" if wanted else f"{prompt} tokens"
     if wanted is None:
         asked = f"{prompt} prompt tokens and at least 1 of output make {total} tokens"
     if total > config.max_model_len:

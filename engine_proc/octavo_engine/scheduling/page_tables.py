@@ -16,6 +16,7 @@ from octavo_engine.scheduling.sequence import Sequence
 __all__ = ["PageTables"]
 
 _SPARE_PAGES = 0  # that guesses leave to others
+_LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
 
 
 class PageTables:
@@ -41,13 +42,21 @@ class PageTables:
         """Positions that `seq` could reach with all pages that are available."""
         return (len(seq.pages) + self.pool.num_available) * self.page_size
 
+    def chunk(self, seq: Sequence, budget: int) -> int:
+        """How many tokens of `seq` can be computed in this step."""
+        start, request = seq.num_computed, seq.request
+        stop = min(seq.num_tokens, start + budget, self.capacity(seq))
+        if request.wants_prompt_scored and start < request.prompt_scored:
+            stop = min(stop, request.prompt_scored)  # recomputed: those were delivered already
+        return max(0, stop - start)
+
     def find(self, seq: Sequence) -> list[CachedPage]:
         """Entries of its first pages; never all of its tokens, since the last one's logits are needed.
 
-        What has no prompt logprobs yet, though they are wanted, must be computed as well.
+        What has no prompt logprobs yet, though they are wanted, must be computed as well, and all for a mean.
         """
         found: list[CachedPage] = []
-        if not self._caching:
+        if not self._cached(seq):
             return found
         size, request = self.page_size, seq.request
         limit = request.prompt_scored if request.wants_prompt_scored else seq.num_tokens - 1
@@ -60,10 +69,26 @@ class PageTables:
             parent = entry
         return found
 
+    def _cached(self, seq: Sequence) -> bool:
+        """A mean takes every row anew, and the texts of a corpus would only drive out what others find again."""
+        return self._caching and seq.request.pooling != "mean"
+
     def cost(self, seq: Sequence, found: list[CachedPage]) -> int:
         """Available pages that computing `seq` takes: new ones, and found ones that nobody holds now."""
         refs = self.pool.refs
         return self.num_pages(seq.num_tokens) - sum(refs[entry.page] > 0 for entry in found)
+
+    def find_within(self, seq: Sequence, available: int, step: int) -> list[CachedPage] | None:
+        """The same if computing `seq` takes no more than `available` pages; after a failure it is looked up seldom."""
+        cost, look_at = seq.cost
+        if cost > available and step < look_at:
+            return None
+        found = self.find(seq)
+        cost = self.cost(seq, found)
+        if cost <= available:
+            return found
+        seq.cost = (cost, step + _LOOK_AGAIN)
+        return None
 
     def begin(self, seq: Sequence, found: list[CachedPage]) -> None:
         """Start the table with what `find` found."""
@@ -71,7 +96,7 @@ class PageTables:
             self.pool.share(entry.page)
         seq.pages = [entry.page for entry in found]
         seq.num_computed = len(found) * self.page_size
-        if self._caching:
+        if self._cached(seq):
             seq.node = found[-1] if found else seq.cache_root
 
     def grow(self, seq: Sequence, stop: int) -> None:

@@ -24,7 +24,8 @@ class SeqStart(msgspec.Struct, array_like=True):
     """A sequence takes a slot. Penalties need its history: `prompt` and the `output` so far (after preemption).
 
     eos_ids must not be drawn while the output is shorter than params.min_tokens (end-of-sequence unless ignored, and
-    params.stop_token_ids). bad_words: token sequences whose last token must not follow the others.
+    params.stop_token_ids). bad_words: token sequences whose last token must not follow the others. adapter: number of
+    the LoRA adapter that its tokens are run with, -1 for none.
     """
 
     slot: int
@@ -34,6 +35,7 @@ class SeqStart(msgspec.Struct, array_like=True):
     output: list[int]
     eos_ids: list[int] = []
     bad_words: list[list[int]] = []
+    adapter: int = -1
 
 
 class SeqStep(msgspec.Struct, array_like=True, gc=False):
@@ -43,7 +45,8 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
     not reach the end; several when choices fork here. prompt_logprobs k >= 0: the logprobs (and k best) of tokens[1:]
     are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. regime: which of the model's tables
-    of positions the sequence uses, the same from its SeqStart on.
+    of positions the sequence uses, the same from its SeqStart on. pooling: "mean" or "last" where the hidden states of
+    all of `tokens`, or of the last, are wanted for a vector, which is complete where `pooled`.
     drafts: so many of `tokens`, the last ones, are guesses. The one sampler then draws drafts + 1 tokens: from the
     logits before each guess and of the last one, as if the guesses before were its output; REJECTED behind a wrong one.
     """
@@ -57,6 +60,8 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     prompt_logprobs: int = -1
     next_token: int = -1
     regime: int = 0
+    pooling: str = ""
+    pooled: bool = False
     drafts: int = 0
 
     @property

@@ -28,8 +28,6 @@ from octavo_engine.scheduling.waiting import WaitingQueue
 
 __all__ = ["DoesNotFit", "QueueFull", "Scheduler", "SchedulerConfig"]
 
-_LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
-
 
 class Scheduler:
     """One step: `plan = schedule()`, run it, `commit(plan, tokens)`, oldest plan first. Not thread-safe.
@@ -227,21 +225,13 @@ class Scheduler:
             if not budget:
                 break
             if seq.finish_reason is not None or seq.num_computed == seq.num_tokens:
-                continue  # it ended or will fork, with a step that is in flight
-            length = self._chunk(seq, budget)
+                continue  # it ended, or will end or fork, with a step that is in flight
+            length = self.tables.chunk(seq, budget)
             if not length:
                 break  # decodes took the pages that were there at its admission, and will give them back
             budget -= length
             prefills.append(self._compute(seq, length, plan))
         return prefills
-
-    def _chunk(self, seq: Sequence, budget: int) -> int:
-        """How many tokens of `seq` can be computed in this step."""
-        start, request = seq.num_computed, seq.request
-        stop = min(seq.num_tokens, start + budget, self.tables.capacity(seq))
-        if request.wants_prompt_scored and start < request.prompt_scored:
-            stop = min(stop, request.prompt_scored)  # recomputed: those were delivered already
-        return max(0, stop - start)
 
     def _compute(self, seq: Sequence, length: int, plan: Plan) -> Prefill:
         """Put the next `length` tokens of `seq` into the plan; there are pages for them."""
@@ -249,8 +239,10 @@ class Scheduler:
         stop = start + length
         self.tables.grow(seq, stop)
         offset, seq.sent = seq.sent, len(seq.pages)
-        forks = self._fork(seq, plan) if stop == seq.num_tokens else []
-        samplers = [seq, *forks] if stop == seq.num_tokens else []
+        whole = stop == seq.num_tokens
+        draws = whole and request.draws
+        forks = self._fork(seq, plan) if draws else []
+        samplers = [seq, *forks] if draws else []
         slots = [sampler.slot for sampler in samplers]
         step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots, regime=seq.regime)
         if request.wants_prompt_scored and start == request.prompt_scored:
@@ -258,6 +250,8 @@ class Scheduler:
             assert request.params.prompt_logprobs is not None
             step.prompt_logprobs = request.params.prompt_logprobs
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
+        if request.pooling == "mean" or (request.pooling and whole):
+            step.pooling, step.pooled = request.pooling, whole
         plan.seqs.append(step)
         seq.num_computed = stop
         return Prefill(seq, start, length, samplers)
@@ -300,25 +294,17 @@ class Scheduler:
                     self.counters.cache_hits += seq.num_computed
             plan.starts.append(self._begin(seq))
             self.running.prefill(seq)
-            length = self._chunk(seq, budget)
+            length = self.tables.chunk(seq, budget)
             budget -= length
             prefills.append(self._compute(seq, length, plan))
 
     def _find_room(self, seq: Sequence) -> list[CachedPage] | None:
         """Its cached prefix, if there are pages for the rest besides what running prompts will still need."""
-        tables = self.tables
-        promised = sum(tables.num_pages(s.num_tokens) - len(s.pages) for s in self.running.prefilling)
-        available = self.pool.num_available - promised - self._watermark
-        busy = bool(self.running.decoding or self.running.prefilling or self.running.parked)
-        cost, look_at = seq.cost
-        if busy and cost > available and self._step < look_at:
-            return None
-        found = tables.find(seq)
-        cost = tables.cost(seq, found)
-        if busy and cost > available:
-            seq.cost = (cost, self._step + _LOOK_AGAIN)
-            return None
-        return found
+        tables, running = self.tables, self.running
+        if not (running.decoding or running.prefilling or running.parked):
+            return tables.find(seq)
+        promised = sum(tables.num_pages(s.num_tokens) - len(s.pages) for s in running.prefilling)
+        return tables.find_within(seq, self.pool.num_available - promised - self._watermark, self._step)
 
     def _commit_prefill(self, prefill: Prefill) -> None:
         seq, start, length, samplers = prefill
@@ -326,6 +312,8 @@ class Scheduler:
             self.tables.store(seq, start, start + length)
         else:
             seq.node = None  # perhaps it ended because the model failed on it: what it wrote is not for others
+        if not seq.request.draws and start + length == seq.num_tokens and seq.finish_reason is None:
+            self._end(seq, "stop", None)
         if len(samplers) < 2:
             return
         self.running.prefilling.remove(seq)

@@ -30,8 +30,10 @@ class Request:
     key: whatever names the request, unique among the live ones. seed: 64-bit signed, resolved. arrival: the caller's
     clock, carried along; the order of arrival is that of the calls to Scheduler.add. bad_words: as in SeqStart.
     cache_salt: prefix-cache pages are shared only between requests with the same salt. grammar: what params.structured
-    was compiled to; the runner finds it for as long as it is held here. may_guess: what it may draw does not depend on
-    its output in ways that the sampler can't look ahead, as a grammar's is.
+    was compiled to; the runner finds it for as long as it is held here. draws: False where the prompt is only read: the
+    request ends when it has been computed. pooling: what becomes of its hidden states then, "mean", "last" or "".
+    adapter: as in SeqStart; its requests have a cache_salt of their own. prompt_scored: where prompt logprobs begin, 0
+    but for wire.Score. may_guess: what it may draw does not depend on its output in ways that can't be looked ahead.
     search: the answers are found by beam search; its sequences are the beams. params.logprobs are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
@@ -45,6 +47,9 @@ class Request:
     bad_words: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
     grammar: object = None
+    draws: bool = True
+    pooling: str = ""
+    adapter: int = -1
     search: BeamSearch | None = None
     may_guess: bool = True
     sequences: list[Sequence] = field(init=False)
@@ -237,15 +242,16 @@ class Sequence:
             self.output.copy(),
             sorted(self.stops),
             request.bad_words,
+            request.adapter,
         )
 
 
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
-    """Until then the logits are changed by what was drawn: by penalties, by words not to be completed and by a grammar,
-    always; by ends not to be drawn, while the output is shorter than min_tokens.
+    """Until then the logits are changed by what was drawn: by penalties, processors, words not to be completed and by a
+    grammar, always; by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
-    if params.structured is not None:
+    if params.structured is not None or params.logits_processors:
         return math.inf
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if penalties or any(len(word) > 1 for word in request.bad_words):

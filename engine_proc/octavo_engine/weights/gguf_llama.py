@@ -64,6 +64,12 @@ _STABLELM = {
     "attn_k_norm": "self_attn.k_layernorm.norms.{}",
 }
 _STARCODER2 = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_GLM4 = {
+    "ffn_up": "mlp.gate_up_proj",
+    "post_attention_norm": "post_self_attn_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm",
+}
 _FREQS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
@@ -171,9 +177,38 @@ def _olmoe(keys: Keys) -> Layout:
     return _layout(config, _HEAD_NORMS, _EXPERTS)
 
 
+def _olmo(keys: Keys) -> Layout:
+    config = _config(keys, "OlmoForCausalLM", eps="layer_norm_eps")
+    return _layout(config | {"clip_qkv": keys.get("attention.clamp_kqv")}, pairs=True)
+
+
 def _olmo2(keys: Keys) -> Layout:
-    names = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
-    return _layout(_config(keys, "Olmo2ForCausalLM"), _HEAD_NORMS, names)
+    """OLMo 2 and 3, of which only the latter slides."""
+    window = _window(keys)
+    config = _config(keys, "Olmo3ForCausalLM" if window else "Olmo2ForCausalLM") | window
+    if window:
+        local = {"rope_theta": config["rope_parameters"]["rope_theta"]}
+        config["rope_parameters"] = {"full_attention": config["rope_parameters"], "sliding_attention": local}
+    return _layout(config, _HEAD_NORMS, _POST_NORMS)
+
+
+def _exaone4(keys: Keys) -> Layout:
+    config = _config(keys, "Exaone4ForCausalLM") | {"sliding_window": keys.get("attention.sliding_window")}
+    return _layout(config, _HEAD_NORMS, _POST_NORMS)
+
+
+def _ernie4_5(keys: Keys) -> Layout:
+    config = _config(keys, "Ernie4_5ForCausalLM")
+    return _layout(config | {"use_bias": config["attention_bias"]})
+
+
+def _glm4(keys: Keys) -> Layout:
+    return _layout(_config(keys, "Glm4ForCausalLM", partial=True), _GLM4)
+
+
+def _seed_oss(keys: Keys) -> Layout:
+    config = _config(keys, "SeedOssForCausalLM")
+    return _layout(config, {"post_attention_norm": "post_attention_layernorm"})
 
 
 def _gemma(keys: Keys) -> Layout:
@@ -257,6 +292,13 @@ def _granite(keys: Keys) -> Layout:
     return _layout(config, pairs=True)
 
 
+def _minicpm(keys: Keys) -> Layout:
+    """By Granite's keys, with scores scaled as LLaMA's."""
+    layout = _granite(keys)
+    layout.config["attention_multiplier"] = layout.config["head_dim"] ** -0.5
+    return layout
+
+
 def _smollm3(keys: Keys) -> Layout:
     return _layout(_config(keys, "SmolLM3ForCausalLM"), pairs=True)
 
@@ -268,19 +310,30 @@ def _command_r(keys: Keys) -> Layout:
     return _layout(config, _HEAD_NORMS)
 
 
+def _cohere2(keys: Keys) -> Layout:
+    config = _config(keys, "Cohere2ForCausalLM", eps="layer_norm_eps") | _window(keys)
+    return _layout(config | {"logit_scale": keys.get("logit_scale", 1.0)})
+
+
 def _internlm2(keys: Keys) -> Layout:
     """The converter takes wqkv apart, so what is left is LLaMA."""
     return _layout(_config(keys, "LlamaForCausalLM"), pairs=True)
 
 
 LLAMA_LIKE: dict[str, Callable[[Keys], Layout]] = {
+    "cohere2": _cohere2,
     "command-r": _command_r,
+    "ernie4_5": _ernie4_5,
+    "exaone4": _exaone4,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "glm4": _glm4,
     "granite": _granite,
     "internlm2": _internlm2,
     "llama": _llama,
+    "minicpm": _minicpm,
+    "olmo": _olmo,
     "olmo2": _olmo2,
     "olmoe": _olmoe,
     "phi2": _phi2,
@@ -289,6 +342,7 @@ LLAMA_LIKE: dict[str, Callable[[Keys], Layout]] = {
     "qwen2moe": _qwen2_moe,
     "qwen3": _qwen3,
     "qwen3moe": _qwen3_moe,
+    "seed_oss": _seed_oss,
     "smollm3": _smollm3,
     "stablelm": _stablelm,
     "starcoder2": _starcoder2,

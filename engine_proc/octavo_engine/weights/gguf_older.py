@@ -32,7 +32,22 @@ _GPT = {
     "output_norm": "transformer.ln_f",
     "output": "lm_head",
 }
-_MEGATRON = {"ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h"}
+
+
+def _megatron(attention: str) -> dict[str, str]:
+    """Names of Megatron's layers, in BLOOM, Falcon and GPT-NeoX."""
+    return {
+        "attn_norm": "input_layernorm",
+        "attn_qkv": f"{attention}.query_key_value",
+        "attn_output": f"{attention}.dense",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_up": "mlp.dense_h_to_4h",
+        "ffn_down": "mlp.dense_4h_to_h",
+        "token_embd": "transformer.word_embeddings",
+        "token_embd_norm": "transformer.word_embeddings_layernorm",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+    }
 
 
 class _Metadata:
@@ -67,6 +82,15 @@ class _Metadata:
     @property
     def head_dim(self) -> int:
         return int(self.require("embedding_length")) // self.heads
+
+    @property
+    def eps(self) -> Any:
+        return self.require("attention.layer_norm_epsilon")
+
+    def gpt_sizes(self) -> dict[str, Any]:
+        """In GPT-2's spelling."""
+        length, width = self.require("context_length"), self.require("feed_forward_length")
+        return {"n_positions": length, "n_inner": width, "layer_norm_epsilon": self.eps}
 
     def common(self) -> dict[str, Any]:
         """The keys that all families have, in one spelling that every one of them reads."""
@@ -114,19 +138,10 @@ def _falcon(meta: _Metadata) -> Found:
         "num_ln_in_parallel_attn": (2 if two_norms else 1) if new else None,
         "ffn_hidden_size": meta.get("feed_forward_length"),
         "max_position_embeddings": meta.require("context_length"),
-        "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
+        "layer_norm_epsilon": meta.eps,
         "rope_theta": meta.get("rope.freq_base", 10000.0),
     }
-    names = {
-        "attn_norm": "ln_mlp" if two_norms else "input_layernorm",
-        "attn_norm_2": "ln_attn",
-        "attn_qkv": "self_attention.query_key_value",
-        "attn_output": "self_attention.dense",
-        **_MEGATRON,
-        "token_embd": "transformer.word_embeddings",
-        "output_norm": "transformer.ln_f",
-        "output": "lm_head",
-    }
+    names = _megatron("self_attention") | ({"attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"} if two_norms else {})
     return config, names, "transformer.h.", _by_head(meta.kv_heads, meta.heads // meta.kv_heads, meta.head_dim)
 
 
@@ -134,9 +149,7 @@ def _gpt2(meta: _Metadata) -> Found:
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "n_positions": meta.require("context_length"),
-        "n_inner": meta.require("feed_forward_length"),
-        "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
+        **meta.gpt_sizes(),
         "transposed_weights": False,  # the converter turned them
     }
     return config, _GPT, "transformer.h.", as_stored
@@ -149,9 +162,7 @@ def _starcoder(meta: _Metadata) -> Found:
         "architectures": ["GPTBigCodeForCausalLM"],
         "model_type": "gpt_bigcode",
         "multi_query": True,
-        "n_positions": meta.require("context_length"),
-        "n_inner": meta.require("feed_forward_length"),
-        "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
+        **meta.gpt_sizes(),
     }
     return config, _GPT, "transformer.h.", as_stored
 
@@ -160,10 +171,8 @@ def _gptj(meta: _Metadata) -> Found:
     config = {
         "architectures": ["GPTJForCausalLM"],
         "model_type": "gptj",
-        "n_positions": meta.require("context_length"),
-        "n_inner": meta.require("feed_forward_length"),
+        **meta.gpt_sizes(),
         "rotary_dim": meta.require("rope.dimension_count"),
-        "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
     }
     names = {
         **_GPT,
@@ -184,15 +193,11 @@ def _gptneox(meta: _Metadata) -> Found:
         "rotary_pct": meta.require("rope.dimension_count") / meta.head_dim,
         "rotary_emb_base": meta.get("rope.freq_base", 10000.0),
         "use_parallel_residual": meta.get("use_parallel_residual", True),
-        "layer_norm_eps": meta.require("attention.layer_norm_epsilon"),
+        "layer_norm_eps": meta.eps,
         "attention_bias": meta.has("blk.0.attn_qkv.bias"),
     }
     names = {
-        "attn_norm": "input_layernorm",
-        "attn_qkv": "attention.query_key_value",
-        "attn_output": "attention.dense",
-        "ffn_norm": "post_attention_layernorm",
-        **_MEGATRON,
+        **_megatron("attention"),
         "token_embd": "gpt_neox.embed_in",
         "output_norm": "gpt_neox.final_layer_norm",
         "output": "embed_out",
@@ -205,20 +210,9 @@ def _bloom(meta: _Metadata) -> Found:
         "architectures": ["BloomForCausalLM"],
         "model_type": "bloom",
         "seq_length": meta.require("context_length"),
-        "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
+        "layer_norm_epsilon": meta.eps,
     }
-    names = {
-        "attn_norm": "input_layernorm",
-        "attn_qkv": "self_attention.query_key_value",
-        "attn_output": "self_attention.dense",
-        "ffn_norm": "post_attention_layernorm",
-        **_MEGATRON,
-        "token_embd": "transformer.word_embeddings",
-        "token_embd_norm": "transformer.word_embeddings_layernorm",
-        "output_norm": "transformer.ln_f",
-        "output": "lm_head",
-    }
-    return config, names, "transformer.h.", _by_head(meta.heads, 1, meta.head_dim)
+    return config, _megatron("self_attention"), "transformer.h.", _by_head(meta.heads, 1, meta.head_dim)
 
 
 def _mpt(meta: _Metadata) -> Found:
@@ -229,7 +223,7 @@ def _mpt(meta: _Metadata) -> Found:
         "model_type": "mpt",
         "max_seq_len": meta.require("context_length"),
         "expansion_ratio": meta.require("feed_forward_length") / meta.require("embedding_length"),
-        "layer_norm_epsilon": meta.require("attention.layer_norm_epsilon"),
+        "layer_norm_epsilon": meta.eps,
         "no_bias": not meta.has("blk.0.attn_norm.bias"),
         "learned_pos_emb": meta.has("position_embd.weight"),
         "attn_config": {

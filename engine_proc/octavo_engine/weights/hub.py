@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ __all__ = ["fetch"]
 _SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py"]
 
 
-def fetch(model: str, revision: str | None = None, progress: Progress | None = None, weights: bool = True) -> Path:
+def fetch(
+    model: str,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    weights: bool = True,
+    patterns: Sequence[str] | None = None,
+) -> Path:
     """The local folder of hub id "owner/name", or the file of "owner/name/file.gguf". Raises SourceError.
 
-    safetensors are preferred to .bin; weights False leaves both out, for a tokenizer.
+    safetensors are preferred to .bin; weights False leaves both out, for a tokenizer. patterns: the files to take, if
+    it is no model.
     Where the hub can't be reached, what its cache holds is used.
     """
     try:
@@ -33,6 +41,8 @@ def fetch(model: str, revision: str | None = None, progress: Progress | None = N
         if len(parts) > 2:
             return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), **more))
         wanted = [*_SMALL, "model*.safetensors"] if weights else _SMALL
+        if patterns is not None:
+            return Path(hub.snapshot_download(model, allow_patterns=list(patterns), **more))
         folder = Path(hub.snapshot_download(model, allow_patterns=wanted, **more))
         if weights and not any(folder.glob("model*.safetensors")):
             hub.snapshot_download(model, allow_patterns=["pytorch_model*.bin"], **more)

@@ -18,13 +18,22 @@ from octavo.errors import InvalidGrammar, OctavoError
 from octavo.openai.chat import chat
 from octavo.openai.completions import completions
 from octavo.openai.dialogue import Dialogues
+from octavo.openai.embeddings import EmbeddingRequest, embeddings
 from octavo.openai.errors import HTTPError, answer_of, report
 from octavo.openai.events import EventStream
-from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.openai.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    LoadLoraRequest,
+    TokenizeRequest,
+    UnloadLoraRequest,
+)
 from octavo.openai.formats import Formats
 from octavo.openai.gate import Gate
 from octavo.openai.metrics import Metrics
 from octavo.openai.openapi import document
+from octavo.openai.page import Page
 from octavo.openai.pieces import Pieces
 from octavo.openai.response_fields import ResponsesRequest
 from octavo.openai.response_store import ResponseStore
@@ -34,6 +43,7 @@ from octavo.openai.wrong import WrongField
 
 if TYPE_CHECKING:
     from octavo.client import AsyncClient
+    from octavo.wire import LoraInfo
 
 __all__ = ["Server", "create_app"]
 
@@ -51,17 +61,19 @@ def create_app(
     tool_parser: str = "auto",
     reasoning_parser: str = "auto",
     response_store_bytes: int = 64 << 20,
+    page: bool = True,
 ) -> Starlette:
     """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
 
     served_model_name: what requests call the model, the first being what /v1/models says; default: the last part of
-    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health; none: no check.
-    max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after which a stream gets a
-    comment line. health_timeout: seconds the engine's step loop has to answer /health and /metrics.
+    its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health and the page's
+    files; none: no check. max_body_bytes: longer requests are refused with 413. keep_alive: seconds of silence after
+    which a stream gets a comment line. health_timeout: seconds the engine's step loop has to answer /health, /metrics.
     tool_parser: how the model writes tool calls, a name in octavo.openai.tools.FORMATS; "auto" sees it from the chat
     template. reasoning_parser: how it marks its thoughts, a name in octavo.openai.reasoning.REASONING, likewise; "none"
     leaves them in the text. response_store_bytes: memory for the last responses of /v1/responses, which later ones may
     continue; 0 keeps none (as where several processes answer, which would not know of each other's).
+    page: also a page to chat with the model in a browser, at /; it asks for a key where one is needed.
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     dialogues = Dialogues(client, tool_parser, reasoning_parser)
@@ -70,6 +82,9 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/embeddings", server.embeddings, methods=["POST"]),
+        Route("/v1/load_lora_adapter", server.load_lora, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", server.unload_lora, methods=["POST"]),
         Route("/v1/responses", server.responses, methods=["POST"]),
         Route("/v1/responses/{id}", server.response, methods=["GET", "DELETE"]),
         Route("/v1/responses/{id}/input_items", server.input_items, methods=["GET"]),
@@ -81,12 +96,17 @@ def create_app(
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.metrics_text, methods=["GET"]),
     ]
+    open_paths = {"/health"}
+    if page:
+        browser = Page(server)
+        routes += browser.routes
+        open_paths |= browser.open_paths
     kinds = (HTTPError, OctavoError, msgspec.ValidationError, msgspec.DecodeError, Exception)
     handlers: dict[Any, Any] = dict.fromkeys(kinds, _answer)
     handlers[HTTPException] = _routing
     handlers[ClientDisconnect] = _gone
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.add_middleware(Gate, api_keys=tuple(api_keys))
+    app.add_middleware(Gate, api_keys=tuple(api_keys), open_paths=frozenset(open_paths))
     return app
 
 
@@ -120,19 +140,19 @@ class Server:
 
     async def chat(self, http: Request) -> Response:
         request = await self._read(http, ChatRequest)
-        self._check_model(request.model)
+        await self._check_model(request.model)
         asked("chat", request.model)
         return await _named(request, chat(self, http, request))
 
     async def completions(self, http: Request) -> Response:
         request = await self._read(http, CompletionRequest)
-        self._check_model(request.model)
+        await self._check_model(request.model)
         asked("text_completion", request.model)
         return await _named(request, completions(self, http, request))
 
     async def responses(self, http: Request) -> Response:
         request = await self._read(http, ResponsesRequest)
-        self._check_model(request.model)
+        await self._check_model(request.model)
         asked("chat", request.model)
         return await _named(request, responses(self, http, request))
 
@@ -142,13 +162,34 @@ class Server:
     async def input_items(self, http: Request) -> Response:
         return await input_items(self, http)
 
+    async def embeddings(self, http: Request) -> Response:
+        request = await self._read(http, EmbeddingRequest)
+        await self._check_model(request.model)
+        return await embeddings(self, http, request)
+
     async def models(self, http: Request) -> Response:
-        return self.json({"object": "list", "data": [self._card(name) for name in self.names]})
+        cards = [self._card(name) for name in self.names]
+        if self.client.options.enable_lora:
+            cards += [self._lora_card(lora) for lora in await self.client.loras()]
+        return self.json({"object": "list", "data": cards})
 
     async def model(self, http: Request) -> Response:
         name = http.path_params["model"]
-        self._check_model(name)
-        return self.json(self._card(name))
+        lora = await self._check_model(name)
+        return self.json(self._card(name) if lora is None else self._lora_card(lora))
+
+    async def load_lora(self, http: Request) -> Response:
+        request = await self._read(http, LoadLoraRequest)
+        if request.lora_name in self.names:
+            raise WrongField("lora_name", f"lora_name={request.lora_name!r} is the name of the model itself")
+        await self.client.load_lora(request.lora_name, request.lora_path)
+        return self.json(self._lora_card(await self._check_lora(request.lora_name)))
+
+    async def unload_lora(self, http: Request) -> Response:
+        name = (await self._read(http, UnloadLoraRequest)).lora_name
+        await self._check_lora(name)
+        await self.client.unload_lora(name)
+        return self.json({"id": name, "object": "model", "deleted": True})
 
     async def tokenize(self, http: Request) -> Response:
         request = await self._read(http, TokenizeRequest)
@@ -173,7 +214,7 @@ class Server:
         return self.json({"status": "ok"})
 
     async def metrics_text(self, http: Request) -> Response:
-        text = self.metrics.text(await self.client.stats(self._health_timeout))
+        text = self.metrics.text(await self.engine_figures())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # ---- what they need --------------------------------------------------------------------------------------------
@@ -183,6 +224,10 @@ class Server:
         now = int(time.time())
         head = {"id": f"{prefix}-{uuid4().hex}", "object": kind, "created": now, "model": model}
         return {**head, "system_fingerprint": self._fingerprint}
+
+    async def engine_figures(self) -> dict[str, float]:
+        """The engine's counters and gauges. Raises EngineUnresponsive after health_timeout seconds."""
+        return await self.client.stats(self._health_timeout)
 
     @staticmethod
     def json(content: Any) -> Response:
@@ -197,15 +242,29 @@ class Server:
                 raise HTTPError(413, limit, "invalid_request_error", "request_too_large")
         return msgspec.json.decode(bytes(body), type=kind)
 
-    def _check_model(self, name: str) -> None:
-        if name not in self.names:
-            raise HTTPError(
-                404,
-                f"The model {name!r} does not exist; served here: {', '.join(self.names)}",
-                "invalid_request_error",
-                "model_not_found",
-                "model",
-            )
+    def lora(self, model: str) -> str | None:
+        """The adapter that a request for `model` runs with."""
+        return None if model in self.names else model
+
+    async def _check_model(self, name: str) -> LoraInfo | None:
+        """The adapter of that name, None for the model itself; another worker may have loaded it."""
+        return None if name in self.names else await self._check_lora(name)
+
+    async def _check_lora(self, name: str) -> LoraInfo:
+        loras = await self.client.loras() if self.client.options.enable_lora else ()
+        for lora in loras:
+            if lora.name == name:
+                return lora
+        raise HTTPError(
+            404,
+            f"The model {name!r} does not exist; served here: {', '.join([*self.names, *(x.name for x in loras)])}",
+            "invalid_request_error",
+            "model_not_found",
+            "model",
+        )
+
+    def _lora_card(self, lora: LoraInfo) -> dict[str, Any]:
+        return {**self._card(lora.name), "parent": self.names[0], "root": lora.path}
 
     def _card(self, name: str) -> dict[str, Any]:
         length = self.client.options.max_model_len

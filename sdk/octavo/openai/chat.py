@@ -38,8 +38,9 @@ async def chat(server: Server, http: Request, request: ChatRequest) -> Response:
 
         return EventStream(produce, server.keep_alive)
     watch = server.metrics.watch()
+    lora = server.lora(request.model)
     done = await until_gone(
-        http, lambda: server.client.generate(dialogue.messages, dialogue.params, template=dialogue.template)
+        http, lambda: server.client.generate(dialogue.messages, dialogue.params, template=dialogue.template, lora=lora)
     )
     watch.finished(done.usage)
     choices = []
@@ -67,7 +68,10 @@ async def _stream(server: Server, request: ChatRequest, dialogue: Dialogue, head
         await write({**head, "choices": [choice], **usage})
 
     watch = server.metrics.watch()
-    async with server.client.stream(dialogue.messages, dialogue.params, template=dialogue.template) as deltas:
+    lora = server.lora(request.model)
+    async with server.client.stream(
+        dialogue.messages, dialogue.params, template=dialogue.template, lora=lora
+    ) as deltas:
         async for delta in deltas:
             watch.tokens(len(delta.token_ids))
             if delta.index not in answers:

@@ -37,7 +37,7 @@ async def completions(server: Server, http: Request, request: CompletionRequest)
 
     async def one(i: int) -> None:
         watch = server.metrics.watch()
-        done[i] = result = await server.client.generate(prompts[i], params)
+        done[i] = result = await server.client.generate(prompts[i], params, lora=server.lora(request.model))
         watch.finished(result.usage)
 
     await until_gone(http, lambda: _all(one, len(prompts)))
@@ -118,7 +118,7 @@ async def _stream(
             asked = SamplingParams(max_tokens=1, prompt_logprobs=request.logprobs, priority=params.priority)
             scored = await server.client.generate(prompts[i], asked)
         watch = server.metrics.watch()
-        async with server.client.stream(prompts[i], params) as deltas:
+        async with server.client.stream(prompts[i], params, lora=server.lora(request.model)) as deltas:
             async for delta in deltas:
                 watch.tokens(len(delta.token_ids))
                 if request.echo and delta.index not in offsets:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.errors import InvalidOption
+from octavo.errors import InvalidOption, InvalidRequest
 from octavo.openai.answer import Answer
 from octavo.openai.forcing import calls_only
 from octavo.openai.prompting import told_in_text
@@ -110,9 +110,11 @@ class Dialogues:
         """Whether a prompt ends in the mark, so that an answer begins with thoughts: seen from a prompt made so."""
         key = msgspec.json.encode(variables)
         if key not in self._ends:
-            ids = await self._client.tokenize([{"role": "user", "content": "a"}], template=variables)
-            end = await self._client.detokenize(ids[-16:], skip_special_tokens=False)
-            self._ends[key] = end.rstrip()
+            try:
+                ids = await self._client.tokenize([{"role": "user", "content": "a"}], template=variables)
+                self._ends[key] = (await self._client.detokenize(ids[-16:], skip_special_tokens=False)).rstrip()
+            except InvalidRequest:  # the template wants other messages than this; the request's own may do
+                self._ends[key] = ""
             if len(self._ends) > _KEPT:
                 self._ends.popitem(last=False)
         return self._ends[key].endswith(REASONING[marks].begin)

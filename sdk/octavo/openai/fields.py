@@ -21,8 +21,10 @@ __all__ = [
     "CompletionRequest",
     "ContentPart",
     "DetokenizeRequest",
+    "LoadLoraRequest",
     "Sampling",
     "TokenizeRequest",
+    "UnloadLoraRequest",
     "WrongField",
     "refuse",
     "text_of",
@@ -77,6 +79,7 @@ class Sampling(Hints, kw_only=True, forbid_unknown_fields=True):
     queue_timeout: float | None = None
     first_token_timeout: float | None = None
     total_timeout: float | None = None
+    logits_processors: dict[str, Any] | None = None
 
     def _params(self, **more: Any) -> SamplingParams:
         """Raises InvalidOption, whose `field` is the name that the caller used."""
@@ -254,6 +257,19 @@ class DetokenizeRequest(msgspec.Struct):
 
     tokens: list[int]
     model: str | None = None
+
+
+class LoadLoraRequest(msgspec.Struct):
+    """POST /v1/load_lora_adapter: a folder on the engine's machine or a hub id, and the model name to give it."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadLoraRequest(msgspec.Struct):
+    """POST /v1/unload_lora_adapter."""
+
+    lora_name: str
 
 
 def refuse(request: msgspec.Struct, *names: str) -> None:

@@ -29,8 +29,8 @@ class Gate:
     """A key where keys are asked for; a request id on every answer (the caller's own where it sent one); a line to the
     logger "octavo.access", of no prompt, and a span, see telemetry."""
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
-        self._app, self._keys = app, [key.encode() for key in api_keys]
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...], open_paths: frozenset[str]) -> None:
+        self._app, self._keys, self._open = app, [key.encode() for key in api_keys], open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +52,7 @@ class Gate:
             await send(message)
 
         app: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
-        if self._keys and path != "/health" and not self._allowed(headers.get(b"authorization", b"")):
+        if self._keys and path not in self._open and not self._allowed(headers.get(b"authorization", b"")):
             wrong = HTTPError(401, "Incorrect API key provided", "invalid_request_error", "invalid_api_key")
             code, body, _ = answer_of(wrong)
             app = JSONResponse(body, code, {"www-authenticate": "Bearer"})
@@ -64,7 +64,9 @@ class Gate:
                 host = (scope.get("client") or ("-",))[0]
                 milliseconds = (time.perf_counter() - began) * 1e3
                 shown = path.encode("unicode_escape").decode()[:200]
-                log.info(
+                # A page that is open asks for the figures once a second.
+                log.log(
+                    logging.DEBUG if path == "/page/figures" else logging.INFO,
                     "%s %s %s %d %d bytes %.0f ms %s",
                     host,
                     scope["method"],

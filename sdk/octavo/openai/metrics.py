@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
-_COUNTERS = ("_tokens", "request_success", "request_failed", "request_aborted", "num_preemptions", "_queries", "_hits")
+_COUNTERS = (
+    "_tokens",
+    "request_success",
+    "request_failed",
+    "request_aborted",
+    "num_preemptions",
+    "_queries",
+    "_hits",
+    "model_seconds",
+    "model_steps",
+)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 

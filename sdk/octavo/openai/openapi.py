@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from octavo.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.openai.embeddings import EmbeddingRequest
+from octavo.openai.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    LoadLoraRequest,
+    TokenizeRequest,
+    UnloadLoraRequest,
+)
 from octavo.openai.response_fields import ResponsesRequest
 
 __all__ = ["document"]
@@ -24,6 +32,9 @@ _ROUTES: dict[str, dict[str, tuple[str, type | None, str]]] = {
         "delete": ("Forget a response", None, "deleted"),
     },
     "/v1/responses/{id}/input_items": {"get": ("A response's own input", None, "list of items")},
+    "/v1/embeddings": {"post": ("Embed texts", EmbeddingRequest, "CreateEmbeddingResponse")},
+    "/v1/load_lora_adapter": {"post": ("Load an adapter under a model name", LoadLoraRequest, "Model")},
+    "/v1/unload_lora_adapter": {"post": ("Forget an adapter", UnloadLoraRequest, "deleted")},
     "/v1/models": {"get": ("The served names", None, "list of Model")},
     "/v1/models/{id}": {"get": ("One of them", None, "Model")},
     "/tokenize": {"post": ("Token ids of a text or a chat", TokenizeRequest, "tokens")},

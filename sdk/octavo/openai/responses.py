@@ -92,7 +92,10 @@ class _Making:
         try:
             watch = self._server.metrics.watch()
             asked = self._dialogue
-            async with self._server.client.stream(asked.messages, asked.params, template=asked.template) as deltas:
+            lora = self._server.lora(self._request.model)
+            async with self._server.client.stream(
+                asked.messages, asked.params, template=asked.template, lora=lora
+            ) as deltas:
                 async for delta in deltas:
                     watch.tokens(len(delta.token_ids))
                     if not begun:

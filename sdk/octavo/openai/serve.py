@@ -46,6 +46,7 @@ async def run(client: AsyncClient, options: ServeOptions, listening: socket.sock
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,
         response_store_bytes=options.response_store_bytes if options.workers == 1 else 0,
+        page=options.page,
     )
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", timeout_graceful_shutdown=max(1, round(options.drain_timeout))

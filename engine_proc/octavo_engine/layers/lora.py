@@ -1,0 +1,183 @@
+"""Linear layers that rows of a batch run with adapters of their own (LoRA, arXiv 2106.09685; S-LoRA, arXiv 2311.03285).
+
+Which row has which adapter is the same for all layers of a step. A forward in which none has one is not changed at all:
+`Adapters.rows` is then None, and a LoraLinear is a Linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from octavo_engine.layers.linear import Linear
+from octavo_engine.ops.lora import LoraTable, LowRank
+
+if TYPE_CHECKING:
+    from octavo_engine.ops import LinearWeight
+
+__all__ = ["AdapterMismatch", "Adapters", "LoraLinear", "ReadyPart"]
+
+_PANEL = 32
+_GATES = 16  # of a panel of a gated weight, see PackedLinear
+
+
+class AdapterMismatch(Exception):
+    """An adapter is not one for this model."""
+
+
+@dataclass(frozen=True)
+class ReadyPart:
+    """A LowRank in the layout of its layer, to be put into that one's table: down [r, K], up [r, N]."""
+
+    table: LoraTable
+    part: int
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a published layer's rows are in a LoraLinear. rows: as in Loader.linear."""
+
+    table: LoraTable
+    part: int
+    out_features: int
+    in_features: int
+    rows: Tensor | None
+
+
+class Adapters:
+    """All layers of a model that take adapters, `count` adapters at most, by number.
+
+    rows: [T] int32 while a forward with adapters runs (or is recorded), the adapter of each row, -1 for none.
+    """
+
+    def __init__(self, count: int, dtype: torch.dtype) -> None:
+        """dtype: of activations."""
+        self.count, self.dtype = count, dtype
+        self.rows: Tensor | None = None
+        self._places: dict[str, _Place] = {}
+
+    @contextmanager
+    def of(self, rows: Tensor) -> Iterator[None]:
+        """A forward in which row i has adapter rows[i]."""
+        self.rows = rows
+        try:
+            yield
+        finally:
+            self.rows = None
+
+    def wrap(self, linear: Linear, names: Sequence[str], sizes: Sequence[int], rows: Tensor | None) -> LoraLinear:
+        """linear: of the published layers `names`, `sizes` rows each."""
+        weight = linear.weight
+        segments = _gated_segments(sizes) if weight.gated else _segments(sizes)
+        table = LoraTable(self.count, len(sizes), segments)
+        for part, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            self._places[name] = _Place(table, part, size, weight.in_features, rows)
+        return LoraLinear(linear, self, table)
+
+    def prepare(self, parts: Sequence[LowRank]) -> list[ReadyPart]:
+        """In any thread. Raises AdapterMismatch."""
+        ready = []
+        for part in parts:
+            place = self._find(part.module)
+            found, rank = (tuple(part.down.shape), tuple(part.up.shape)), len(part.down)
+            if found != ((rank, place.in_features), (place.out_features, rank)):
+                raise AdapterMismatch(
+                    f"{part.module}: lora_A {found[0]} and lora_B {found[1]} do not fit a layer of {place.in_features} "
+                    f"inputs and {place.out_features} outputs"
+                )
+            up = part.up if place.rows is None else part.up[place.rows]
+            # Copies: the file may change under a mapped tensor.
+            down, up = (
+                matrix.to(self.dtype, copy=True, memory_format=torch.contiguous_format) for matrix in (part.down, up.T)
+            )
+            ready.append(ReadyPart(place.table, place.part, down, up, part.scale))
+        return ready
+
+    def put(self, adapter: int, parts: Sequence[ReadyPart]) -> None:
+        """Between two steps."""
+        for ready in parts:
+            ready.table.put(adapter, ready.part, ready.down, ready.up, ready.scale)
+
+    def drop(self, adapter: int) -> None:
+        """Between two steps, when nobody uses it any more."""
+        for place in self._places.values():
+            place.table.drop(adapter)
+
+    def _find(self, module: str) -> _Place:
+        """By its name, or by one that differs in the roots that wrappers put before it ("transformer.", "model.")."""
+        found = self._places.get(module)
+        if found is not None:
+            return found
+        alike = [
+            place for name, place in self._places.items() if name.endswith(f".{module}") or module.endswith(f".{name}")
+        ]
+        if len(alike) == 1:
+            return alike[0]
+        some = ", ".join(sorted({name.rpartition(".")[2] for name in self._places}))
+        raise AdapterMismatch(f"{module}: the model has no such linear layer that takes an adapter; it has {some}")
+
+
+class LoraLinear(Linear):
+    """A Linear, and for rows that have an adapter what that adds before the activation."""
+
+    __slots__ = ("_wide", "adapters", "table")
+
+    def __init__(self, linear: Linear, adapters: Adapters, table: LoraTable) -> None:
+        super().__init__(
+            linear.ops, linear.weight, linear.bias, parts=linear.parts, parallel=linear.parallel, act=linear.act
+        )
+        self.adapters, self.table = adapters, table
+        self._wide = _by_panels(linear.weight)
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        rows = self.adapters.rows
+        if rows is None:
+            return super().__call__(x, out_dtype)
+        y = self.ops.linear(x, self._wide, None, out_dtype=torch.float32)
+        self.ops.lora_add_(y, x, rows, self.table)
+        weight = self.weight
+        return self.ops.finish_linear(
+            y, self.bias, weight.out_features, act=self.act, gated=weight.gated, out_dtype=out_dtype or x.dtype
+        )
+
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        super().add_to(residual, x)
+        rows = self.adapters.rows
+        if rows is not None:
+            self.ops.lora_add_(residual, x, rows, self.table)
+
+
+def _by_panels(weight: LinearWeight) -> LinearWeight:
+    """The weight as the plain matrix that its panels are: gate and up rows by turns, the last panel's padding too."""
+    width = _GATES if weight.gated else _PANEL
+    outputs = weight.out_features // 2 if weight.gated else weight.out_features
+    return replace(weight, out_features=-(-outputs // width) * _PANEL, gated=False)
+
+
+def _segments(sizes: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Of LoraTable, for parts that are stacked."""
+    made, start = [], 0
+    for part, size in enumerate(sizes):
+        made.append((start, size, part, 0))
+        start += size
+    return made
+
+
+def _gated_segments(sizes: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """For [gate; up] stacked, of one part or two, as _by_panels has them."""
+    half = sum(sizes) // 2
+    made = []
+    for panel in range(-(-half // _GATES)):
+        first = panel * _GATES
+        count = min(_GATES, half - first)
+        made.append((panel * _PANEL, count, 0, first))
+        made.append((panel * _PANEL + _GATES, count, len(sizes) - 1, first if len(sizes) > 1 else half + first))
+    return made
