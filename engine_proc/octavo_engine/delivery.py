@@ -52,9 +52,9 @@ class Live:
         self.scores: list[float | None] | None = None  # of a beam search
         self.delivered = [0] * generate.params.n  # tokens of each choice
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
+        self.stopped = [False] * generate.params.n  # by a stop string
         self.adapter: Loaded | None = None
         self.embedding: bytes | None = None
-        self.stopped = [False] * generate.params.n  # by a stop string
         self.open_choices = generate.params.n
         self.ends: list[tuple[str, str | int | None]] = [("abort", None)] * generate.params.n
 

@@ -106,12 +106,12 @@ class Intake:
         params, task = message.params, message.task
         if not prompt:
             raise InvalidPrompt("the prompt has no tokens; give at least one")
-        scored = task.start if isinstance(task, wire.Score) else 0
-        if not 0 <= scored < len(prompt):
-            raise InvalidPrompt(f"scores from token {scored} of {len(prompt)}: there is none to begin behind")
         search = None
         if message.beam is not None:
             params, search = self._search(message)
+        scored = task.start if isinstance(task, wire.Score) else 0
+        if not 0 <= scored < len(prompt):
+            raise InvalidPrompt(f"scores from token {scored} of {len(prompt)}: there is none to begin behind")
         try:
             bad_words = self._text.encode_bad_words(params.bad_words) if params.bad_words else []
         except TextError as error:
@@ -124,10 +124,10 @@ class Intake:
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             arrival=arrival,
             bad_words=bad_words,
+            search=search,
             draws=task is None,
             pooling=task.pooling if isinstance(task, wire.Embed) else "",
             prompt_scored=scored,
-            search=search,
         )
 
     def _search(self, message: wire.Generate) -> tuple[SamplingParams, BeamSearch]:
@@ -212,6 +212,8 @@ class Intake:
         given = [f for f in ("text", "token_ids", "messages") if getattr(message, f) is not None]
         if message.beam is not None and message.beam.sampling() != params:
             raise InvalidPrompt("params: other than those of the beam search")
+        if message.beam is not None and message.task is not None:
+            raise InvalidPrompt("a prompt that is only read (embed, score) has no beams")
         if len(given) != 1:
             raise InvalidPrompt(f"exactly one of text, token_ids and messages is the prompt, got {given or 'none'}")
         if not self._text.has_tokenizer:

@@ -225,8 +225,13 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         "progress": greeter,
     }
     try:
-        whole = ops if shape.recordable else EagerOps(ops)
-        runner = kind(network, whole, adapters=adapters, processors=processors, **sizes)
+        runner = kind(
+            network,
+            ops if shape.recordable else EagerOps(ops),
+            **sizes,
+            adapters=adapters,
+            processors=processors,
+        )
         proposer = guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartFailed("out_of_memory", str(machine.too_large_beside(memory, error))) from error

@@ -417,17 +417,17 @@ def _message(
         raise InvalidRequest(f"params: SamplingParams or BeamParams are needed, not {type(params).__name__}")
     _lora(lora)
     if isinstance(prompt, str):
-        return lambda request_id: wire.Generate(request_id, sampling, text=prompt, lora=lora, beam=beam)
+        return lambda request_id: wire.Generate(request_id, sampling, text=prompt, beam=beam, lora=lora)
     if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
         raise InvalidRequest(f"prompt: text, token ids or chat messages are needed, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
         messages, variables = [turn(item) for item in items], template_variables(template)
         return lambda request_id: wire.Generate(
-            request_id, sampling, messages=messages, template=variables, lora=lora, beam=beam
+            request_id, sampling, messages=messages, template=variables, beam=beam, lora=lora
         )
     token_ids = _token_ids(items)
-    return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, lora=lora, beam=beam)
+    return lambda request_id: wire.Generate(request_id, sampling, token_ids=token_ids, beam=beam, lora=lora)
 
 
 def _lora(name: Any) -> str | None:

@@ -41,7 +41,7 @@ TO_ENGINE: list[tuple[Any, str]] = [
     ),
     (
         wire.Generate(10, SamplingParams(structured=Regex("a+")), text="x"),
-        ("919a020ade0001aa7374727563747572656482a474797065a57265676578a77061747465726ea2612ba178c0c0c0c0c0c0"),
+        "919a020ade0001aa7374727563747572656482a474797065a57265676578a77061747465726ea2612ba178c0c0c0c0c0c0",
     ),
     (
         wire.Generate(10, SamplingParams(structured=Choice(["a", "b"])), text="x"),

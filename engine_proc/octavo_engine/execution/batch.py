@@ -24,8 +24,8 @@ class BuiltBatch:
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
-    the sequences that brought pages. ahead: drafts.ahead_of, where there are drafts. adapters: [T] int32, the adapter
-    of each row, where any has one (see layers.lora). It holds until the next build, which may write to the same tensors.
+    the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
+    ahead: drafts.ahead_of, where there are drafts. It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch

@@ -93,5 +93,5 @@ class DraftModel:
 def _start(seq: Sequence) -> SeqStart:
     start = seq.start()
     params: SamplingParams = replace(start.params, logprobs=None, prompt_logprobs=None)
-    start.params = params
+    start.params, start.adapter = params, -1
     return start

@@ -118,8 +118,8 @@ class Sampler:
         """One token and, where asked for, its logprobs for each slot. logits [R, V] float32, R = len(slots).
 
         Raises NothingAllowed with the slot, ProcessorFailed. Slots are distinct: a sequence draws one token a step; but
-        where `ahead` says which tokens come before a row's, behind what is committed. A row without any is -1 then
-        (drafts.reject).
+        where `ahead` says which tokens come before a row's, behind what is committed. A row without any is -1 then (see
+        drafts.reject).
         """
         rows = self._rows
         if ahead is not None:

@@ -15,8 +15,8 @@ from octavo_engine.scheduling.sequence import Sequence
 
 __all__ = ["PageTables"]
 
-_LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
 _SPARE_PAGES = 0  # that guesses leave to others
+_LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
 
 
 class PageTables:

@@ -240,7 +240,9 @@ class Scheduler:
         self.tables.grow(seq, stop)
         offset, seq.sent = seq.sent, len(seq.pages)
         whole = stop == seq.num_tokens
-        samplers = [seq, *self._fork(seq, plan)] if whole and request.draws else []
+        draws = whole and request.draws
+        forks = self._fork(seq, plan) if draws else []
+        samplers = [seq, *forks] if draws else []
         slots = [sampler.slot for sampler in samplers]
         step = SeqStep(seq.slot, start, seq.tokens(start, stop), offset, seq.pages[offset:], slots, regime=seq.regime)
         if request.wants_prompt_scored and start == request.prompt_scored:

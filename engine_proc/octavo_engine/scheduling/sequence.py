@@ -33,9 +33,8 @@ class Request:
     was compiled to; the runner finds it for as long as it is held here. draws: False where the prompt is only read: the
     request ends when it has been computed. pooling: what becomes of its hidden states then, "mean", "last" or "".
     adapter: as in SeqStart; its requests have a cache_salt of their own. prompt_scored: where prompt logprobs begin, 0
-    but for wire.Score. may_guess: what it may draw does not depend on its output in ways that the sampler can't look
-    ahead, as a grammar's is. search: the answers are found by beam search; its sequences are the beams. params.logprobs
-    are what it looks at.
+    but for wire.Score. may_guess: what it may draw does not depend on its output in ways that can't be looked ahead.
+    search: the answers are found by beam search; its sequences are the beams. params.logprobs are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
 
@@ -248,9 +247,7 @@ class Sequence:
 
 
 def _waits_until(request: Request, stops: frozenset[int]) -> float:
-    """The length of output from which on a token can be drawn before the one before it is known to the host.
-
-    Until then the logits are changed by what was drawn: by penalties, processors, words not to be completed and by a
+    """Until then the logits are changed by what was drawn: by penalties, processors, words not to be completed and by a
     grammar, always; by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
