@@ -206,8 +206,8 @@ def test_others_run_while_it_compiles_and_one_compile_serves_all(monkeypatch: py
     engine = Engine(overlap=False)
     deliver = engine.scheduler.commit
 
-    def watch(plan: Any, tokens: Any) -> Any:
-        advanced = deliver(plan, tokens)
+    def watch(plan: Any, *drawn: Any) -> Any:
+        advanced = deliver(plan, *drawn)
         order.extend(sequence.request.key[1] for sequence in advanced if sequence is not None)
         if order.count(50) == 10:
             gate.open.set()
