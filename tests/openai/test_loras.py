@@ -46,7 +46,9 @@ async def test_an_adapter_is_a_model(http: httpx.AsyncClient, engine: ScriptedEn
     streamed = events(await http.post("/v1/chat/completions", json={**CHAT, "model": "sql", "stream": True}))
     assert streamed[0]["model"] == "sql"
     events(await http.post("/v1/completions", json={"prompt": "Hello", "model": "sql", "stream": True}))
-    assert [request.lora for request in engine.requests] == ["sql", None] * 3 + ["sql", "sql"]
+    echoed = {"prompt": "Hello", "model": "sql", "stream": True, "echo": True, "logprobs": 1}
+    events(await http.post("/v1/completions", json=echoed))  # the prompt's logprobs are a request of their own
+    assert [request.lora for request in engine.requests] == ["sql", None] * 3 + ["sql"] * 4
 
     gone = (await http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})).json()
     assert gone == {"id": "sql", "object": "model", "deleted": True}

@@ -116,7 +116,7 @@ async def _stream(
         if request.echo and request.logprobs is not None:
             # The prompt's logprobs come with a request's end: a short one is made for them. Its pages are found again.
             asked = SamplingParams(max_tokens=1, prompt_logprobs=request.logprobs, priority=params.priority)
-            scored = await server.client.generate(prompts[i], asked)
+            scored = await server.client.generate(prompts[i], asked, lora=server.lora(request.model))
         watch = server.metrics.watch()
         async with server.client.stream(prompts[i], params, lora=server.lora(request.model)) as deltas:
             async for delta in deltas:
