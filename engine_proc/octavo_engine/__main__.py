@@ -23,6 +23,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a local folder, a GGUF file, or a hub id")
     parser.add_argument("--bind", required=True, metavar="ADDRESS", help="ipc:///path/to/socket")
     parser.add_argument("--options", default="{}", metavar="JSON", help="fields of octavo.EngineOptions")
+    parser.add_argument("--import-path", default="", metavar="A:B", help="where logits_processors are looked for, too")
     parser.add_argument("--parent-fd", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -50,6 +51,8 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _die_with_parent(arguments.parent_fd)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # Behind the engine's own, which nothing there may shadow.
+    sys.path += [path for path in arguments.import_path.split(os.pathsep) if path and path not in sys.path]
     from octavo_engine.serve import serve
 
     return serve(arguments.bind, arguments.options, model=arguments.model, spawned=spawned)

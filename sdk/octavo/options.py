@@ -287,7 +287,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     enable_lora: linear layers take LoRA adapters, chosen a request by name; on a CPU. max_loras: loaded at a time;
     max_lora_rank: of any. loras: a name -> a folder (or hub id) to load at the start; implies enable_lora.
     logits_processors: a name -> "package.module:factory" (or "path/to/file.py:factory"), imported in the engine's
-    process; what it is: octavo_engine.execution.processors. On a CPU.
+    process, by the path of the host that spawns it, too; what it is: octavo_engine.execution.processors. On a CPU.
     num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it

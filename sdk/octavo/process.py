@@ -54,7 +54,10 @@ def engine_command(options: EngineOptions) -> list[str]:
     if not sys.executable:
         raise EngineStartError("sys.executable is empty: octavo can't tell which Python to start the engine with")
     # -P: a module in the host's working directory must not shadow the engine's imports.
-    return [sys.executable, "-P", "-m", "octavo_engine", "--options", msgspec.json.encode(options).decode()]
+    command = [sys.executable, "-P", "-m", "octavo_engine", "--options", msgspec.json.encode(options).decode()]
+    if options.logits_processors:  # found where the host would find them
+        command += ["--import-path", os.pathsep.join(path or os.getcwd() for path in sys.path)]
+    return command
 
 
 def private_folder() -> Path:
