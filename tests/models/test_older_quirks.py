@@ -167,6 +167,7 @@ MUTATIONS: dict[tuple[str, str], dict[str, Any] | Callable[[Patch], None]] = {
     ("mpt-qkln-clip-bias16", "no clip"): _config(attn_config={"alibi_bias_max": 16, "qk_ln": True}),
     ("mpt-qkln-clip-bias16", "norms before the clip"): _attention(mpt, edits=()),
     ("mpt-qkln-clip-bias16", "alibi_bias_max 8"): _config(attn_config={"clip_qkv": 1.5, "qk_ln": True}),
+    ("baichuan2-7b", "rows of the head as they are"): _loader("embedding_and_head", unit_rows=False),
     ("baichuan-13b", "rope"): _config(max_position_embeddings=256),
     ("baichuan-13b", "an even sequence of slopes"): _slopes(baichuan, "alibi_slopes", _even_slopes),
     ("baichuan-13b", "rows of the head normalised"): _config(z_loss_weight=0),
@@ -210,3 +211,22 @@ def test_it_shows(name: str, quirk: str, tmp_path: Path, monkeypatch: Patch) -> 
     else:
         mutation(monkeypatch)
     assert _deviation(folder, asked, expected) > 5e-4
+
+
+@pytest.mark.parametrize(("name", "vocab", "unit_rows"), [("BaiChuan", 256, False), ("Baichuan", 125_696, True)])
+def test_what_tells_baichuan_s_generations_apart(name: str, vocab: int, unit_rows: bool, tmp_path: Path) -> None:
+    """Where a config lacks `z_loss_weight`, the size of the second generation's vocabulary does."""
+    tensors = load_file(ORACLES / "baichuan2-7b" / "model.safetensors")
+    lengths = tensors["lm_head.weight"].norm(dim=1)
+    for key in ("lm_head.weight", "model.embed_tokens.weight"):
+        tensors[key] = torch.cat([tensors[key], torch.ones(vocab - 256, 64)])
+    folder = rewritten(ORACLES / "baichuan2-7b", tmp_path / "m", tensors)
+    config = json.loads((folder / "config.json").read_text())
+    del config["z_loss_weight"]
+    config |= {"architectures": [f"{name}ForCausalLM"], "vocab_size": vocab}
+    (folder / "config.json").write_text(json.dumps(config))
+    entry = json.loads((ORACLES / "baichuan2-7b" / "oracle.json").read_text())["prompts"][1]
+    expected = load_file(ORACLES / "baichuan2-7b" / "logits.safetensors")["last_logits"][1]
+    model = load_model(open_source(folder), ReferenceOps(), torch.float32)
+    logits = Stepper(model, ReferenceOps(), sequences=1).prefill([entry["ids"]])[0][-1][:256]
+    torch.testing.assert_close(logits if unit_rows else logits / lengths, expected, atol=1e-4, rtol=1e-5)
