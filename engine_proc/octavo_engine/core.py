@@ -96,6 +96,7 @@ class Core:
                 self._mark_started(plan)
             for done, result in self.steps.advance(plan):
                 self._deliver(done, result)
+            self._settle_adapters()
             self._flush()
         self.intake.close()
         self.adapters.close()

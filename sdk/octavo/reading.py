@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from octavo import wire
-from octavo.errors import InvalidOption, InvalidRequest
+from octavo.errors import InvalidOption, InvalidRequest, RequestFailed
 from octavo.options import SamplingParams
 from octavo.results import Embeddings, Score, Usage
 from octavo.stream import end_of
@@ -31,16 +31,22 @@ async def read_all(router: Router, makes: Iterable[Make]) -> list[wire.Finished]
     try:
         for make in makes:
             if len(flying) == _AT_ONCE:
-                done.append(await end_of(router, flying[0]))
+                done.append(_read(await end_of(router, flying[0])))
                 flying.popleft()
             flying.append(router.submit(False, make))
         while flying:
-            done.append(await end_of(router, flying[0]))
+            done.append(_read(await end_of(router, flying[0])))
             flying.popleft()
     except BaseException:
         for request in flying:
             router.forget(request)
         raise
+    return done
+
+
+def _read(done: wire.Finished) -> wire.Finished:
+    if done.choices[0].finish_reason == "abort":
+        raise RequestFailed("the request was aborted before its prompt had been read")
     return done
 
 

@@ -223,14 +223,15 @@ class ScriptedEngine:
             return wire.Failed(message.request_id, reply.fail or "failed", reply.message, which, prompt, usage)
         choices = tuple(wire.Choice(i, reason, None, None) for i in range(message.params.n))
         logprobs: tuple[wire.TokenLogprob | None, ...] | None = None
-        if message.params.prompt_logprobs is not None and reply.prompt_logprobs is not None:
+        read = reason != "abort"
+        if read and message.params.prompt_logprobs is not None and reply.prompt_logprobs is not None:
             start = message.task.start if isinstance(message.task, wire.Score) else 0
             scored = zip(prompt[start + 1 :], reply.prompt_logprobs, strict=True)
             logprobs = tuple(wire.TokenLogprob(token, logprob, 1) for token, logprob in scored)
             if message.task is None:
                 logprobs = (None, *logprobs)
         vector = None
-        if isinstance(message.task, wire.Embed):
+        if read and isinstance(message.task, wire.Embed):
             vector = array("f", reply.embedding[: message.task.dimensions]).tobytes()
         return wire.Finished(message.request_id, choices, prompt, usage, logprobs, vector)
 

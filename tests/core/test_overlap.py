@@ -14,6 +14,7 @@ from octavo.options import EngineOptions, SamplingParams
 from octavo_engine.core import Core
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.execution.runner import Runner
+from octavo_engine.scheduling.ngram import NGramProposer
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.serve import last_words
 from octavo_engine.text import Text
@@ -304,4 +305,29 @@ def test_memory_that_is_back_at_the_second_try(monkeypatch: pytest.MonkeyPatch) 
     params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
     mail = engine.run([[(CLIENT, wire.Generate(i, params, token_ids=[5, i])) for i in range(3)]])
     assert ends(mail) == [0, 1, 2]
+    assert not mail.of(CLIENT, wire.Failed)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_score_of_nothing_ends(overlap: bool) -> None:
+    params = SamplingParams(prompt_logprobs=0)
+    asked = [
+        wire.Generate(1, params, token_ids=[5], task=wire.Score(0)),
+        wire.Generate(2, params, token_ids=[5, 6, 7], task=wire.Score(2)),
+    ]
+    mail = Engine(overlap=overlap).run([[(CLIENT, generate) for generate in asked]])
+    assert [done.choices[0].finish_reason for done in mail.of(CLIENT, wire.Finished)] == ["stop", "stop"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_more_guesses_than_sequences(overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may draw more tokens than there are slots."""
+    engine = Engine(overlap=overlap)
+    engine.scheduler = Scheduler(engine.scheduler.config, proposer=NGramProposer(8, 1, 2, 16))
+    assert engine.scheduler.speculation is not None
+    monkeypatch.setattr(engine.scheduler.speculation, "length", lambda waiting, rows: 8)
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    prompts = [[5, 6, 5, 6, 5, 6, 5, 6, 5 + i] for i in (1, 2)]
+    mail = engine.run([[(CLIENT, wire.Generate(i, params, token_ids=prompt)) for i, prompt in enumerate(prompts)]])
+    assert ends(mail) == [0, 1]
     assert not mail.of(CLIENT, wire.Failed)

@@ -136,3 +136,17 @@ def test_the_longest_sequence_fits_and_no_longer_one() -> None:
     check(build(seqs), seqs, {0: [7, 8, 9]})
     with pytest.raises(IndexError):
         build([SeqStep(0, 48, [1], 3, [10], [0])])
+
+
+def test_another_sequence_is_no_next_step_of_the_last_one() -> None:
+    """It may stand where the one before it in the slot would have gone on: all but a token of its prompt was found."""
+    made = BatchBuilder(KV, page_size=PAGE, max_num_seqs=4, max_model_len=128, regime_rows=1000)
+    before, after = [SeqStep(0, 31, [5], 0, [3, 4], [0])], [SeqStep(0, 32, [5], 0, [7, 8, 9], [0], regime=1)]
+    made.start(0, 2)
+    adapters = made.build(before).adapters
+    assert adapters is not None
+    assert adapters.tolist() == [2]
+    made.start(0, -1)
+    built = made.build(after)
+    assert built.batch.positions.tolist() == [1032]
+    assert built.adapters is None

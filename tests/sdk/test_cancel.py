@@ -83,3 +83,20 @@ async def test_open_and_close(anyio_backend: Any) -> None:
 
     assert await at_every_wait(whole, check) >= 2
     assert isinstance(octavo.AsyncClient, type)
+
+
+async def test_what_was_not_read_to_its_end_is_no_answer() -> None:
+    """Neither a vector of nothing nor a continuation that is certain."""
+    engine = ScriptedEngine(default=Reply("x", delay=20))
+    async with engine.client() as client:
+
+        async def ended(ask: Callable[[], Awaitable[Any]]) -> None:
+            with pytest.raises(octavo.RequestFailed, match="aborted before its prompt had been read"):
+                await ask()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ended, lambda: client.embed("hello"))
+            tasks.start_soon(ended, lambda: client.score([1, 2], [[3]]))
+            while len(engine.requests) < 2:
+                await anyio.sleep(0.01)
+            await client.abort()

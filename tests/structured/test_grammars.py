@@ -144,3 +144,19 @@ def test_too_long_a_text_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InvalidGrammar, match=r"4 bytes of Choice; EngineOptions\.max_grammar_bytes=3"):
         small.grammars.find(1, Choice(["ab", "cd"]), 1)
     assert small.grammars.num_pending == 0
+
+
+def test_compiled_twice_it_is_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, given up, asked for again: what a request that runs holds is what is found when it is begun anew."""
+    rig = Rig(monkeypatch, grammar_cache_size=0)
+    monkeypatch.setattr(rig.grammars, "_start_workers", lambda: None)
+    rig.grammars.find(1, A, "first")
+    rig.grammars.cancel(1)
+    rig.grammars.find(2, A, "second")
+    for _ in range(2):  # both compiles ended before the loop looked
+        rig.grammars._done.append((A, Matcher(rig.fake)))  # type: ignore[arg-type]
+    [(request, held)] = rig.grammars.ready()
+    gc.collect()
+    assert request == "second"
+    assert isinstance(held, Matcher)
+    rig.grammars.matcher(A)

@@ -86,6 +86,7 @@ class BatchBuilder:
     def start(self, slot: int, adapter: int) -> None:
         """A sequence takes the slot. Idempotent."""
         self._adapters[slot] = adapter
+        self._last = None  # another regime or adapter, perhaps, at the place where the one before would go on
 
     def build(self, seqs: list[SeqStep]) -> BuiltBatch:
         """Applies the sequences' page table changes and lays out their tokens. Idempotent; seqs is not empty."""

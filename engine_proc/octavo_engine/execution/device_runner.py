@@ -146,6 +146,7 @@ class DeviceRunner(Runner):
             self._pooler.end(slot)
         for start in plan.starts:
             self._sampler.start(start)
+            self._builder.start(start.slot, start.adapter)
         with typed_errors(self.queue, step):
             work = self._prepare(plan, step)
             step.done = self.queue.enqueue(self._bound(work))
@@ -172,9 +173,12 @@ class DeviceRunner(Runner):
             self._sampler.commit(*standing(step.slots, tokens))
         else:
             self._sampler.commit(step.slots, tokens)
-        prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+        # One whose chunk has no target is there too: its request may have waited for just that.
+        prompt_logprobs: dict[int, list[TokenLogprob]] = {
+            seq.slot: [] for seq in step.plan.seqs if seq.prompt_logprobs >= 0
+        }
         for slot, chunk in step.prompt_logprobs:
-            prompt_logprobs.setdefault(slot, []).extend(chunk.entries())
+            prompt_logprobs[slot].extend(chunk.entries())
         vectors = {} if step.pooled is None else self._pooler.add(step.plan.seqs, step.pooled)
         return StepResult(tokens, logprobs, prompt_logprobs, vectors, self._sampler.broken)
 
@@ -294,7 +298,10 @@ class DeviceRunner(Runner):
         elif work.draw is None:
             drawing = hidden = self._forward_kept(*batch, *self._no_rows, page_table[:0])
         else:
-            by, one_each = sent["drawn_by"], self._count[: len(step.slots) + 1]
+            by, count = sent["drawn_by"], len(step.slots) + 1
+            one_each = self._count[:count]
+            if count > len(self._count):  # there are drafts
+                one_each = torch.arange(count, dtype=torch.int32, device=self._ops.device)
             kept = sent["draw_rows"], one_each, sent["draw_lens"], page_table.index_select(0, by)
             drawing = hidden = self._forward_kept(*batch, *kept)
         if work.draw is not None:

@@ -103,7 +103,7 @@ class Grammars:
                 continue  # somebody asked again since, and there is another job for it
             waiting = self._waiting.pop(spec, {})
             if isinstance(result, Matcher):
-                self._compiled[spec] = result
+                result = self._compiled.setdefault(spec, result)  # what a live request holds stays the one
                 self._keep(spec, result)
             for key, request in waiting.items():
                 assert result is not None
