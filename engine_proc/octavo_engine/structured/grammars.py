@@ -23,8 +23,8 @@ log = logging.getLogger("octavo.engine")
 
 # Long texts (bytes) have a thread of their own, so that they don't hold up short ones. Both yield to the kernels'
 # threads, as a step waits for the slowest of those; the thread of long ones takes only what nobody else wants: 230 kB
-# then cost the neighbours 8 to 14 % of their tokens' pace while they compile (two cores, two runs; niced by 15 12 %). The
-# other is not held so low: in the moments in which it has the interpreter's lock, the loop waits for it.
+# then cost the neighbours 8 to 14 % of their tokens' pace while they compile (two cores, two runs; niced by 15, 12 %).
+# The other is not held so low: in the moments in which it has the interpreter's lock, the loop waits for it.
 _LONG = 16 << 10
 _NICE = 15
 # Of max_grammar_bytes, the text of all that is kept: a compiled schema takes about forty times its text.
