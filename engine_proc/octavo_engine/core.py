@@ -161,7 +161,7 @@ class Core:
             deltas[live.client] += live.found(request)
             ended.append(request.key)
         for client, items in deltas.items():
-            self._counters["generation_tokens"] += len(items)
+            self._counters["generation_tokens"] += sum(len(delta.token_ids) for delta in items)
             self._outbox[client].append(wire.Deltas(items))
         for sequence, error in broken:
             if sequence.finish_reason is None:

@@ -119,12 +119,14 @@ class Steps:
         Running a plan again is harmless: the same keys and values are written to the same places.
         """
         merged = StepResult([], [], {})
-        ends, starts, copies = plan.ends, plan.starts, plan.copies
+        ends, copies = plan.ends, plan.copies
+        starts = {start.slot: start for start in plan.starts}
         for seq in plan.seqs:
             result = StepResult([0] * seq.num_drawn, [None] * seq.num_drawn, {})
             if self._wanted(seq):
-                single = Plan(plan.step, ends, starts, copies, [seq])
-                ends, starts, copies = [], [], []
+                own = [starts[slot] for slot in dict.fromkeys([seq.slot, *seq.samplers]) if slot in starts]
+                single = Plan(plan.step, ends, own, copies, [seq])
+                ends, copies = [], []
                 try:
                     result = self._runner.collect(self._runner.submit(single))
                 except DeviceLost:

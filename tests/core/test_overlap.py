@@ -15,6 +15,7 @@ from octavo_engine.core import Core
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.execution.runner import Runner
 from octavo_engine.scheduling.ngram import NGramProposer
+from octavo_engine.scheduling.plan import SeqStart
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.serve import last_words
 from octavo_engine.text import Text
@@ -331,3 +332,26 @@ def test_more_guesses_than_sequences(overlap: bool, monkeypatch: pytest.MonkeyPa
     mail = engine.run([[(CLIENT, wire.Generate(i, params, token_ids=prompt)) for i, prompt in enumerate(prompts)]])
     assert ends(mail) == [0, 1]
     assert not mail.of(CLIENT, wire.Failed)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_start_that_fails_is_the_fault_of_its_own_request(overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(overlap=overlap)
+    start = engine.runner._sampler.start
+
+    def failing(begun: SeqStart) -> None:
+        if begun.params.seed == 13:
+            raise RuntimeError("as asked")
+        start(begun)
+
+    monkeypatch.setattr(engine.runner._sampler, "start", failing)
+    asked = [SamplingParams(max_tokens=5, ignore_eos=True, seed=seed) for seed in (11, 12, 13, 14)]
+    mail = engine.run([[(CLIENT, wire.Generate(i, params, token_ids=[5, i])) for i, params in enumerate(asked)]])
+    assert [failed.request_id for failed in mail.of(CLIENT, wire.Failed)] == [2]
+    assert texts(mail) == {i: text for i, text in texts(fresh(asked, overlap)).items() if i != 2}
+
+
+def fresh(asked: Sequence[SamplingParams], overlap: bool) -> ScriptedMailbox:
+    return Engine(overlap=overlap).run(
+        [[(CLIENT, wire.Generate(i, params, token_ids=[5, i])) for i, params in enumerate(asked)]]
+    )

@@ -96,7 +96,7 @@ MUTATIONS: dict[tuple[str, str], Mutation] = {
     ("qwen2-moe", "shares renormalised"): shares(True),
     ("qwen2-moe", "the shared expert is not gated"): replaced(ReferenceOps, "gated_add_", ungated),
     ("qwen2-moe-some-dense", "mlp_only_layers ignored"): config(mlp_only_layers=[]),
-    ("qwen2-moe-some-dense", "decoder_sparse_step from 0"): config(decoder_sparse_step=1),
+    ("qwen2-moe-some-dense", "every layer has experts"): config(decoder_sparse_step=1),
     ("qwen3", "q and k not normalised"): replaced(Qwen3, "edits", Llama.edits),
     ("qwen3", "q and k normalised behind the rotation"): edits_behind_the_rotation,
     ("qwen3", "q and k normalised over their whole widths"): norms_of("llama", head_dim=None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ def _attention(module: Any, **values: Any) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(module, "Attention", made)
 
 
-def _attention_scaled(module: Any, factor: float) -> Callable[[Patch], None]:
-    def made(*arguments: Any, scale: float, **named: Any) -> Attention:
-        return Attention(*arguments, scale=scale * factor, **named)
+def _edits_reversed(module: Any) -> Callable[[Patch], None]:
+    def made(*arguments: Any, edits: Sequence[Any], **named: Any) -> Attention:
+        return Attention(*arguments, edits=tuple(reversed(edits)), **named)
 
     return lambda patch: patch.setattr(module, "Attention", made)
 
@@ -165,7 +165,7 @@ MUTATIONS: dict[tuple[str, str], dict[str, Any] | Callable[[Patch], None]] = {
         loading.Loader, "_table", _table_from_0(loading.Loader._table)
     ),
     ("mpt-qkln-clip-bias16", "no clip"): _config(attn_config={"alibi_bias_max": 16, "qk_ln": True}),
-    ("mpt-qkln-clip-bias16", "norms before the clip"): _attention(mpt, edits=()),
+    ("mpt-qkln-clip-bias16", "norms before the clip"): _edits_reversed(mpt),
     ("mpt-qkln-clip-bias16", "alibi_bias_max 8"): _config(attn_config={"clip_qkv": 1.5, "qk_ln": True}),
     ("baichuan2-7b", "rows of the head as they are"): _loader("embedding_and_head", unit_rows=False),
     ("baichuan-13b", "rope"): _config(max_position_embeddings=256),

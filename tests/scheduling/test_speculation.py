@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from octavo.options import Regex
 from octavo_engine.scheduling.sequence import Sequence
 from octavo_engine.scheduling.speculation import Speculation
 from octavo_engine.scheduling.step_cost import StepCost
@@ -106,8 +107,8 @@ def test_step_cost() -> None:
 def test_who_may_not_be_guessed_for() -> None:
     made = Driver(proposer=RandomGuesses(random.Random(1), 4))
     made.add("beams", [1, 2, 3], max_tokens=20, beam_width=2)
-    held = made.add("held", [4, 5], max_tokens=20)
-    held.may_guess = False
+    made.add("held", [4, 5], max_tokens=20, logits_processors={"ban": None})
+    made.add("shaped", [4, 6], max_tokens=20, structured=Regex("a+"))
     made.run()
     assert isinstance(made.scheduler.speculation, Speculation)
     assert made.scheduler.speculation.num_drafted == 0

@@ -15,7 +15,6 @@ from octavo_engine.scheduling.sequence import Sequence
 
 __all__ = ["PageTables"]
 
-_SPARE_PAGES = 0  # that guesses leave to others
 _LOOK_AGAIN = 16  # steps after which a head that lacks pages is looked up in the prefix cache again
 
 
@@ -149,8 +148,7 @@ class PageTables:
 
     def grow_for_guesses(self, seq: Sequence, stop: int) -> int:
         """Pages for positions below `stop` as far as there are free ones; the position that was reached."""
-        spare = self.pool.num_available - _SPARE_PAGES
-        self.grow(seq, min(stop, max(0, len(seq.pages) + spare) * self.page_size))
+        self.grow(seq, min(stop, self.capacity(seq)))
         return min(stop, len(seq.pages) * self.page_size)
 
     def trim(self, seq: Sequence, num_guesses: int = 0) -> None:

@@ -33,7 +33,7 @@ class Request:
     was compiled to; the runner finds it for as long as it is held here. draws: False where the prompt is only read: the
     request ends when it has been computed. pooling: what becomes of its hidden states then, "mean", "last" or "".
     adapter: as in SeqStart; its requests have a cache_salt of their own. prompt_scored: where prompt logprobs begin, 0
-    but for wire.Score. may_guess: what it may draw does not depend on its output in ways that can't be looked ahead.
+    but for wire.Score.
     search: the answers are found by beam search; its sequences are the beams. params.logprobs are what it looks at.
     Raises OverflowError or TypeError when the prompt holds anything but such token ids.
     """
@@ -51,7 +51,6 @@ class Request:
     pooling: str = ""
     adapter: int = -1
     search: BeamSearch | None = None
-    may_guess: bool = True
     sequences: list[Sequence] = field(init=False)
     prompt_bytes: bytes = field(init=False, repr=False)  # int32, what the prefix cache compares
     prompt_scored: int = 0  # prompt tokens already run with prompt_logprobs asked for
@@ -64,6 +63,11 @@ class Request:
         self.num_open = count
         if self.search is not None:
             BeamGroup(self.search, self.sequences)
+
+    @property
+    def looks_back(self) -> bool:
+        """A grammar or a processor sees its whole output before each token: none can be guessed ahead of it."""
+        return self.params.structured is not None or bool(self.params.logits_processors)
 
     @property
     def wants_prompt_scored(self) -> bool:
@@ -251,7 +255,7 @@ def _waits_until(request: Request, stops: frozenset[int]) -> float:
     grammar, always; by ends not to be drawn, while the output is shorter than min_tokens.
     """
     params = request.params
-    if params.structured is not None or params.logits_processors:
+    if request.looks_back:
         return math.inf
     penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if penalties or any(len(word) > 1 for word in request.bad_words):

@@ -50,9 +50,7 @@ class Speculation:
 
     def begin(self, seq: Sequence) -> None:
         """It has taken a slot."""
-        request = seq.request
-        looks_back = request.params.structured is not None or bool(request.params.logits_processors)
-        if seq.group is None and request.may_guess and not looks_back:
+        if seq.group is None and not seq.request.looks_back:
             if seq.guesses is None:
                 seq.guesses = Guesses(_FIRST_RATE)
             seq.guesses.pages, seq.guesses.num_computed, seq.guesses.asked = [], 0, False
