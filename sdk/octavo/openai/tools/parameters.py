@@ -29,22 +29,13 @@ class MarkedParameters(Reader):
         if not name or any(character.isspace() or character in "<>{}" for character in name):
             raise Mismatch
         properties = self._schemas.get(name, {}).get("properties")
-        count, mark = 0, _PARAMETER
-        while mark != _END:
-            try:
-                mark = yield from self.one_of((_PARAMETER, _END))
-                said = "" if mark == _END else (yield from self._parameter(properties))
-            except Mismatch:
-                if not count:
-                    raise
-                yield from self.broken()
-                return
-            if not count:
-                self.begin(name)
-            if said:
-                self.arguments(f"{', ' if count else '{'}{said}")
-                count += 1
-        self.arguments("}" if count else "{}")
+
+        def parameter(count: int) -> Reading[tuple[str, bool]]:
+            if (yield from self.one_of((_PARAMETER, _END))) == _END:
+                return "", True
+            return (yield from self._parameter(properties)), False
+
+        yield from self.members(name, parameter)
 
     def _parameter(self, properties: Any) -> Reading[str]:
         key = yield from self._to(">")

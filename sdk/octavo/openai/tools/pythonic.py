@@ -64,22 +64,13 @@ class PythonicCalls(Reader):
             first = yield from self.character()
         if name not in self._tools:
             raise Mismatch
-        count, end = 0, ","
-        while end != ")":
-            try:
-                text, end = yield from self._argument()
-                said = _member(text, count, self._tools[name]) if text.strip() or end == "," else ""
-            except Mismatch:
-                if not count:
-                    raise
-                yield from self.broken()
-                return
-            if not count:
-                self.begin(name)
-            if said:
-                self.arguments(f"{', ' if count else '{'}{said}")
-                count += 1
-        self.arguments("}" if count else "{}")
+
+        def argument(count: int) -> Reading[tuple[str, bool]]:
+            text, end = yield from self._argument()
+            said = _member(text, count, self._tools[name]) if text.strip() or end == "," else ""
+            return said, end == ")"
+
+        yield from self.members(name, argument)
 
     def _argument(self) -> Reading[tuple[str, str]]:
         """To the comma or bracket that ends it, and that."""

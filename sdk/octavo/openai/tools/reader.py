@@ -141,6 +141,25 @@ class Reader:
             read += character
         return read
 
+    def members(self, name: str, member: Callable[[int], Reading[tuple[str, bool]]]) -> Reading[None]:
+        """A call whose arguments are said one by one. member(how many came before): the next as `"key": value`, or ""
+        where there is none, and whether it ends the call. Raises Mismatch where already the first can't be read."""
+        count, last = 0, False
+        while not last:
+            try:
+                said, last = yield from member(count)
+            except Mismatch:
+                if not count:
+                    raise
+                yield from self.broken()
+                return
+            if not count:
+                self.begin(name)
+            if said:
+                self.arguments(f"{', ' if count else '{'}{said}")
+                count += 1
+        self.arguments("}" if count else "{}")
+
     def broken(self) -> Reading[None]:
         """The arguments of the call that has begun are no JSON: whatever comes before its end is put in them as it is.
 
