@@ -25,7 +25,8 @@ class BuiltBatch:
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
     the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
-    ahead: drafts.ahead_of, where there are drafts. It holds until the next build, which may write to the same tensors.
+    ahead: drafts.ahead_of, where there are drafts. num_pages: the width of the batch's page table. It holds until the
+    next build, which may write to the same tensors.
     """
 
     batch: Batch
@@ -33,6 +34,7 @@ class BuiltBatch:
     draw_rows: torch.Tensor
     draw_lens: NDArray[np.int32]
     every_row: bool
+    num_pages: int
     paged: list[SeqStep]
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
@@ -51,11 +53,11 @@ class _Decode:
     samplers: list[list[int]]
     next_starts: list[int]
     tokens: list[list[int]]
-    token_ids: NDArray[np.int32]
     index: NDArray[np.intp]  # slots
-    positions: NDArray[np.int32]
+    moving: NDArray[np.int32]  # [3, S]: where each starts, its row of the position tables, its length
+    longest: int
+    token_ids: NDArray[np.int32]
     cache_slots: NDArray[np.int32]
-    seq_lens: NDArray[np.int32]
     built: BuiltBatch
 
 
@@ -113,16 +115,12 @@ class BatchBuilder:
             positions = np.arange(num_tokens, dtype=np.int32)
             positions += np.repeat(starts - query_start[:-1], lengths)
             table_rows = np.repeat(slots, lengths)
-        size = self._page_size
-        pages = positions // size
-        cache_slots = table[table_rows, pages]
-        cache_slots -= pages
-        cache_slots *= size
-        cache_slots += positions
+        cache_slots = self._cache_slots(table_rows, positions)
         if self._regime_rows:
             first = np.array([seq.regime * self._regime_rows for seq in seqs], np.int32)
             positions = positions + (first if num_tokens == num_seqs else np.repeat(first, lengths))
-        num_pages = self._num_pages(seq_lens)
+        longest = int(seq_lens.max())
+        num_pages = self._num_pages(longest)
         samplers = [seq.samplers for seq in seqs]
         drafted = any(seq.drafts for seq in seqs)
         if drafted:
@@ -130,6 +128,8 @@ class BatchBuilder:
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
+            moving = np.stack((starts, positions, seq_lens))
+            starts, positions, seq_lens = moving
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
@@ -150,17 +150,16 @@ class BatchBuilder:
             kv=self._kv,
         )
         ahead = ahead_of(seqs) if drafted else None
-        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged, ahead)
+        draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row
+        built = BuiltBatch(batch, *draws, num_pages, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row:
-            next_starts = (starts + 1).tolist()
-            self._last = _Decode(
-                slots.tolist(), samplers, next_starts, tokens, token_ids, slots, positions, cache_slots, seq_lens, built
-            )
+            same = slots.tolist(), samplers, seq_lens.tolist(), tokens
+            self._last = _Decode(*same, slots, moving, longest, token_ids, cache_slots, built)
         return built
 
     @staticmethod
@@ -185,21 +184,15 @@ class BatchBuilder:
             if len(token_ids) != len(tokens):
                 return False
             last.tokens, last.token_ids[:] = tokens, token_ids
-        last.built.paged = self._store_pages(seqs)
-        for values in (last.positions, last.cache_slots, last.seq_lens):
-            values += 1
-        last.next_starts = last.seq_lens.tolist()
-        size, at = self._page_size, last.seq_lens - 1
-        moved = at % size == 0  # it entered a page
-        if last.built.paged:  # or the one that it writes to is another, as after a beam's fork
-            moved |= [bool(seq.pages) for seq in seqs]
-        moved = np.flatnonzero(moved)
-        if len(moved):
-            to = at[moved]
-            last.cache_slots[moved] = self._table[last.index[moved], to // size] * size + to % size
-        num_pages = self._num_pages(last.seq_lens)
-        if last.built.paged or num_pages != last.built.batch.page_table.shape[1]:
-            last.built.batch.page_table = self._page_table(last.index, num_pages)
+        built, moving = last.built, last.moving
+        built.paged = self._store_pages(seqs)
+        moving += 1
+        last.longest += 1
+        last.next_starts = built.draw_lens.tolist()
+        last.cache_slots[:] = self._cache_slots(last.index, moving[0])
+        num_pages = self._num_pages(last.longest)
+        if built.paged or num_pages != built.num_pages:
+            built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
         return True
 
     def _store_pages(self, seqs: list[SeqStep]) -> list[SeqStep]:
@@ -208,5 +201,10 @@ class BatchBuilder:
             self._table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
         return paged
 
-    def _num_pages(self, seq_lens: NDArray[np.int32]) -> int:
-        return (int(seq_lens.max()) - 1) // self._page_size + 1
+    def _cache_slots(self, table_rows: NDArray[np.intp], positions: NDArray[np.int32]) -> NDArray[np.int32]:
+        page, offset = np.divmod(positions, np.int32(self._page_size))
+        slots: NDArray[np.int32] = self._table[table_rows, page] * np.int32(self._page_size) + offset
+        return slots
+
+    def _num_pages(self, longest: int) -> int:
+        return (longest - 1) // self._page_size + 1

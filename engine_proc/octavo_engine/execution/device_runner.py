@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceRunner"]
 
 Sent = dict[str, Tensor]
+_NOTHING = torch.empty((0, 0), dtype=torch.int32)
 
 
 @dataclass
@@ -94,14 +95,14 @@ class _Work:
 
 
 class _Builder(BatchBuilder):
-    """The page table of a batch is gathered on the device; the batch tells only how wide it is."""
+    """The page table of a batch is gathered on the device."""
 
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: Tensor) -> tuple[Tensor, ...]:
         return (drawn_by,)
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
-        return torch.empty((0, num_pages), dtype=torch.int32)
+        return _NOTHING
 
 
 class DeviceRunner(Runner):
@@ -229,7 +230,7 @@ class DeviceRunner(Runner):
         work.sent = self._packer.send(arrays)
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
-        rows, num_pages = self._rows, built.batch.page_table.shape[1]
+        rows, num_pages = self._rows, built.num_pages
         if "seq_slots" in work.sent:
             self._rows = _Rows(built, work.sent["seq_slots"], num_pages)
         elif rows is not None and ("table_places" in arrays or rows.num_pages != num_pages):

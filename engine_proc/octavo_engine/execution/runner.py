@@ -206,7 +206,7 @@ class Runner:
 
     def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
         built = self._builder.build(seqs)
-        self._reach(built.batch.page_table.shape[1] * self._page_size)
+        self._reach(built.num_pages * self._page_size)
         return built
 
     def _take_over(self, plan: Plan) -> None:
