@@ -88,8 +88,8 @@ class Parts:
         self._inner = [0]
         self.steps: list[dict[str, int]] = []
 
-    def watch(self, owner: Any, name: str, part: str) -> None:
-        function, clock = getattr(owner, name), time.perf_counter_ns
+    def watch(self, owner: Any, name: str | int, part: str) -> None:
+        function, clock = owner[name] if isinstance(name, int) else getattr(owner, name), time.perf_counter_ns
 
         def timed(*arguments: Any, **options: Any) -> Any:
             self._inner.append(0)
@@ -101,7 +101,10 @@ class Parts:
                 self._now[part] += took - self._inner.pop()
                 self._inner[-1] += took
 
-        setattr(owner, name, timed)
+        if isinstance(name, int):
+            owner[name] = timed
+        else:
+            setattr(owner, name, timed)
 
     def step(self) -> None:
         """One is over."""
@@ -116,8 +119,7 @@ def watch_all(parts: Parts, core: Core) -> None:
     parts.watch(runner, "_prepare", "what is sent: arrays")
     parts.watch(runner._packer, "send", "what is sent: one copy")
     parts.watch(runner.queue, "enqueue", "device: the step's calls")
-    parts.watch(runner, "_forward", "device: inputs of its graphs")
-    parts.watch(runner, "_logits", "device: inputs of its graphs")
+    parts.watch(runner._decodes, 0, "device: inputs of its graph")
     parts.watch(runner, "submit", "submit, the rest")
     parts.watch(runner, "collect", "collect")
     parts.watch(core.scheduler, "commit", "commit")

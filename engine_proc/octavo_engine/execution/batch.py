@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from octavo_engine.execution.drafts import ahead_of
 from octavo_engine.layers.batch import Batch
-from octavo_engine.scheduling.plan import SeqStep
+from octavo_engine.scheduling.plan import PENDING, SeqStep
 
 __all__ = ["BatchBuilder", "BuiltBatch"]
 
@@ -23,17 +23,20 @@ class BuiltBatch:
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
-    what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
-    the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
-    ahead: drafts.ahead_of, where there are drafts. num_pages: the width of the batch's page table. It holds until the
-    next build, which may write to the same tensors.
+    what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
+    the sequence that each draws for, int32. paged: the sequences that brought pages. adapters: [T] int32, the adapter
+    of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. num_pages: the
+    width of the batch's page table. arrays: what the batch's other tensors share their memory with, by name.
+    It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
+    arrays: dict[str, NDArray[np.int32]]
     draw_slots: list[int]
     draw_rows: torch.Tensor
     draw_lens: NDArray[np.int32]
     every_row: bool
+    every_pending: bool
     num_pages: int
     paged: list[SeqStep]
     ahead: list[list[int]] | None = None
@@ -95,14 +98,13 @@ class BatchBuilder:
         if self._last is not None and self._advance(self._last, seqs):
             return self._last.built
         self._last = None
-        table = self._table
         paged = self._store_pages(seqs)
         num_seqs = len(seqs)
         slots = np.array([seq.slot for seq in seqs], np.intp)
         starts = np.array([seq.start for seq in seqs], np.int32)
         tokens = [seq.tokens for seq in seqs]
-        token_ids = np.array(list(chain.from_iterable(tokens)), np.int32)
-        num_tokens = len(token_ids)
+        token_list = list(chain.from_iterable(tokens))
+        token_ids, num_tokens = np.array(token_list, np.int32), len(token_list)
         if num_tokens == num_seqs:  # every sequence brings one token: nothing to spread
             query_start = self._count[: num_seqs + 1]
             seq_lens = starts + 1
@@ -140,18 +142,19 @@ class BatchBuilder:
                 ).astype(np.int32)
                 draw_rows -= back
                 draw_lens -= back
-        batch = Batch(
-            token_ids=torch.from_numpy(token_ids),
-            positions=torch.from_numpy(positions),
-            slots=torch.from_numpy(cache_slots),
-            query_start=torch.from_numpy(query_start),
-            seq_lens=torch.from_numpy(seq_lens),
-            page_table=self._page_table(slots, num_pages),
-            kv=self._kv,
-        )
+        arrays = {
+            "token_ids": token_ids,
+            "positions": positions,
+            "slots": cache_slots,
+            "query_start": query_start,
+            "seq_lens": seq_lens,
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = Batch(**tensors, page_table=self._page_table(slots, num_pages), kv=self._kv)
         ahead = ahead_of(seqs) if drafted else None
-        draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row
-        built = BuiltBatch(batch, *draws, num_pages, paged, ahead)
+        every_pending = every_row and max(token_list) == PENDING
+        draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
+        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
@@ -184,6 +187,7 @@ class BatchBuilder:
             if len(token_ids) != len(tokens):
                 return False
             last.tokens, last.token_ids[:] = tokens, token_ids
+            last.built.every_pending = max(token_ids) == PENDING
         built, moving = last.built, last.moving
         built.paged = self._store_pages(seqs)
         moving += 1

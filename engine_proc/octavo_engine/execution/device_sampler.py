@@ -56,6 +56,7 @@ class DeviceSampler(Sampler):
         self._kept_slots: list[int] = []
         self._kept: dict[str, Tensor] = {}
         self._kept_index = np.zeros(0, np.intp)
+        self._kept_lengths = np.zeros(0, np.int32)  # of their prompts
         device = ops.device
         self._nothing = (  # entries that change nothing
             torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=device),
@@ -82,7 +83,8 @@ class DeviceSampler(Sampler):
         """What a draw needs that is not on the device. lengths: of the sequences, the tokens of this step included."""
         changed = self._kept_slots != slots
         index = np.array(slots, np.intp) if changed else self._kept_index
-        arrays: Arrays = {"draw_positions": lengths - self._prompt_length[index]}
+        prompts = self._prompt_length[index] if changed else self._kept_lengths
+        arrays: Arrays = {"draw_positions": lengths - prompts}
         if changed:
             arrays["draw_slots"] = index
             arrays["temperature"], arrays["top_k"] = self._temperature[index], self._top_k[index]
@@ -104,6 +106,7 @@ class DeviceSampler(Sampler):
         """sent: what `arrays` gave for these slots, on the device."""
         if "temperature" in sent:
             self._kept_slots, self._kept, self._kept_index = slots.copy(), sent, np.array(slots, np.intp)
+            self._kept_lengths = self._prompt_length[self._kept_index]
         kept = self._kept
         parameters = kept["temperature"], kept["top_k"], kept["top_p"], kept["min_p"], kept["seeds"]
         mask: tuple[Tensor | None, Tensor | None] = (None, None)
