@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,8 +85,7 @@ class _Work:
     """What the device is told of a step; nothing in it changes afterwards."""
 
     step: DeviceStep
-    copies: list[list[tuple[int, int]]]
-    masks: dict[int, Tensor]
+    copies: list[int]  # of so many pages each, one after the other
     sent: Sent = field(default_factory=dict)
     rows: _Rows | None = None
     every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
@@ -213,12 +213,19 @@ class DeviceRunner(Runner):
         """All that has to be known of the host's state, so that it may go on changing."""
         # A second run of a step might copy what the first has written since.
         copies = list(independent_copies(plan.copies)) if plan.step > self._copied else []
-        work = _Work(step, copies, self._sampler.take_new_masks())
+        work = _Work(step, list(map(len, copies)))
+        arrays: Arrays = {}
+        if copies:
+            pairs = np.array(list(chain.from_iterable(copies)), np.int32)
+            arrays["copy_src"], arrays["copy_dst"] = pairs.T.copy()
         if not plan.seqs:
+            if arrays:
+                work.sent = self._packer.send(arrays)
             return work
         built = self._build(plan.seqs)
         step.slots, step.drafted = built.draw_slots, built.ahead is not None
-        arrays = self._batch_arrays(plan.seqs, built, work)
+        arrays |= self._batch_arrays(plan.seqs, built, work)
+        arrays |= self._sampler.masks(step.slots)
         if step.slots:
             if not built.every_row:
                 arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
@@ -292,16 +299,16 @@ class DeviceRunner(Runner):
 
     def _run(self, work: _Work) -> None:
         sent = work.sent
-        for copies in work.copies:
-            src, dst = torch.tensor(copies, dtype=torch.int32).T.contiguous().to(self._ops.device)
-            self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
-        self._sampler.write_masks(work.masks)
-        if not sent:
+        if work.copies:
+            runs = zip(sent["copy_src"].split(work.copies), sent["copy_dst"].split(work.copies), strict=True)
+            for src, dst in runs:
+                self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
+        rows = work.rows
+        if rows is None:
             return
+        self._sampler.write_masks(sent)
         if "table_places" in sent:
             self._entries.index_copy_(0, sent["table_places"], sent["table_pages"])
-        rows = work.rows
-        assert rows is not None
         if rows.page_table is None:
             rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
         batch = [
