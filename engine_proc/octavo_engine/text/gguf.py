@@ -8,7 +8,7 @@ from typing import Any
 
 from octavo_engine.text.documented import Evidence
 from octavo_engine.text.errors import TextError
-from octavo_engine.text.fast import FastBackend
+from octavo_engine.text.fast import FastBackend, surround
 from octavo_engine.text.pretokenizers import PRE_OF_ARCHITECTURE, PRE_TOKENIZERS
 from octavo_engine.text.sentencepiece import NORMAL, UNKNOWN, Vocabulary, add_pieces, build_bpe
 from octavo_engine.text.templates import Asked, choose_chat, own_templates, turn_ends
@@ -42,7 +42,7 @@ def text_from_gguf(metadata: Mapping[str, Any], asked: Asked) -> Text:
     ids = {name: _special(metadata, f"{name}_token_id", len(tokens)) for name in _NAMES}
     before = ids["bos"] if metadata.get(_KEY + "add_bos_token", add_bos) else None
     after = ids["eos"] if metadata.get(_KEY + "add_eos_token", False) else None
-    _set_post_processor(tokenizer, tokens, before, after)
+    surround(tokenizer, before, after)
 
     backend = FastBackend(tokenizer)
     eos = {i for i in gguf_eos_ids(metadata) if 0 <= i < len(tokens)}
@@ -136,19 +136,6 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Any,
     prefix = bool(metadata.get(_KEY + "add_space_prefix", True))
     squeeze = bool(metadata.get(_KEY + "remove_extra_whitespaces", False))
     return build_bpe(Vocabulary(tokens, scores, types, unknown, prefix, squeeze)), True
-
-
-def _set_post_processor(tokenizer: Any, tokens: list[str], before: int | None, after: int | None) -> None:
-    from tokenizers import processors
-
-    around = [(tokens[i], i) for i in (before, after) if i is not None]
-    if not around:
-        return
-    head = [f"{tokens[before]}:0"] if before is not None else []
-    tail = [f"{tokens[after]}:0"] if after is not None else []
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*head, "$A:0", *tail], pair=None, special_tokens=list(dict(around).items())
-    )
 
 
 def gguf_eos_ids(metadata: Mapping[str, Any]) -> set[int]:
