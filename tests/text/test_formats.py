@@ -296,7 +296,9 @@ def test_baichuan_as_gguf_has_its_tokens_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4])
-@pytest.mark.parametrize("end", ["<eoa>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>"])
+@pytest.mark.parametrize(
+    "end", ["<eoa>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<turn|>", "[EOS]"]
+)
 def test_what_ends_a_turn_ends_a_generation_of_a_gguf_file(end: str, kind: int) -> None:
     text = gguf_text("llama", (end,), kind)
     (token,) = text.encode(end)

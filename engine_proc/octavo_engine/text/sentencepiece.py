@@ -148,13 +148,20 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in merges]
 
 
-def add_pieces(tokenizer: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Control tokens are special (hidden from the text); user-defined ones are matched whole, and shown."""
+def add_pieces(tokenizer: Any, tokens: Sequence[str], types: Sequence[int], bare: frozenset[str] | None = None) -> None:
+    """Control tokens are special (hidden from the text); user-defined ones are matched whole, and shown. bare: where
+    not None, special tokens besides these swallow the white space behind them."""
     from tokenizers import AddedToken
+
+    def entry(token: str, kind: int) -> Any:
+        special = kind != USER_DEFINED
+        return AddedToken(
+            token, special=special, normalized=False, rstrip=special and bare is not None and token not in bare
+        )
 
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+            entry(token, kind)
             for token, kind in zip(tokens, types, strict=False)
             if kind in (CONTROL, USER_DEFINED) or (kind == UNKNOWN and token.startswith("<"))
         ]
