@@ -152,6 +152,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         ("tokenizer_config", {"added_tokens_decoder": {"0": {"content": "a", "lstrip": "no"}}}, r"lstrip"),
         ("tokenizer_config", {"bos_token": {"lstrip": False}}, r"`content`.*bos_token"),
         ("tokenizer_config", {"eos_token": 2}, r"eos_token"),
+        ("tokenizer_config", {"added_tokens_decoder": {"\ud800": {"content": "a"}}}, r"surrogates not allowed"),
         ("tokenizer_config", {"additional_special_tokens": "<s>"}, r"additional_special_tokens"),
         ("tokenizer_config", {"extra_special_tokens": [1]}, r"extra_special_tokens"),
         ("tokenizer_config", {"add_bos_token": "false"}, r"add_bos_token"),

@@ -334,6 +334,28 @@ def test_what_is_not_supported_is_named() -> None:
         load_text(metadata=sentencepiece_metadata() | {"tokenizer.ggml.scores": []})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", 5),
+        ("pre", ["gpt-2"]),
+        ("tokens", 7),
+        ("tokens", ["a", 1]),
+        ("token_type", [1]),
+        ("token_type", ["normal"]),
+        ("merges", "a b"),
+        ("bos_token_id", "0"),
+        ("eot_token_id", [1]),
+        ("add_bos_token", "yes"),
+    ],
+)
+def test_a_key_of_another_type_is_named(key: str, value: Any) -> None:
+    with pytest.raises(TextError, match=rf"tokenizer\.ggml\.{key}"):
+        load_text(metadata=gpt2_metadata(**{key: value}))
+    with pytest.raises(TextError, match=r"tokenizer\.chat_templates"):
+        load_text(metadata=gpt2_metadata() | {"tokenizer.chat_templates": 1})
+
+
 def test_a_file_without_a_vocabulary() -> None:
     text = load_text(metadata={"general.architecture": "llama", "tokenizer.ggml.eos_token_id": 2})
     assert not text.has_tokenizer

@@ -74,6 +74,7 @@ class ChatTemplate:
             rendered: str = template.render(
                 {**self._tokens, **variables, "messages": [dict(message) for message in messages]}
             )
+            rendered.encode()  # JSON may spell halves of surrogate pairs, which no tokenizer takes
         except jinja2.TemplateSyntaxError as error:
             raise TextError(f"the chat template does not compile: {error} (line {error.lineno})") from error
         except jinja2.TemplateError as error:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from octavo_engine.text.documented import Evidence
 from octavo_engine.text.errors import TextError
 from octavo_engine.text.fast import FastBackend, surround
@@ -26,6 +28,7 @@ _TEMPLATE = "tokenizer.chat_template"
 def text_from_gguf(metadata: Mapping[str, Any], asked: Asked) -> Text:
     """metadata: key -> Python value, arrays as lists. A file without a vocabulary has no tokenizer; one of an
     unsupported kind raises TextError."""
+    _check_types(metadata)
     kind = metadata.get(_KEY + "model")
     tokens = metadata.get(_KEY + "tokens")
     if tokens is None or kind in (None, "none", "no_vocab"):
@@ -66,6 +69,30 @@ def text_from_gguf(metadata: Mapping[str, Any], asked: Asked) -> Text:
         chat_template=chat.template,
         chat_stop=chat.stop,
     )
+
+
+_TYPES: dict[Any, tuple[str, ...]] = {
+    str: ("model", "pre"),
+    list[str]: ("tokens", "merges"),
+    list[int]: ("token_type",),
+    list[float]: ("scores",),
+    int: tuple(f"{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")),
+    bool | int: ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces"),
+}
+
+
+def _check_types(metadata: Mapping[str, Any]) -> None:
+    keys = {_KEY + key: kind for kind, names in _TYPES.items() for key in names}
+    for key, kind in {**keys, _TEMPLATE: str, f"{_TEMPLATE}s": list[str]}.items():
+        if metadata.get(key) is None:
+            continue
+        try:
+            msgspec.convert(metadata[key], kind)
+        except msgspec.ValidationError as error:
+            raise TextError(f"{key}: {error}") from error
+    sizes = {name: len(metadata.get(_KEY + name) or ()) for name in ("tokens", "token_type")}
+    if sizes["token_type"] not in (0, sizes["tokens"]):
+        raise TextError(f"{_KEY}token_type has {sizes['token_type']} entries for {sizes['tokens']} tokens")
 
 
 # Phi-3's special tokens take the spaces and newlines behind them along, but for these.
@@ -182,4 +209,4 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Any,
 def gguf_eos_ids(metadata: Mapping[str, Any]) -> set[int]:
     """Ids that the file names as the end of the sequence, of the turn, or of the message."""
     values = (metadata.get(f"{_KEY}{name}_token_id") for name in ("eos", "eot", "eom"))
-    return {int(value) for value in values if value is not None}
+    return {value for value in values if isinstance(value, int)}

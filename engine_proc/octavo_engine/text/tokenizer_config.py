@@ -70,7 +70,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
         given |= read_json(folder / name)
         try:
             config = msgspec.convert(given, TokenizerConfig, str_keys=True)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
             raise TextError(f"{folder / name}: {error}") from error
     return config
 
