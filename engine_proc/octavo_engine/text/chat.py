@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from octavo_engine.text.calls import Spelling, has_calls, spelling
@@ -27,7 +27,6 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str], tool_use: str | None = None) -> None:
         self.sources = [source] if tool_use is None else [source, tool_use]
         self._tokens = dict(tokens)
-        self._templates: dict[str, Any] = {}
         self._spellings: dict[str, Spelling] = {}
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
@@ -68,10 +67,7 @@ class ChatTemplate:
         import jinja2
 
         try:
-            template = self._templates.get(source)
-            if template is None:
-                template = self._templates[source] = _compile(source)
-            rendered: str = template.render(
+            rendered: str = _compile(source).render(
                 {**self._tokens, **variables, "messages": [dict(message) for message in messages]}
             )
             rendered.encode()  # JSON may spell halves of surrogate pairs, which no tokenizer takes
@@ -84,6 +80,7 @@ class ChatTemplate:
         return rendered
 
 
+@lru_cache(maxsize=8)
 def _compile(source: str) -> Any:
     """The environment that transformers gives templates: same flags, filters, globals and tags."""
     import jinja2
@@ -109,11 +106,14 @@ def _compile(source: str) -> Any:
                 raise jinja2.exceptions.SecurityError(f"a chat template may not set the attribute {name!r}")
             super().__setitem__(name, value)
 
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raiser(jinja2.TemplateError)
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = Namespace
     return environment.from_string(source)
@@ -128,13 +128,6 @@ def _tojson(
 ) -> str:
     """jinja2's own tojson escapes HTML, which a model was not trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raiser(kind: type[Exception]) -> Callable[[str], None]:
-    def raise_exception(message: str) -> None:
-        raise kind(message)
-
-    return raise_exception
 
 
 def _strftime_now(form: str) -> str:
