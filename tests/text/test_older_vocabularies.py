@@ -137,7 +137,7 @@ def _qwen(path: Path, **files: Any) -> Path:
     return write_folder(path, tokenizer_config={"tokenizer_class": "QWenTokenizer"}, config=config, **files)
 
 
-def _by_rank(ranks: dict[bytes, int], word: bytes) -> list[int]:
+def by_rank(ranks: dict[bytes, int], word: bytes) -> list[int]:
     """tiktoken's rule: the neighbours whose whole ranks lowest are joined, the first of equals first."""
     parts = [bytes([byte]) for byte in word]
     while word not in ranks or len(parts) > 1:
@@ -156,7 +156,7 @@ def test_tiktoken_gives_the_ids_of_its_rule(tmp_path: Path) -> None:
     order = _byte_level_ranks(train_byte_level())
     ranks = {token: i for i, token in enumerate(order)}
     for word in re.findall(r"[A-Za-z]+", " ".join(CORPUS)):
-        assert text.encode(word) == _by_rank(ranks, word.encode())
+        assert text.encode(word) == by_rank(ranks, word.encode())
     for each in (*CORPUS, "\r\n  a\n\nb 12345"):
         assert text.decode(text.encode(each)) == each
     assert len(text.encode("12345")) == 5

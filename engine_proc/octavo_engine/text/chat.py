@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from octavo_engine.text.calls import has_calls, wants_text, with_arguments
+from octavo_engine.text.calls import Spelling, has_calls, spelling
 from octavo_engine.text.errors import TextError
 
 __all__ = ["ChatTemplate"]
@@ -28,7 +28,7 @@ class ChatTemplate:
         self.sources = [source] if tool_use is None else [source, tool_use]
         self._tokens = dict(tokens)
         self._templates: dict[str, Any] = {}
-        self._argument_texts: dict[str, bool] = {}
+        self._spellings: dict[str, Spelling] = {}
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
         """The prompt's text. variables: what else the template reads, tools and documents first of all. With
@@ -43,9 +43,9 @@ class ChatTemplate:
         variables = {**_DEFAULTS, **asked}
         source = self.sources[-1 if variables["tools"] else 0]
         if has_calls(messages):
-            if source not in self._argument_texts:
-                self._argument_texts[source] = wants_text(partial(self._render, source, variables=_DEFAULTS))
-            messages = with_arguments(messages, as_text=self._argument_texts[source])
+            if source not in self._spellings:
+                self._spellings[source] = spelling(partial(self._render, source, variables=_DEFAULTS))
+            messages = self._spellings[source](messages)
         return self._render(source, messages, variables)
 
     def _continued(self, messages: Sequence[Mapping[str, Any]], variables: dict[str, Any]) -> str:

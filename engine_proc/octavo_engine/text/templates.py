@@ -28,6 +28,13 @@ _TURN_ENDS = (
     "<eoa>",
     "<|endoftext|>",
     "<|end_of_text|>",
+    "<EOT>",
+    "▁<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<｜end▁of▁sentence｜>",
 )
 
 
