@@ -258,6 +258,10 @@ class DeviceRunner(Runner):
             arrays["query_start"] = batch.query_start.numpy()
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
+        if built.own_rows is not None:
+            arrays["own_rows"] = built.own_rows.numpy()
+            for i, table in enumerate(self._rotations):
+                arrays[f"rotation {i}"] = table.own_rows(built.own).view(-1).numpy()
         token_ids = batch.token_ids.numpy()
         pending = np.flatnonzero(token_ids < 0)
         work.every_pending = built.every_row and len(pending) == len(seqs)
@@ -295,6 +299,10 @@ class DeviceRunner(Runner):
             return
         if "table_places" in sent:
             self._tables.view(-1).index_copy_(0, sent["table_places"], sent["table_pages"])
+        if "own_rows" in sent:
+            for i, table in enumerate(self._rotations):
+                values = table.values
+                values.index_copy_(0, sent["own_rows"], sent[f"rotation {i}"].view(-1, values.shape[1]))
         rows = work.rows
         assert rows is not None
         if rows.page_table is None:
