@@ -104,7 +104,8 @@ def _converted(folder: Path, config: TokenizerConfig, named: dict[str, str]) -> 
     tokenizer = build_bpe(vocabulary)
     add_pieces(tokenizer, vocabulary.tokens, vocabulary.types)
     _add_configured(tokenizer, config)
-    for name, token in (("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")):
+    bos, eos = ("<bos>", "<eos>") if kind == "GemmaTokenizer" else ("<s>", "</s>")
+    for name, token in (("unk_token", "<unk>"), ("bos_token", bos), ("eos_token", eos)):
         if token in vocabulary.ids:
             named.setdefault(name, token)
     if config.add_bos_token is None:
