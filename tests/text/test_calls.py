@@ -13,6 +13,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ X }}{% endfor %}{% endfor %}"
 TO_JSON = CALLS.replace("X", "c.function.arguments | tojson")
 GLUED = CALLS.replace("X", "'!' + c['function']['arguments']")
+WHOLE = "{% for m in messages %}{{ m | tojson(separators=(',', ':')) }}{% endfor %}"
 NEITHER = "{% for m in messages %}{{ m.role }} {% endfor %}"
 
 
@@ -68,6 +69,12 @@ def test_glm_s_calls_are_turns_and_results_observations(source: str, gap: str, a
     # a result whose call was left out of the history
     assert template.render([ASKED, result]) == "[gMASK]<sop><|user|>\nx<|observation|>\n22<|assistant|>"
     assert result["role"] == "tool"
+
+
+def test_a_template_that_writes_messages_as_they_are_gets_them_so() -> None:
+    rendered = ChatTemplate(WHOLE, {}).render([call({"a": 1}), {"role": "tool", "content": "22"}])
+    assert rendered.count('"arguments":{"a":1}') == rendered.count('"role":"tool"') == 1
+    assert "observation" not in rendered
 
 
 def test_results_stay_the_tool_s_where_a_template_shows_no_calls() -> None:

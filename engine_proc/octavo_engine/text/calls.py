@@ -19,16 +19,17 @@ __all__ = ["Spelling", "has_calls", "spelling"]
 Messages = Sequence[Mapping[str, Any]]
 Spelling = Callable[[Messages], Messages]
 
+_NAME, _ARGUMENTS = "finder", '"probed": true'
 _PROBE: Messages = [
     {"role": "user", "content": "a"},
     {
         "role": "assistant",
         "content": None,
         "tool_calls": [
-            {"id": "abcdefghi", "type": "function", "function": {"name": "finder", "arguments": {"probed": True}}}
+            {"id": "abcdefghi", "type": "function", "function": {"name": _NAME, "arguments": {"probed": True}}}
         ],
     },
-    {"role": "tool", "content": "b", "name": "finder", "tool_call_id": "abcdefghi"},
+    {"role": "tool", "content": "b", "name": _NAME, "tool_call_id": "abcdefghi"},
 ]
 
 
@@ -37,13 +38,19 @@ def has_calls(messages: Messages) -> bool:
 
 
 def spelling(render: Callable[[Messages], str]) -> Spelling:
-    """The first way in which a template shows a call that it renders; the usual one where it shows none."""
-    for spell, shown in ((_with_objects, '"probed": true'), (_with_texts, '"probed": true'), (_as_turns, "finder")):
+    """The first way in which a template shows the arguments of a call; the usual one where it shows no calls."""
+
+    def shown(spell: Spelling) -> str:
         try:
-            if shown in render(spell(_PROBE)):
-                return spell
+            return render(spell(_PROBE))
         except TextError:
-            continue
+            return ""
+
+    objects, texts = shown(_with_objects), shown(_with_texts)
+    if _ARGUMENTS not in objects and _ARGUMENTS in texts:
+        return _with_texts
+    if _NAME not in objects + texts and _NAME in shown(_as_turns):
+        return _as_turns
     return _with_objects
 
 

@@ -73,8 +73,8 @@ def load_slow(
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # a checkpoint's own code may raise anything
         raise TextError(
-            f"transformers can't load the tokenizer in {folder}: {error}; or name a folder with a tokenizer.json for this "
-            "model in EngineOptions.tokenizer"
+            f"transformers can't load the tokenizer in {folder}: {error}; or name a folder with a tokenizer.json for "
+            "this model in EngineOptions.tokenizer"
         ) from error
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     if tokenizer.is_fast:
