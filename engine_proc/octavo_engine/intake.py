@@ -2,9 +2,9 @@
 
 And the answers to Tokenize and Detokenize.
 
-Short texts are tokenised on the engine thread. Long ones, and what is too much for one round of its loop, go to a worker
-thread (the tokenizers library releases the GIL), so that a 5 MB prompt does not hold up the steps of everybody else,
-nor a hundred prompts of 5 kB that come at once.
+Short texts are tokenised on the engine thread. Long ones, and what is too much for one round of its loop, go to a
+worker thread (the tokenizers library releases the GIL), so that neither a prompt of 5 MB nor a hundred of 5 kB that
+come at once hold up the steps of everybody else.
 """
 
 from __future__ import annotations
