@@ -304,11 +304,7 @@ class DeviceRunner(Runner):
     def _run(self, work: _Work) -> None:
         sent = work.sent
         if work.copies:
-            runs = zip(
-                sent["copy_src"].split_with_sizes(work.copies),
-                sent["copy_dst"].split_with_sizes(work.copies),
-                strict=True,
-            )
+            runs = zip(*(sent[name].split_with_sizes(work.copies) for name in ("copy_src", "copy_dst")), strict=True)
             for src, dst in runs:
                 self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
         rows = work.rows
