@@ -75,7 +75,7 @@ class Requests:
     def watch(self, key: Key, at: float, which: str) -> None:
         """Have it given by `expired` at that time, if it lives then."""
         if len(self._deadlines) >= self._room:  # hour-long deadlines of short requests would pile up
-            self._deadlines = [due for due in self._deadlines if due[1] in self._live]
+            self._deadlines = [due for due in self._deadlines if due[1] in self.by_key]
             heapq.heapify(self._deadlines)
             self._room = max(_ROOM, 2 * len(self._deadlines))
         heapq.heappush(self._deadlines, (at, key, which))
