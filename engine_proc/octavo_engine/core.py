@@ -302,6 +302,7 @@ class Core:
             live.admit(request, self.text)
 
     def _admit_tokenised(self) -> None:
+        self.intake.begin_round()
         if not self.intake.num_pending:
             return
         for client, answer in self.intake.answers():

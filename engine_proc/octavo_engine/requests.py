@@ -24,6 +24,9 @@ Key = Hashable
 """A number, of all requests of this engine; plain Hashable, as the scheduler knows it."""
 
 
+_ROOM = 1024
+
+
 class Requests:
     """Times are in seconds of the core's clock. by_key: all that live, to be looked up alone."""
 
@@ -32,6 +35,7 @@ class Requests:
         self._keys: dict[tuple[Client, int], Key] = {}
         self._numbers = count()
         self._deadlines: list[tuple[float, Key, str]] = []
+        self._room = _ROOM  # of those; then the ones of requests that have ended are thrown out
 
     def __len__(self) -> int:
         return len(self.by_key)
@@ -70,6 +74,10 @@ class Requests:
 
     def watch(self, key: Key, at: float, which: str) -> None:
         """Have it given by `expired` at that time, if it lives then."""
+        if len(self._deadlines) >= self._room:  # hour-long deadlines of short requests would pile up
+            self._deadlines = [due for due in self._deadlines if due[1] in self.by_key]
+            heapq.heapify(self._deadlines)
+            self._room = max(_ROOM, 2 * len(self._deadlines))
         heapq.heappush(self._deadlines, (at, key, which))
 
     def next_deadline(self) -> float | None:

@@ -99,7 +99,7 @@ def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Greedy:
         config = model.config
-        logits, reach = model.logits, model.reach
+        logits, tables = model.logits, model.tables
 
         def forward(self, batch: Any) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from octavo_engine.execution.drafts import ahead_of
 from octavo_engine.layers.batch import Batch
+from octavo_engine.layers.rope import OwnRows, Regimes
 from octavo_engine.scheduling.plan import PENDING, SeqStep
 
 __all__ = ["BatchBuilder", "BuiltBatch"]
@@ -25,8 +27,10 @@ class BuiltBatch:
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
     the sequence that each draws for, int32. paged: the sequences that brought pages. adapters: [T] int32, the adapter
-    of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. num_pages: the
-    width of the batch's page table. arrays: what the batch's other tensors share their memory with, by name.
+    of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. own: of those
+    whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the tables' values it is to be
+    written. num_pages: the width of the batch's page table. arrays: what the batch's other tensors share their memory
+    with, by name.
     It holds until the next build, which may write to the same tensors.
     """
 
@@ -42,6 +46,8 @@ class BuiltBatch:
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
     adapters: torch.Tensor | None = None
+    own: Sequence[OwnRows] = ()
+    own_rows: torch.Tensor | None = None
 
 
 # One attribute of all sequences at a time: a loop over them would take several times as long.
@@ -67,7 +73,7 @@ class BatchBuilder:
     """Keeps each slot's page table between steps, so that a step brings only what is new in it.
 
     The table is int32 [max_num_seqs, ceil(max_model_len / page_size)]. Rows of ended slots are left as they are: a new
-    sequence overwrites what it can reach. regime_rows: of each of the model's tables of positions.
+    sequence overwrites what it can reach. regimes: the model's.
     """
 
     def __init__(
@@ -77,10 +83,11 @@ class BatchBuilder:
         page_size: int,
         max_num_seqs: int,
         max_model_len: int,
-        regime_rows: int = 0,
+        regimes: Regimes | None = None,
     ) -> None:
         self._kv = kv
-        self._regime_rows = regime_rows
+        self._first_rows = {} if regimes is None else regimes.first_rows
+        self._rows_of_own = 0 if regimes is None else len(regimes.lengths) * regimes.rows
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
         self._last: _Decode | None = None
@@ -118,9 +125,10 @@ class BatchBuilder:
             table_rows = np.repeat(slots, lengths)
         pages, offsets = np.divmod(positions, np.int32(self._page_size))
         cache_slots = self._table[table_rows, pages] * np.int32(self._page_size) + offsets
-        if self._regime_rows:
-            first = np.array([seq.regime * self._regime_rows for seq in seqs], np.int32)
-            positions = positions + (first if num_tokens == num_seqs else np.repeat(first, lengths))
+        own: list[OwnRows] = []
+        if self._first_rows:
+            shifts = self._shifts(seqs, query_start, own)
+            positions = positions + (shifts if num_tokens == num_seqs else np.repeat(shifts, lengths))
         longest = int(seq_lens.max())
         num_pages = self._num_pages(longest)
         samplers = [seq.samplers for seq in seqs]
@@ -158,12 +166,26 @@ class BatchBuilder:
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
+        if own:
+            built.own = own
+            built.own_rows = torch.from_numpy(positions[positions >= self._rows_of_own].astype(np.int64))
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
-        if every_row:
+        if every_row and not own:
             same = slots.tolist(), samplers, seq_lens.tolist(), tokens
             self._last = _Decode(*same, slots, moving, longest, token_ids, built)
         return built
+
+    def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
+        """From a sequence's positions to rows of the rotation tables; `own` takes those of who has none."""
+        shifts = np.empty(len(seqs), np.int32)
+        for i, (seq, row) in enumerate(zip(seqs, query_start.tolist(), strict=False)):
+            first = self._first_rows.get(seq.regime)
+            if first is None:
+                first = self._rows_of_own + row - seq.start
+                own.append(OwnRows(row, seq.regime, seq.start, seq.start + len(seq.tokens)))
+            shifts[i] = first
+        return shifts
 
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -270,6 +270,10 @@ class DeviceRunner(Runner):
             arrays["query_start"] = built.arrays["query_start"]
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
+        if built.own_rows is not None:
+            arrays["own_rows"] = built.own_rows.numpy()
+            for i, table in enumerate(self._rotations):
+                arrays[f"rotation {i}"] = table.own_rows(built.own).view(-1).numpy()
         token_ids = built.arrays["token_ids"]
         work.every_pending = built.every_pending
         if not work.every_pending:
@@ -309,6 +313,10 @@ class DeviceRunner(Runner):
         self._sampler.write_masks(sent)
         if "table_places" in sent:
             self._entries.index_copy_(0, sent["table_places"], sent["table_pages"])
+        if "own_rows" in sent:
+            for i, table in enumerate(self._rotations):
+                values = table.values
+                values.index_copy_(0, sent["own_rows"], sent[f"rotation {i}"].view(-1, values.shape[1]))
         if rows.page_table is None:
             rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
         batch = [

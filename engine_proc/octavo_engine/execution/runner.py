@@ -128,9 +128,9 @@ class Runner:
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
-            regime_rows=config.regimes.rows,
+            regimes=config.regimes,
         )
-        self._reach, self._page_size = model.reach, page_size
+        self._rotations, self._page_size = model.tables, page_size
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._pooler = Pooler(model)
         self._copied = -1  # the step whose copies are done
@@ -187,6 +187,9 @@ class Runner:
             if not plan.seqs:
                 return Step(plan.step, StepResult([], []))
             built = self._build(plan.seqs)
+            if built.own_rows is not None:
+                for table in self._rotations:
+                    table.values.index_copy_(0, built.own_rows, table.own_rows(built.own))
             found: dict[int, list[TokenLogprob]] = {}
             vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
@@ -216,7 +219,8 @@ class Runner:
 
     def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
         built = self._builder.build(seqs)
-        self._reach(built.num_pages * self._page_size)
+        for table in self._rotations:
+            table.reach(built.num_pages * self._page_size)
         return built
 
     def _take_over(self, plan: Plan) -> None:

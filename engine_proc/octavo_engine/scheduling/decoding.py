@@ -116,7 +116,7 @@ class Decoding:
     def _requeue(self, seq: Sequence) -> None:
         """It runs no more, gives back slot and pages, and waits to be recomputed."""
         self.vacate(seq)
-        seq.choose_regime(self._config.regimes, self._config.regimes_by_prompt)
+        seq.choose_regime(self._config.regimes)
         self._waiting.push(seq)
 
     def _preempt(self) -> Sequence:
