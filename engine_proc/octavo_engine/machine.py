@@ -56,6 +56,10 @@ class Machine:
         """As EngineOptions has it."""
         return str(self.ops.device)
 
+    def step_tokens(self, options: EngineOptions) -> int:
+        """The most that a step may have."""
+        return options.max_num_batched_tokens or max(self.default_batched_tokens, options.max_num_seqs)
+
     @property
     def default_batched_tokens(self) -> int:
         """EngineOptions.max_num_batched_tokens where the user names none."""
@@ -134,7 +138,7 @@ class Machine:
         length: int,
         adapters: Adapters | None,
     ) -> Measured:
-        tokens = options.max_num_batched_tokens or max(self.default_batched_tokens, options.max_num_seqs)
+        tokens = self.step_tokens(options)
         spec: Any = options.speculation
         steps: list[Callable[[], int]] = []
         captures: list[Callable[[], DeviceRunner]] = []

@@ -172,6 +172,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             cache=_cache(options),
             trust_remote_code=options.trust_remote_code,
             adapters=adapters,
+            step_tokens=machine.step_tokens(options),
         )
         if adapters is not None and adapters.nbytes:
             log.info(
@@ -258,8 +259,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
             max_queued_requests=options.max_queued_requests,
             max_queued_tokens=options.max_queued_tokens,
             max_in_flight=2 if runner.asynchronous else 1,
-            regimes=shape.regimes.limits,
-            regimes_by_prompt=shape.regimes.by_prompt,
+            regimes=_regimes(options, shape),
         ),
         proposer=proposer,
     )
@@ -292,6 +292,13 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         adapters=store,
         processors=processors,
     )
+
+
+def _regimes(options: EngineOptions, shape: Any) -> Any:
+    regimes = shape.regimes
+    if regimes is None or regimes.growth is None:
+        return regimes
+    return regimes._replace(growth=options.dynamic_ntk_growth)
 
 
 def _processors(options: EngineOptions, text: Text, vocab_size: int, ops: Ops, threads: int) -> Processors:

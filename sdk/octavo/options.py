@@ -288,6 +288,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     could fill, but a quarter of the memory at most; on a GPU what is left after the weights and the largest step, both
     measured. gpu_memory_utilization: share of the memory that is free when the engine starts which it may take in all.
     kv_cache_dtype: "auto" is dtype; "int8", and on a GPU "fp8" (e4m3), keep a scale a token and head.
+    dynamic_ntk_growth: a sequence beyond the trained length of a model with dynamic NTK (LLaMA's rope type "dynamic",
+    InternLM) is rotated for its length, and computed again for its new one when it has grown by more than this share;
+    0: at every token, for the very tokens of a whole forward over all before, at its price.
     batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
     slower. On a CPU, and by weights of 4 and 8 bits, they never do.
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
@@ -341,6 +344,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     grammar_timeout: float = 30.0
     grammar_cache_size: int = 64
     speculation: NGram | Draft | str | None = None
+    dynamic_ntk_growth: float = 0.15
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -399,6 +403,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _whole("max_grammar_bytes", self.max_grammar_bytes, 1)
         _number("grammar_timeout", self.grammar_timeout, 0.0, above=True)
         _whole("grammar_cache_size", self.grammar_cache_size, 0)
+        _number("dynamic_ntk_growth", self.dynamic_ntk_growth, 0.0)
         if isinstance(self.speculation, str):
             msgspec.structs.force_setattr(self, "speculation", parse(self.speculation))
         elif self.speculation is not None and not isinstance(self.speculation, (NGram, Draft)):

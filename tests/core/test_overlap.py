@@ -13,6 +13,7 @@ from octavo import wire
 from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
 from octavo_engine.core import Core
+from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.execution.runner import Runner
 from octavo_engine.scheduling.ngram import NGramProposer
@@ -227,6 +228,8 @@ def before_forward(
 
     for name in ("_forward", "_forward_kept"):
         monkeypatch.setattr(engine.runner, name, with_hook(getattr(engine.runner, name)))
+    if isinstance(engine.runner, DeviceRunner):
+        monkeypatch.setattr(engine.runner, "_decodes", [with_hook(decode) for decode in engine.runner._decodes])
 
 
 @pytest.mark.parametrize("every", [2, 3, 7])

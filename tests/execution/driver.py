@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,6 +88,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     computed: int = 0
     sent: int = 0
+    regime: int = 0
     logprobs: list[TokenLogprob | None] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -123,7 +123,7 @@ class Driver:
             kv_dtype=kv_dtype,
         )
         self.page_size, self.steps = page_size, 0
-        self.limits = model.config.regimes.limits
+        self.regimes = model.config.regimes
         shuffle = random.Random(seed)
         self.free_pages = shuffle.sample(range(num_pages), num_pages)
         self.free_slots = shuffle.sample(range(max_num_seqs), max_num_seqs)
@@ -165,6 +165,10 @@ class Driver:
         """One step of at most so many tokens a sequence. forks: who else draws from a sequence's last logits."""
         seqs = []
         for sequence, count in work:
+            if self.regimes is not None:
+                regime = self.regimes.choose(len(sequence.prompt), len(sequence.tokens))[0]
+                if regime != sequence.regime:
+                    sequence.regime, sequence.computed = regime, 0
             end = min(sequence.computed + count, len(sequence.tokens))
             while len(sequence.pages) * self.page_size < end:
                 sequence.pages.append(self.free_pages.pop())
@@ -182,7 +186,7 @@ class Driver:
                     [s.slot for s in [sequence, *(forks or {}).get(sequence, [])]] if done else [],
                     wanted if of_prompt and wanted is not None else -1,
                     sequence.prompt[end] if of_prompt and end < len(sequence.prompt) else -1,
-                    bisect_left(self.limits, len(sequence.prompt)),
+                    sequence.regime,
                 )
             )
             sequence.sent, sequence.computed = len(sequence.pages), end

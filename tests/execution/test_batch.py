@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
+from octavo_engine.layers.rope import Regimes
 from octavo_engine.scheduling.plan import SeqStep
 
 PAGE = 16
@@ -140,8 +141,8 @@ def test_the_longest_sequence_fits_and_no_longer_one() -> None:
 
 def test_another_sequence_is_no_next_step_of_the_last_one() -> None:
     """It may stand where the one before it in the slot would have gone on: all but a token of its prompt was found."""
-    made = BatchBuilder(KV, page_size=PAGE, max_num_seqs=4, max_model_len=128, regime_rows=1000)
-    before, after = [SeqStep(0, 31, [5], 0, [3, 4], [0])], [SeqStep(0, 32, [5], 0, [7, 8, 9], [0], regime=1)]
+    made = BatchBuilder(KV, page_size=PAGE, max_num_seqs=4, max_model_len=128, regimes=Regimes((50, 100), 1000))
+    before, after = [SeqStep(0, 31, [5], 0, [3, 4], [0])], [SeqStep(0, 32, [5], 0, [7, 8, 9], [0], regime=100)]
     made.start(0, 2)
     adapters = made.build(before).adapters
     assert adapters is not None
@@ -150,3 +151,22 @@ def test_another_sequence_is_no_next_step_of_the_last_one() -> None:
     built = made.build(after)
     assert built.batch.positions.tolist() == [1032]
     assert built.adapters is None
+
+
+def test_rows_of_sequences_that_have_no_table() -> None:
+    """They stand behind the tables, in the order of the step's tokens; and change with every step."""
+    made = BatchBuilder(KV, page_size=PAGE, max_num_seqs=4, max_model_len=128, regimes=Regimes((50,), 100, growth=0.5))
+    seqs = [
+        SeqStep(0, 7, [5], 0, [3], [0], regime=50),
+        SeqStep(1, 60, [5, 6, 7], 0, [4, 5, 6, 7], [1], regime=90),
+        SeqStep(2, 70, [8], 0, [8, 9, 10, 11, 12], [2], regime=71),
+    ]
+    built = made.build(seqs)
+    assert built.batch.positions.tolist() == [7, 101, 102, 103, 104]
+    assert built.own == [(1, 90, 60, 63), (4, 71, 70, 71)]
+    assert built.own_rows is not None
+    assert built.own_rows.tolist() == [101, 102, 103, 104]
+    for start in (71, 72):
+        built = made.build([SeqStep(0, start, [5], 4, [3], [0], regime=71)])
+        assert (built.batch.positions.tolist(), built.own) == ([100], [(0, 71, start, start + 1)])
+    assert made.build([SeqStep(0, 8, [5], 0, [3], [0], regime=50)]).own_rows is None

@@ -98,7 +98,7 @@ class Engine:
             "max_num_batched_tokens": budget,
             "enable_prefix_caching": caching,
             "max_in_flight": 1 + overlap,
-            "regimes": model.config.regimes.limits,
+            "regimes": model.config.regimes and model.config.regimes._replace(growth=0.15),
         }
         proposer = None if make_proposer is None else make_proposer(**sizes, kv_dtype=setup.kv_dtype)
         self.scheduler = Scheduler(SchedulerConfig(**sizes, **limits), proposer=proposer)

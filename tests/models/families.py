@@ -28,8 +28,7 @@ Publish = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
 class Family:
     """config: of transformers' model that makes and answers the checkpoint; a dict where it is mpt_equations' instead.
     like: the row whose oracle and prompts it shares, being the same model as published by another. lengths of prompts;
-    max_model_len: what is served, where that is more than the config says. octaves: the trained length of a dynamic
-    NTK, whose base we take from the length rounded up to a power of two times this. unseen: tensors of the oracle that
+    max_model_len: what is served, where that is more than the config says. unseen: tensors of the oracle that
     no logits depend on; ignored: those of the file that nothing reads; both by regex.
     """
 
@@ -38,7 +37,6 @@ class Family:
     like: str = ""
     lengths: tuple[int, ...] = LENGTHS
     max_model_len: int | None = None
-    octaves: int = 0
     unseen: str = "never"
     ignored: str = "never"
     attention: str = "eager"

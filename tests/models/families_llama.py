@@ -276,7 +276,6 @@ LLAMA_LIKE: dict[str, Family] = {
         internlm,
         lengths=CROSSING,
         max_model_len=256,
-        octaves=32,
     ),
     "internlm2": Family(of(LlamaConfig, SIZES, attention_bias=False), internlm2),
     "internlm2-bias": Family(of(LlamaConfig, SIZES, attention_bias=True), internlm2),
@@ -300,7 +299,6 @@ LLAMA_LIKE: dict[str, Family] = {
     "llama-dynamic-beyond": Family(
         of(LlamaConfig, SIZES, rope("dynamic", factor=8.0), max_position_embeddings=32),
         lengths=CROSSING,
-        octaves=32,
     ),
     "mistral": Family(of(MistralConfig, SIZES, sliding_window=24)),
     "mistral-full": Family(of(MistralConfig, SIZES, sliding_window=None), old_rope_keys),

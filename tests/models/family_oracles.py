@@ -96,17 +96,13 @@ def prompts(name: str) -> list[list[int]]:
 
 
 @torch.no_grad()
-def reference_logits(model: Any, tokens: list[int], octaves: int = 0) -> Tensor:
-    """[tokens, V] float32, recomputed as a whole. octaves: see Family; tokens that follow change no logits, only the
-    length that transformers sees."""
-    length = octaves
-    while 0 < length < len(tokens):
-        length *= 2
-    if octaves:  # it keeps the base of the longest sequence that it has seen
-        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    padded = tokens + [0] * (length - len(tokens))
-    logits: Tensor = model(torch.tensor([padded]), use_cache=False).logits[0]
-    return logits[: len(tokens)]
+def reference_logits(model: Any, tokens: list[int]) -> Tensor:
+    """[tokens, V] float32, recomputed as a whole."""
+    rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
+    if getattr(rotary, "rope_type", None) == "dynamic":  # it keeps the base of the longest sequence that it has seen
+        model.model.rotary_emb = type(rotary)(model.config)
+    logits: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
 
 
 def expected_logits(name: str) -> list[Tensor]:
@@ -116,16 +112,16 @@ def expected_logits(name: str) -> list[Tensor]:
 
 @functools.cache
 def _expected_logits(name: str) -> list[Tensor]:
-    return [reference_logits(oracle(name), prompt, FAMILIES[name].octaves) for prompt in prompts(name)]
+    return [reference_logits(oracle(name), prompt) for prompt in prompts(name)]
 
 
 def step_logits(name: str, prompt: list[int], tokens: list[int]) -> Tensor:
     """[len(tokens), V]: behind the prompt and behind each of `tokens` but the last."""
-    model, octaves = oracle(name), FAMILIES[name].octaves
+    model = oracle(name)
     if not _by_length(name):
         return reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
     parts = [prompt + tokens[:i] for i in range(len(tokens))]
-    return torch.stack([reference_logits(model, part, octaves)[-1] for part in parts])
+    return torch.stack([reference_logits(model, part)[-1] for part in parts])
 
 
 def choices(name: str, prompt: list[int], tokens: list[int]) -> list[int]:

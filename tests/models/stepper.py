@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from octavo_engine.execution.kv_cache import KVCache, cache_layout
 from octavo_engine.layers.batch import BATCH_SPECS, Batch
+from octavo_engine.layers.rope import OwnRows
 from octavo_engine.models import CausalLM
 from octavo_engine.ops import Ops, TensorSpec
 
@@ -45,7 +45,7 @@ class Stepper:
         self.lengths = [0] * sequences
         self.tokens: list[list[int]] = [[] for _ in range(sequences)]
         self.prompts = [0] * sequences  # their lengths
-        self.reach, self.regimes = model.reach, config.regimes
+        self.tables, self.regimes = model.tables, config.regimes
         self.forward: Callable[..., Tensor] = lambda *tensors: model.forward(Batch.of(tensors, self.kv))
         self.logits: Callable[..., Tensor] = model.logits
         if recorded:
@@ -61,13 +61,13 @@ class Stepper:
             first = self.lengths[sequence]
             self.lengths[sequence] += len(tokens)
             ids += tokens
-            shift = self.regime(sequence) * self.regimes.rows
-            positions += range(shift + first, shift + self.lengths[sequence])
+            positions += self.rows(sequence, first, len(ids) - len(tokens))
             for position in range(first, self.lengths[sequence]):
                 page = int(self.page_table[sequence, position // PAGE_SIZE])
                 slots.append(page * PAGE_SIZE + position % PAGE_SIZE)
             starts.append(len(ids))
-        self.reach(max(self.lengths))
+        for table in self.tables:
+            table.reach(max(self.lengths))
         batch = Batch(
             token_ids=torch.tensor(ids, dtype=torch.int32),
             positions=torch.tensor(positions, dtype=torch.int32),
@@ -83,8 +83,21 @@ class Stepper:
 
     def regime(self, sequence: int) -> int:
         """By the length of what was given to prefill and drawn since."""
-        length = self.prompts[sequence] if self.regimes.by_prompt else len(self.tokens[sequence])
-        return bisect_left(self.regimes.limits, length)
+        if self.regimes is None:
+            return 0
+        return self.regimes.choose(self.prompts[sequence], len(self.tokens[sequence]))[0]
+
+    def rows(self, sequence: int, start: int, row: int) -> range:
+        """Where in the tables the positions from `start` on are, which are rows of the step from `row` on."""
+        stop, length = self.lengths[sequence], self.regime(sequence)
+        first = start
+        if self.regimes is not None:
+            known = self.regimes.first_rows.get(length)
+            first = len(self.regimes.lengths) * self.regimes.rows + row if known is None else known + start
+            if known is None:
+                for table in self.tables:
+                    table.values[first : first + stop - start] = table.own_rows([OwnRows(row, length, start, stop)])
+        return range(first, first + stop - start)
 
     def prefill(self, prompts: list[list[int]], chunk: int = 1000) -> list[Tensor]:
         """All prompts together, at most `chunk` tokens of each a step; logits of every prompt token."""

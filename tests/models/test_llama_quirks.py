@@ -100,8 +100,8 @@ MUTATIONS: dict[tuple[str, str], Mutation] = {
     ),
     ("llama-yarn", "plain interpolation"): scaling_as("yarn", rope._linear),
     ("llama-dynamic-beyond", "base of the trained length"): scaling_as("dynamic", rope._default),
-    ("llama-dynamic-beyond", "base of the length itself"): scaling_as(
-        "dynamic", lambda made, length: rope._dynamic(made, 130)
+    ("llama-dynamic-beyond", "base of the next power of two"): scaling_as(
+        "dynamic", lambda made, length: rope._dynamic(made, 256)
     ),
     ("internlm-dynamic-beyond", "base of the trained length"): config(rotary={"base": 10000, "type": "origin"}),
     ("internlm", "no bias on o"): Refused(read_as(InternLM, out_bias=False), "not used: .*o_proj.bias"),

@@ -79,10 +79,15 @@ def logn_from_the_start(length: int, trained: int) -> Tensor:
     return torch.arange(1, length + 1).log() / torch.tensor(trained).log()
 
 
+def of_the_current_length(lengths: tuple[int, ...], rows: int, by_prompt: bool) -> rope.Regimes:
+    return Regimes(lengths, rows)
+
+
 def layer_norm(self: loading.Loader, name: str, size: int, eps: float) -> Any:
     return self.layer_norm(name, size, eps, bias=False)
 
 
+Regimes = rope.Regimes
 logn = qwen._logn
 QWEN = "qwen-v1-ntk-logn"
 QK_LN = "mpt-qkln-clip-bias16"
@@ -243,7 +248,7 @@ MUTATIONS: dict[tuple[str, str], Mutation] = {
     (QWEN, "no ntk"): scaling_as("dynamic", rope._default),
     (QWEN, "ntk by the plain ratio"): scaling_as("dynamic", lambda made, length: rope._dynamic(made, 130)),
     (QWEN, "ntk of the power of two below"): widened(lambda made, length: max(length / made.trained - 1, 1)),
-    (QWEN, "ntk of the current length"): By(drawn_apart, called_with(qwen, "Rope", by_prompt=False)),
+    (QWEN, "ntk of the current length"): By(drawn_apart, replaced(rope, "Regimes", of_the_current_length)),
     (QWEN, "w1 is the gate"): names_swapped("w1.", "w2."),
     (QWEN, "k and v swapped"): keys_and_values_swapped("c_attn", 64),
     (QWEN, "rows are per head"): per_head("c_attn", 4, 1, 16),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from octavo.options import SamplingParams
 from octavo_engine.execution.device_runner import DeviceRunner
-from octavo_engine.layers import rope
 from octavo_engine.models import CausalLM, CheckpointMismatch, load_model
 from octavo_engine.ops import LinearWeight, Ops, load_ops
 from octavo_engine.ops.reference import ReferenceOps
@@ -35,9 +33,6 @@ if more := os.environ.get("OCTAVO_ORACLES"):
     FOLDERS += sorted(
         path.parent for path in Path(more).glob("*/oracle.json") if path.parent.name not in os.listdir(_HERE)
     )
-# Whose dynamic NTK widens the base with every token beyond the trained length, where ours goes by powers of two
-# (layers/rope.py): the trained length.
-BY_EVERY_LENGTH = {"internlm-7b-dynamic": 64}
 each_oracle = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -57,19 +52,13 @@ def read(folder: Path) -> list[Prompt]:
     return [Prompt(entry["ids"], entry["greedy"], row) for entry, row in zip(entries, rows, strict=True)]
 
 
-def answered_alike(folder: Path) -> list[Prompt]:
-    """But for those that grow beyond the length from which on the base is another (see below)."""
-    longest = BY_EVERY_LENGTH.get(folder.name, 1000)
-    return [prompt for prompt in read(folder) if len(prompt.ids) + len(prompt.greedy) <= longest]
-
-
 def model_of(folder: Path, ops: Ops) -> CausalLM:
-    return load_model(open_source(folder), ops, torch.float32)
+    return load_model(open_source(folder), ops, torch.float32, max_model_len=160)
 
 
 @each_oracle
 def test_logits_and_greedy_tokens(folder: Path, ops: Ops) -> None:
-    prompts = answered_alike(folder)
+    prompts = read(folder)
     model = model_of(folder, ops)
     for batch in (*([prompt] for prompt in prompts), prompts):
         stepper = Stepper(model, ops, sequences=len(batch))
@@ -78,28 +67,6 @@ def test_logits_and_greedy_tokens(folder: Path, ops: Ops) -> None:
             torch.testing.assert_close(ours, prompt.logits, atol=1e-4, rtol=1e-5)
         tokens = len(batch[0].greedy)
         assert stepper.greedy(last, tokens) == [prompt.greedy for prompt in batch]
-
-
-@pytest.mark.parametrize("name", BY_EVERY_LENGTH)
-def test_a_base_of_every_length(name: str, ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the base of a sequence's own length, computed anew at every token, we answer as they do, so the formula is
-    theirs; what we serve has the base of the next power of two times the trained length, which is another model's."""
-    scaling, known = rope._SCALINGS["dynamic"]
-    prompt = max(read(_HERE / name), key=lambda prompt: len(prompt.ids))
-    assert len(prompt.ids) > BY_EVERY_LENGTH[name]
-    served = load_model(open_source(_HERE / name), ops, torch.float32, max_model_len=256)
-    assert served.config.regimes.limits == (64, 128)
-    for i, token in enumerate(prompt.greedy):
-        tokens = prompt.ids + prompt.greedy[:i]
-        at_this_length = partial(lambda length, made, _: scaling(made, length), len(tokens))
-        monkeypatch.setitem(rope._SCALINGS, "dynamic", (at_this_length, known))
-        model = load_model(open_source(_HERE / name), ops, torch.float32, max_model_len=256)
-        last = Stepper(model, ops, sequences=1).prefill([tokens])[0][-1]
-        if i == 0:
-            torch.testing.assert_close(last, prompt.logits, atol=1e-4, rtol=1e-5)
-        assert int(last.argmax()) == token
-    rounded = Stepper(served, ops, sequences=1).prefill([prompt.ids])[0][-1]
-    assert (rounded - prompt.logits).abs().max() > 1  # or they are alike now, and nothing here is needed
 
 
 def test_qwen_of_august_2023(tmp_path: Path) -> None:
@@ -160,7 +127,7 @@ def test_a_missing_or_added_tensor_is_an_error(folder: Path) -> None:
 
 @each_oracle
 def test_bfloat16(folder: Path) -> None:
-    ours, prompts = last_logits(folder, torch.bfloat16, "none"), answered_alike(folder)
+    ours, prompts = last_logits(folder, torch.bfloat16, "none"), read(folder)
     for row, prompt in zip(ours, prompts, strict=True):
         assert relative(row, prompt.logits) < 0.05
 
@@ -178,7 +145,7 @@ def test_int8_and_int4(folder: Path, short: str, bound: float) -> None:
     exact = last_logits(folder, torch.float32, f"{short}:float")
     # The rows of this head get the length 1 where they are read, and those of the rounded ones have it but nearly.
     atol = 0.01 if folder.name == "baichuan2-7b" else 2e-4
-    for row, nearly, theirs, prompt in zip(exact, coarse, expected, answered_alike(folder), strict=True):
+    for row, nearly, theirs, prompt in zip(exact, coarse, expected, read(folder), strict=True):
         torch.testing.assert_close(row, theirs, atol=atol, rtol=1e-4)
         assert relative(nearly, theirs) < 0.1
         assert relative(theirs, prompt.logits) < bound
@@ -192,8 +159,9 @@ def last_logits(
     source: InMemory | None = None,
 ) -> list[Tensor]:
     ops = load_ops("cpu")
-    model = load_model(source or open_source(folder), ops, dtype, quantization=short, made=made)
-    asked = [prompt.ids for prompt in answered_alike(folder)]
+    source = source or open_source(folder)
+    model = load_model(source, ops, dtype, quantization=short, made=made, max_model_len=160)
+    asked = [prompt.ids for prompt in read(folder)]
     return [rows[-1] for rows in Stepper(model, ops, recorded=True).prefill(asked)]
 
 

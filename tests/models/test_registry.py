@@ -108,9 +108,10 @@ def _limits(config: dict[str, Any]) -> Iterator[int]:
 
 def test_dynamic_rotation_is_tested_beyond_the_trained_length() -> None:
     """What scales from there on, and not before."""
-    dynamic = {find_model(config) for name, config in configs().items() if name in CASES and _is_dynamic(config)}
-    beyond = {find_model(configs()[name]) for name, case in CASES.items() if 0 < case.octaves < max(case.lengths)}
-    assert dynamic == beyond != set()
+    dynamic = {name: config for name, config in configs().items() if name in CASES and _is_dynamic(config)}
+    beyond = [name for name in dynamic if dynamic[name]["max_position_embeddings"] < max(CASES[name].lengths)]
+    assert {find_model(config) for config in dynamic.values()} == {find_model(dynamic[name]) for name in beyond}
+    assert beyond
 
 
 def _is_dynamic(config: dict[str, Any]) -> bool:

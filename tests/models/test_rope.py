@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from octavo_engine.layers.alibi import alibi_slopes
 from octavo_engine.layers.config import ConfigReader, UnsupportedModel
-from octavo_engine.layers.rope import Rope, RotationTable
+from octavo_engine.layers.rope import OwnRows, Regimes, Rope, RotationTable
 
 BASE = {"max_position_embeddings": 256, "hidden_size": 64, "num_attention_heads": 2, "rope_theta": 20000.0}
 LONG = {"short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [1.0 + i for i in range(16)]}
@@ -24,8 +26,7 @@ TABLES: list[tuple[dict[str, Any] | None, list[int], dict[str, Any]]] = [
     ({"rope_type": "default"}, [256], {}),
     ({"rope_type": "linear", "factor": 3.0}, [768], {}),
     ({"rope_type": "dynamic", "factor": 1.0}, [256], {}),
-    ({"rope_type": "dynamic", "factor": 2.0}, [256, 512], {}),
-    ({"rope_type": "dynamic", "factor": 3.0}, [256, 512, 1024], {}),
+    ({"rope_type": "dynamic", "factor": 2.0}, [256], {}),
     ({"rope_type": "llama3", "original_max_position_embeddings": 64, **LLAMA3}, [256], {}),
     ({"rope_type": "llama3", **LLAMA3}, [256], {"original_max_position_embeddings": 32}),
     (YARN, [1024], {}),
@@ -40,7 +41,7 @@ TABLES: list[tuple[dict[str, Any] | None, list[int], dict[str, Any]]] = [
 def tables(config: dict[str, Any], max_model_len: int | None = None) -> tuple[torch.Tensor, ...]:
     """[rows, 32] of each regime."""
     rope = Rope(ConfigReader(config), 32, max_model_len)
-    table = RotationTable(rope, torch.device("cpu"))
+    table = RotationTable(rope, torch.device("cpu"), 0)
     table.reach(rope.length)
     return table.values.split(rope.length)
 
@@ -59,7 +60,8 @@ def test_tables_equal_transformers(
             config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
     rope = Rope(ConfigReader(config), 32)
     assert rope.lengths == tuple(lengths)
-    assert rope.regimes.limits == tuple(lengths[:-1])
+    by_length = scaling is not None and scaling["rope_type"] == "dynamic" and scaling["factor"] > 1
+    assert (rope.regimes is not None) == (len(lengths) > 1 or by_length)
     made = tables(config)
     for length, table in zip(lengths, made, strict=True):
         assert len(table) == rope.max_position
@@ -68,6 +70,43 @@ def test_tables_equal_transformers(
         rows = min(length, len(table))
         torch.testing.assert_close(table[:rows, :16], cos[0, :rows, :16], atol=2e-5, rtol=0)
         torch.testing.assert_close(table[:rows, 16:], sin[0, :rows, :16], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [257, 300, 1000])
+def test_rows_of_a_length_that_has_no_table_equal_transformers(length: int) -> None:
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    rope = Rope(ConfigReader({**BASE, "rope_scaling": scaling}), 32)
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**BASE, rope_scaling=dict(scaling)))
+    cos, sin = theirs(torch.empty(1), torch.arange(length)[None])
+    table = RotationTable(rope, torch.device("cpu"), 16)
+    assert len(table.values) == 1024 + 16
+    at = [0, 1, 200, 256, length]
+    rows = table.own_rows([OwnRows(0, length, *ends) for ends in pairwise(at)])
+    torch.testing.assert_close(rows, torch.cat((cos[0, :, :16], sin[0, :, :16]), dim=1), atol=2e-5, rtol=0)
+    assert torch.equal(rows[254:257], table.own_rows([OwnRows(0, length, 254, 257)]))
+
+
+@pytest.mark.parametrize(
+    ("regimes", "of", "expected"),
+    [
+        # One table up to the trained length of 100, then rotations that last until a tenth has come on top.
+        (Regimes((100,), 900, growth=0.1), (1, 100), (100, 110)),
+        (Regimes((100,), 900, growth=0.1), (100, 111), (111, 122)),
+        (Regimes((100,), 900, growth=0.1), (60, 123), (123, 135)),
+        (Regimes((100,), 900, growth=0.1), (130, 130), (130, 143)),
+        (Regimes((100,), 900, growth=0.1), (130, 143), (130, 143)),
+        (Regimes((100,), 900, growth=0.1), (130, 144), (144, 158)),
+        (Regimes((100,), 900, growth=0.0), (130, 144), (144, 144)),
+        (Regimes((100,), 900, growth=0.0), (30, 99), (100, 100)),
+        (Regimes((100, 900), 900), (30, 100), (100, 100)),
+        (Regimes((100, 900), 900), (30, 101), (900, sys.maxsize)),
+        (Regimes((100, 200, 400), 300, by_prompt=True), (100, 290), (100, sys.maxsize)),
+        (Regimes((100, 200, 400), 300, by_prompt=True), (201, 290), (400, sys.maxsize)),
+    ],
+)
+def test_regimes(regimes: Regimes, of: tuple[int, int], expected: tuple[int, int]) -> None:
+    """of: tokens of the prompt, tokens in all."""
+    assert regimes.choose(*of) == expected
 
 
 def test_su_is_longrope() -> None:
@@ -88,7 +127,7 @@ def test_the_longest_sequence_to_serve_changes_no_shorter_one(scaling: dict[str,
 
 def test_rows_are_the_same_in_whatever_steps_they_are_made() -> None:
     rope = Rope(ConfigReader({**BASE, "max_position_embeddings": 1500, "rope_scaling": LONGROPE}), 32)
-    at_once, in_steps = (RotationTable(rope, torch.device("cpu")) for _ in range(2))
+    at_once, in_steps = (RotationTable(rope, torch.device("cpu"), 0) for _ in range(2))
     at_once.reach(1500)
     for length in (1, 2, 300, 777, 777, 5000):
         in_steps.reach(length)

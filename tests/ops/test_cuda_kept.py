@@ -28,7 +28,8 @@ class Model:
     def __init__(self, name: str, folder: Path) -> None:
         self.ops: CudaOps = emulated_ops(check=False, invariant=True)
         self._model = load_model(open_source(family_oracles.write(name, folder)), self.ops, torch.float32)
-        self._model.reach(max(LENGTHS))
+        for table in self._model.tables:
+            table.reach(max(LENGTHS))
         self.cache = KVCache(self.ops, cache_layout(self._model.config, 4, 16, torch.float32))
 
     def forward(self, *tensors: Tensor) -> Tensor:

@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from octavo_engine.layers.rope import Regimes
 from octavo_engine.scheduling.admission import SchedulerConfig
 from octavo_engine.scheduling.plan import PENDING, REJECTED, Plan, SeqStep
 from octavo_engine.scheduling.sequence import Sequence
 
 Draw = Callable[[Sequence], int]
+REGIMES: list[Regimes | None] = [None, None, None]
+"""What a test may take one of."""
+for _lengths in ((4, 99), (2, 5, 9, 99)):
+    REGIMES += [Regimes(_lengths, 99), Regimes(_lengths, 99, by_prompt=True)]
+    REGIMES += [Regimes(_lengths[:1], 99, growth=growth) for growth in (0, 0.3)]
 
 
 def _root(seq: Sequence, regime: int) -> int:
@@ -32,7 +38,7 @@ class Work(NamedTuple):
 class Device:
     def __init__(self, config: SchedulerConfig) -> None:
         self.page_size, self.max_num_seqs = config.page_size, config.max_num_seqs
-        self.regimes, self.by_prompt = config.regimes, config.regimes_by_prompt
+        self.regimes = config.regimes
         self.cells: dict[tuple[int, int], int] = {}
         self.tables: dict[int, list[int]] = {}  # by slot, for those that have started
         self.last: dict[int, int] = {}  # the last token that a slot drew
@@ -105,12 +111,11 @@ class Device:
         stop = step.start + len(step.tokens) - step.drafts
         tokens = seq.tokens(0, stop)
         assert len(tokens) == stop
-        length = len(seq.request.prompt) if self.by_prompt else stop if step.samplers else seq.num_tokens
-        assert step.regime == len([limit for limit in self.regimes if limit < length])
-        most = (
-            self.regimes[step.regime] if step.regime < len(self.regimes) and not self.by_prompt else stop + step.drafts
-        )
-        assert stop + step.drafts <= most, "guesses beyond the regime"
+        if self.regimes is not None:
+            length = stop if step.samplers else seq.num_tokens
+            regime, most = self.regimes.choose(len(seq.request.prompt), length)
+            assert step.regime == regime
+            assert stop + step.drafts <= most, "guesses beyond the regime"
         value = _root(seq, step.regime)
         for position, token in enumerate(tokens):
             value = hash((value, token))

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.scheduling.sequence import Sequence
+from tests.scheduling.device import REGIMES
 from tests.scheduling.driver import Driver, RandomGuesses
 
 
@@ -34,8 +35,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.2]),
         max_in_flight=st.integers(1, 2),
         guessing=st.booleans(),
-        regimes=st.sampled_from([(), (), (4,), (2, 5, 9)]),
-        regimes_by_prompt=st.booleans(),
+        regimes=st.sampled_from(REGIMES),
         seed=st.integers(0, 1 << 30),
     )
     def start(

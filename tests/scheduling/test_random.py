@@ -7,6 +7,7 @@ import random
 import pytest
 
 from octavo_engine.scheduling.scheduler import DoesNotFit
+from tests.scheduling.device import REGIMES
 from tests.scheduling.driver import Driver, RandomGuesses
 
 
@@ -43,8 +44,7 @@ def _load(source: random.Random, max_in_flight: int) -> Driver:
         max_overtaken=source.randint(1, 3),
         watermark=source.choice([0.0, 0.2]),
         max_in_flight=max_in_flight,
-        regimes=source.choice([(), (), (4,), (2, 5, 9)]),
-        regimes_by_prompt=source.random() < 0.3,
+        regimes=source.choice(REGIMES),
         draw=lambda seq: source.randrange(4),
         proposer=RandomGuesses(source, 4) if source.random() < 0.5 else None,
     )

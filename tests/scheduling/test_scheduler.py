@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from octavo_engine.layers.rope import Regimes
 from octavo_engine.scheduling.sequence import Sequence
 from tests.scheduling.driver import EOS, Driver, random_draw
 
@@ -341,23 +342,23 @@ def test_stats_tell_what_is_stored_and_what_is_wasted() -> None:
 
 @pytest.mark.parametrize("max_in_flight", [1, 2])
 def test_a_sequence_that_outgrows_its_regime_is_computed_again(max_in_flight: int) -> None:
-    driver = Driver(page_size=4, regimes=(8, 12), max_in_flight=max_in_flight)
+    driver = Driver(page_size=4, regimes=Regimes((8, 12, 16), 16), max_in_flight=max_in_flight)
     driver.add("short", range(100, 105), max_tokens=4)
     driver.add("grows", range(6), max_tokens=8)
     driver.run()
     grew = driver.requests[1].sequences[0]
     steps = [(step.regime, step.start, len(step.tokens)) for plan in driver.plans for step in plan.seqs]
-    assert [step for step in steps if step[0]] == [
-        *[(1, 0, 9), (1, 9, 1), (1, 10, 1), (1, 11, 1)],  # from its ninth token on
-        (2, 0, 13),
+    assert [step for step in steps if step[0] > 8] == [
+        *[(12, 0, 9), (12, 9, 1), (12, 10, 1), (12, 11, 1)],  # from its ninth token on
+        (16, 0, 13),
     ]
-    assert [step for step in steps if step[1:] == (0, 5) or step[1:] == (0, 6)] == [(0, 0, 5), (0, 0, 6)]
+    assert [step for step in steps if step[1:] == (0, 5) or step[1:] == (0, 6)] == [(8, 0, 5), (8, 0, 6)]
     assert grew.output == list(range(1000, 1008))
     assert driver.scheduler.stats()["num_preemptions"] == 0
 
 
 def test_pages_are_shared_within_a_regime() -> None:
-    driver = Driver(page_size=4, regimes=(8,))
+    driver = Driver(page_size=4, regimes=Regimes((8, 16), 16))
     for key, length in enumerate((8, 9, 8, 10)):
         driver.add(key, range(length), max_tokens=1)
         driver.run()
@@ -365,10 +366,10 @@ def test_pages_are_shared_within_a_regime() -> None:
 
 
 def test_where_the_prompt_chooses_the_regime_nothing_is_computed_again() -> None:
-    driver = Driver(page_size=4, regimes=(8,), regimes_by_prompt=True)
+    driver = Driver(page_size=4, regimes=Regimes((8, 16), 16, by_prompt=True))
     driver.add("short", range(7), max_tokens=5)
     driver.add("long", range(9), max_tokens=5)
     driver.run()
     steps = [(step.regime, step.start, len(step.tokens)) for plan in driver.plans for step in plan.seqs]
-    assert steps[:2] == [(0, 0, 7), (1, 0, 9)]
-    assert sorted(steps[2:]) == [(0, 7 + i, 1) for i in range(4)] + [(1, 9 + i, 1) for i in range(4)]
+    assert steps[:2] == [(8, 0, 7), (16, 0, 9)]
+    assert sorted(steps[2:]) == [(8, 7 + i, 1) for i in range(4)] + [(16, 9 + i, 1) for i in range(4)]

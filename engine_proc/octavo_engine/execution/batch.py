@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from octavo_engine.execution.drafts import ahead_of
 from octavo_engine.layers.batch import Batch
-from octavo_engine.scheduling.plan import SeqStep
+from octavo_engine.layers.rope import OwnRows, Regimes
+from octavo_engine.scheduling.plan import PENDING, SeqStep
 
 __all__ = ["BatchBuilder", "BuiltBatch"]
 
@@ -23,20 +25,29 @@ class BuiltBatch:
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
-    what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
-    the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
-    ahead: drafts.ahead_of, where there are drafts. It holds until the next build, which may write to the same tensors.
+    what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
+    the sequence that each draws for, int32. paged: the sequences that brought pages. adapters: [T] int32, the adapter
+    of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. own: of those
+    whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the tables' values it is to be
+    written. num_pages: the width of the batch's page table. arrays: what the batch's other tensors share their memory
+    with, by name.
+    It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
+    arrays: dict[str, NDArray[np.int32]]
     draw_slots: list[int]
     draw_rows: torch.Tensor
     draw_lens: NDArray[np.int32]
     every_row: bool
+    every_pending: bool
+    num_pages: int
     paged: list[SeqStep]
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
     adapters: torch.Tensor | None = None
+    own: Sequence[OwnRows] = ()
+    own_rows: torch.Tensor | None = None
 
 
 # One attribute of all sequences at a time: a loop over them would take several times as long.
@@ -51,11 +62,11 @@ class _Decode:
     samplers: list[list[int]]
     next_starts: list[int]
     tokens: list[list[int]]
-    token_ids: NDArray[np.int32]
     index: NDArray[np.intp]  # slots
-    positions: NDArray[np.int32]
+    moving: NDArray[np.int32]  # [3, S]: where each starts, its row of the position tables, its length
+    longest: int
+    token_ids: NDArray[np.int32]
     cache_slots: NDArray[np.int32]
-    seq_lens: NDArray[np.int32]
     built: BuiltBatch
 
 
@@ -63,7 +74,7 @@ class BatchBuilder:
     """Keeps each slot's page table between steps, so that a step brings only what is new in it.
 
     The table is int32 [max_num_seqs, ceil(max_model_len / page_size)]. Rows of ended slots are left as they are: a new
-    sequence overwrites what it can reach. regime_rows: of each of the model's tables of positions.
+    sequence overwrites what it can reach. regimes: the model's.
     """
 
     def __init__(
@@ -73,10 +84,11 @@ class BatchBuilder:
         page_size: int,
         max_num_seqs: int,
         max_model_len: int,
-        regime_rows: int = 0,
+        regimes: Regimes | None = None,
     ) -> None:
         self._kv = kv
-        self._regime_rows = regime_rows
+        self._first_rows = {} if regimes is None else regimes.first_rows
+        self._rows_of_own = 0 if regimes is None else len(regimes.lengths) * regimes.rows
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
         self._last: _Decode | None = None
@@ -93,14 +105,13 @@ class BatchBuilder:
         if self._last is not None and self._advance(self._last, seqs):
             return self._last.built
         self._last = None
-        table = self._table
         paged = self._store_pages(seqs)
         num_seqs = len(seqs)
         slots = np.array([seq.slot for seq in seqs], np.intp)
         starts = np.array([seq.start for seq in seqs], np.int32)
         tokens = [seq.tokens for seq in seqs]
-        token_ids = np.array(list(chain.from_iterable(tokens)), np.int32)
-        num_tokens = len(token_ids)
+        token_list = list(chain.from_iterable(tokens))
+        token_ids, num_tokens = np.array(token_list, np.int32), len(token_list)
         if num_tokens == num_seqs:  # every sequence brings one token: nothing to spread
             query_start = self._count[: num_seqs + 1]
             seq_lens = starts + 1
@@ -113,16 +124,13 @@ class BatchBuilder:
             positions = np.arange(num_tokens, dtype=np.int32)
             positions += np.repeat(starts - query_start[:-1], lengths)
             table_rows = np.repeat(slots, lengths)
-        size = self._page_size
-        pages = positions // size
-        cache_slots = table[table_rows, pages]
-        cache_slots -= pages
-        cache_slots *= size
-        cache_slots += positions
-        if self._regime_rows:
-            first = np.array([seq.regime * self._regime_rows for seq in seqs], np.int32)
-            positions = positions + (first if num_tokens == num_seqs else np.repeat(first, lengths))
-        num_pages = self._num_pages(seq_lens)
+        cache_slots = self._cache_slots(table_rows, positions)
+        own: list[OwnRows] = []
+        if self._first_rows:
+            shifts = self._shifts(seqs, query_start, own)
+            positions = positions + (shifts if num_tokens == num_seqs else np.repeat(shifts, lengths))
+        longest = int(seq_lens.max())
+        num_pages = self._num_pages(longest)
         samplers = [seq.samplers for seq in seqs]
         drafted = any(seq.drafts for seq in seqs)
         if drafted:
@@ -130,6 +138,8 @@ class BatchBuilder:
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
+            moving = np.stack((starts, positions, seq_lens))
+            starts, positions, seq_lens = moving
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
@@ -140,28 +150,42 @@ class BatchBuilder:
                 ).astype(np.int32)
                 draw_rows -= back
                 draw_lens -= back
-        batch = Batch(
-            token_ids=torch.from_numpy(token_ids),
-            positions=torch.from_numpy(positions),
-            slots=torch.from_numpy(cache_slots),
-            query_start=torch.from_numpy(query_start),
-            seq_lens=torch.from_numpy(seq_lens),
-            page_table=self._page_table(slots, num_pages),
-            kv=self._kv,
-        )
+        arrays = {
+            "token_ids": token_ids,
+            "positions": positions,
+            "slots": cache_slots,
+            "query_start": query_start,
+            "seq_lens": seq_lens,
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = Batch(**tensors, page_table=self._page_table(slots, num_pages), kv=self._kv)
         ahead = ahead_of(seqs) if drafted else None
-        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged, ahead)
+        every_pending = every_row and max(token_list) == PENDING
+        draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
+        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
+        if own:
+            built.own = own
+            built.own_rows = torch.from_numpy(positions[positions >= self._rows_of_own].astype(np.int64))
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
-        if every_row:
-            next_starts = (starts + 1).tolist()
-            self._last = _Decode(
-                slots.tolist(), samplers, next_starts, tokens, token_ids, slots, positions, cache_slots, seq_lens, built
-            )
+        if every_row and not own:
+            same = slots.tolist(), samplers, seq_lens.tolist(), tokens
+            self._last = _Decode(*same, slots, moving, longest, token_ids, cache_slots, built)
         return built
+
+    def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
+        """From a sequence's positions to rows of the rotation tables; `own` takes those of who has none."""
+        shifts = np.empty(len(seqs), np.int32)
+        for i, (seq, row) in enumerate(zip(seqs, query_start.tolist(), strict=False)):
+            first = self._first_rows.get(seq.regime)
+            if first is None:
+                first = self._rows_of_own + row - seq.start
+                own.append(OwnRows(row, seq.regime, seq.start, seq.start + len(seq.tokens)))
+            shifts[i] = first
+        return shifts
 
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -185,21 +209,16 @@ class BatchBuilder:
             if len(token_ids) != len(tokens):
                 return False
             last.tokens, last.token_ids[:] = tokens, token_ids
-        last.built.paged = self._store_pages(seqs)
-        for values in (last.positions, last.cache_slots, last.seq_lens):
-            values += 1
-        last.next_starts = last.seq_lens.tolist()
-        size, at = self._page_size, last.seq_lens - 1
-        moved = at % size == 0  # it entered a page
-        if last.built.paged:  # or the one that it writes to is another, as after a beam's fork
-            moved |= [bool(seq.pages) for seq in seqs]
-        moved = np.flatnonzero(moved)
-        if len(moved):
-            to = at[moved]
-            last.cache_slots[moved] = self._table[last.index[moved], to // size] * size + to % size
-        num_pages = self._num_pages(last.seq_lens)
-        if last.built.paged or num_pages != last.built.batch.page_table.shape[1]:
-            last.built.batch.page_table = self._page_table(last.index, num_pages)
+            last.built.every_pending = max(token_ids) == PENDING
+        built, moving = last.built, last.moving
+        built.paged = self._store_pages(seqs)
+        moving += 1
+        last.longest += 1
+        last.next_starts = built.draw_lens.tolist()
+        last.cache_slots[:] = self._cache_slots(last.index, moving[0])
+        num_pages = self._num_pages(last.longest)
+        if built.paged or num_pages != built.num_pages:
+            built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
         return True
 
     def _store_pages(self, seqs: list[SeqStep]) -> list[SeqStep]:
@@ -208,5 +227,10 @@ class BatchBuilder:
             self._table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
         return paged
 
-    def _num_pages(self, seq_lens: NDArray[np.int32]) -> int:
-        return (int(seq_lens.max()) - 1) // self._page_size + 1
+    def _cache_slots(self, table_rows: NDArray[np.intp], positions: NDArray[np.int32]) -> NDArray[np.int32]:
+        page, offset = np.divmod(positions, np.int32(self._page_size))
+        slots: NDArray[np.int32] = self._table[table_rows, page] * np.int32(self._page_size) + offset
+        return slots
+
+    def _num_pages(self, longest: int) -> int:
+        return (longest - 1) // self._page_size + 1

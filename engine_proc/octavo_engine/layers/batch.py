@@ -22,7 +22,7 @@ class Batch:
     """T tokens of S sequences, concatenated in the order of the sequences; shapes as in octavo_engine.ops.
 
     token_ids, positions, slots: [T] int32; slot = page * page_size + offset, where a token's key and value are written.
-    positions are rows of the model's position tables: in a regime other than the first they start further down.
+    positions are rows of the model's rotation tables, see layers.rope.Regimes: 0, 1, ... where there are no regimes.
     query_start [S + 1], seq_lens [S], page_table [S, max_pages]: int32, see Ops.paged_attention.
     kv: one (keys, values) pair a layer, see ops.KVLayout.
     """

@@ -79,6 +79,7 @@ class Loader:
         self.act_dtype = ops.activation_dtype(dtype)
         self.prefix = ""
         self.adapters: Adapters | None = None  # where layers are to take adapters
+        self.step_tokens = 2048  # the most that a step may have
         self._made = made
         self._checkpoint, self._progress = checkpoint, progress
         self._get_as: Callable[[str, torch.dtype], Tensor] | None = getattr(checkpoint, "get_as", None)

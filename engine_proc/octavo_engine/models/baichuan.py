@@ -37,7 +37,7 @@ class Baichuan(Decoder):
         if "max_position_embeddings" in config:
             rope = Rope(config, sizes.head_dim, max_model_len)
             self.config = replace(sizes, max_position=rope.max_position, regimes=rope.regimes)
-            cos_sin = self.rotation(rope, loader.ops.device)
+            cos_sin = self.rotation(rope, loader)
         else:
             slopes = alibi_slopes(sizes.num_heads).to(loader.ops.device)
         body = loader.at("model.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -28,8 +28,8 @@ class ModelConfig:
     """What the engine needs to know of a model besides its forward.
 
     max_position: tokens a sequence may have by the checkpoint's own config. dtype: of the weights. recordable: forward
-    and logits compute by ops alone, as Ops.record asks; else give the runner ops.EagerOps. regimes: which rows of its
-    position tables a sequence uses; `positions` in a Batch are those rows.
+    and logits compute by ops alone, as Ops.record asks; else give the runner ops.EagerOps. regimes: where the
+    rotation depends on a sequence's length; `positions` in a Batch are rows of the rotation tables.
     """
 
     architecture: str
@@ -43,17 +43,15 @@ class ModelConfig:
     dtype: torch.dtype
     sliding_window: int = 0
     recordable: bool = True
-    regimes: Regimes = field(default_factory=Regimes)
+    regimes: Regimes | None = None
 
 
 class CausalLM(Protocol):
     """A decoder-only language model, T tokens of S sequences at a time."""
 
     config: ModelConfig
-
-    def reach(self, length: int) -> None:
-        """To be called before a forward over sequences of up to `length` tokens."""
-        ...
+    tables: Sequence[RotationTable]
+    """To be filled before a forward: RotationTable.reach, and own_rows where there are any."""
 
     def forward(self, batch: Batch) -> Tensor:
         """The residual stream [T, H] float32 after the last layer, before the final norm; writes the KV cache."""
@@ -122,15 +120,11 @@ class Decoder:
     logit_scale: float = 1.0  # is in the norm
     tables: Sequence[RotationTable] = ()
 
-    def rotation(self, rope: Rope, device: torch.device) -> Tensor:
-        """The values of a new RotationTable, kept filled by `reach`."""
-        table = RotationTable(rope, device)
+    def rotation(self, rope: Rope, loader: Loader) -> Tensor:
+        """The values of a new RotationTable."""
+        table = RotationTable(rope, loader.ops.device, loader.step_tokens)
         self.tables = [*self.tables, table]
         return table.values
-
-    def reach(self, length: int) -> None:
-        for table in self.tables:
-            table.reach(length)
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embed(batch.token_ids)  # [T, H] float32

@@ -46,7 +46,7 @@ class Falcon(Decoder):
         bias = config.flag("bias", default=False)
         parallel = new or config.flag("parallel_attn", default=True)
         two_norms = new and config.integer("num_ln_in_parallel_attn", default=2) == 2
-        cos_sin = None if alibi else self.rotation(rope, loader.ops.device)
+        cos_sin = None if alibi else self.rotation(rope, loader)
         slopes = alibi_slopes(heads).to(loader.ops.device, torch.bfloat16) if alibi else None
         parts = (hidden, kv_heads * d, kv_heads * d)
         body = loader.at("transformer.")

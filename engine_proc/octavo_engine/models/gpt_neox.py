@@ -31,7 +31,7 @@ class GPTNeoX(Decoder):
         share = nested.number("partial_rotary_factor", default=config.number("rotary_pct", default=0.25))
         sizes = read_sizes("GPTNeoXForCausalLM", config, loader, max_position=1)
         rope = Rope(config, int(sizes.head_dim * share), max_model_len)
-        cos_sin = self.rotation(rope, loader.ops.device)
+        cos_sin = self.rotation(rope, loader)
         self.config = replace(sizes, max_position=rope.max_position, regimes=rope.regimes)
         hidden, width = sizes.hidden_size, config.integer("intermediate_size")
         eps = config.number("layer_norm_eps", default=1e-5)

@@ -27,7 +27,7 @@ class GPTJ(Decoder):
         width = config.integer("n_inner", default=4 * hidden)
         eps = config.number("layer_norm_epsilon", default=1e-5)
         act = config.activation("activation_function", default="gelu_new")
-        cos_sin = self.rotation(rope, loader.ops.device)
+        cos_sin = self.rotation(rope, loader)
         body = loader.at("transformer.")
         body.ignore(r".*\.attn\.(bias|masked_bias|embed_positions)")  # buffers
 

@@ -1,7 +1,7 @@
 """InternLM (Shanghai AI Laboratory 2023): LLaMA with `bias` on q, k, v and o, and a `rotary` table in the config.
 
-Its dynamic NTK stretches theta beyond the trained length, by a factor of 1, and its own code turns all cached keys anew
-at every token; here theta goes by powers of two (layers/rope.py).
+Its dynamic NTK stretches theta beyond the trained length, by a factor of 1. (Its own code turns all cached keys anew at
+every token; here see layers/rope.py.)
 InternLM3 (2025) is LLaMA with a key for the biases of q, k and v and one for all others.
 """
 

@@ -62,7 +62,7 @@ class Llama(Decoder):
             sliding_window=max(self.windows),
             regimes=self.common_regimes(),
         )
-        self.rotations = {rope: self.rotation(rope, loader.ops.device) for rope in set(self.ropes) if rope is not None}
+        self.rotations = {rope: self.rotation(rope, loader) for rope in set(self.ropes) if rope is not None}
         loader.ignore(r".*\.rotary_emb\.inv_freq")  # a buffer that older files carry
 
         self.embed, self.head = loader.embedding_and_head(
@@ -91,7 +91,7 @@ class Llama(Decoder):
         config.only("partial_rotary_factor", [1.0])
         return self.heads.dim
 
-    def common_regimes(self) -> Regimes:
+    def common_regimes(self) -> Regimes | None:
         """Of all layers: they share a batch's positions."""
         found = {rope.regimes for rope in self.ropes if rope is not None}
         if len(found) > 1:

@@ -51,7 +51,7 @@ class Qwen(Decoder):
         scaling["rope_theta"] = config.number("rotary_emb_base", default=10000.0)
         positions = ConfigReader({"rope_parameters": scaling, "max_position_embeddings": trained})
         rope = Rope(positions, d, max_model_len or longest, by_prompt=True)
-        cos_sin = self.rotation(rope, loader.ops.device)
+        cos_sin = self.rotation(rope, loader)
         self.config = replace(sizes, regimes=rope.regimes)
         logn = None
         if config.flag("use_logn_attn", default=True) and longest > trained:

@@ -201,6 +201,7 @@ def load_model(
     made: dict[str, LinearWeight | Tensor] | None = None,
     trust_remote_code: bool = False,
     adapters: Adapters | None = None,
+    step_tokens: int = 2048,
 ) -> CausalLM:
     """Read, pack and check the whole checkpoint, one tensor at a time.
 
@@ -210,7 +211,8 @@ def load_model(
     the engine serves other lengths than the checkpoint's own max_position; it sizes the rotation tables. cache: where
     what is quantised here is kept, and looked for first. made: takes what layers hold, by name. A folder whose
     architecture has no file here goes to transformers (models/fallback); trust_remote_code: it may run the checkpoint's
-    own code. adapters: gets to know the linear layers, which then take adapters.
+    own code. adapters: gets to know the linear layers, which then take adapters. step_tokens: the most that a forward
+    will be given.
     Raises UnsupportedModel, CheckpointMismatch, NotQuantizable, SourceError.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -232,7 +234,7 @@ def load_model(
         return load_fallback(source.path, source.config, ops, formats, dtype, trust_remote_code=trust_remote_code)
 
     def build(loader: Loader) -> CausalLM:
-        loader.adapters = adapters
+        loader.adapters, loader.step_tokens = adapters, step_tokens
         with _one_torch_thread():
             model = builder(config, loader, max_model_len)
         loader.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo_engine.scheduling.sequence import Request
+from octavo_engine.scheduling.sequence import Regimes, Request
 
 __all__ = ["DoesNotFit", "QueueFull", "SchedulerConfig", "check_queue", "output_room"]
 
@@ -23,7 +23,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_overtaken: later arrivals that may be admitted before a waiting sequence; then it is next.
     watermark: share of the pages that admission leaves free for the growth of what runs already.
     max_in_flight: plans that may be handed out and not yet committed, 1 or 2.
-    regimes, regimes_by_prompt: `limits` and `by_prompt` of the model's layers.rope.Regimes.
+    regimes: where the model's rotation goes by the length of a sequence.
     """
 
     num_pages: int
@@ -37,8 +37,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_overtaken: int = 64
     watermark: float = 0.01
     max_in_flight: int = 1
-    regimes: tuple[int, ...] = ()
-    regimes_by_prompt: bool = False
+    regimes: Regimes | None = None
 
     def __post_init__(self) -> None:
         names = ("num_pages", "page_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "max_overtaken")

@@ -112,7 +112,7 @@ class Beams:
             self._running.decode(heir)
             return
         self._vacate(heir)
-        heir.choose_regime(self._config.regimes, self._config.regimes_by_prompt)
+        heir.choose_regime(self._config.regimes)
         self._waiting.push(heir)
 
     def _vacate(self, seq: Beam) -> None:

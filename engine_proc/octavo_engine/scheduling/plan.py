@@ -44,9 +44,9 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
     pages: page ids to store in the slot's page table from entry `page_offset` on: what is new since the slot's last
     step. samplers: the slots that draw a token from the logits of the last of `tokens`; empty for a chunk that does
     not reach the end; several when choices fork here. prompt_logprobs k >= 0: the logprobs (and k best) of tokens[1:]
-    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. regime: which of the model's tables
-    of positions the sequence uses, the same from its SeqStart on. pooling: "mean" or "last" where the hidden states of
-    all of `tokens`, or of the last, are wanted for a vector, which is complete where `pooled`.
+    are wanted and, if the chunk doesn't end the prompt, of `next_token`; -1: none. regime: the length that the
+    sequence's positions are rotated for, the same from its SeqStart on; 0: any. pooling: "mean" or "last" where the
+    hidden states of all of `tokens`, or of the last, are wanted for a vector, which is complete where `pooled`.
     drafts: so many of `tokens`, the last ones, are guesses. The one sampler then draws drafts + 1 tokens: from the
     logits before each guess and of the last one, as if the guesses before were its output; REJECTED behind a wrong one.
     """

@@ -74,7 +74,7 @@ class Scheduler:
         for seq in request.sequences:
             seq.max_output = room
             seq.rank = (request.params.priority, self._arrivals, seq.index)
-            seq.choose_regime(self.config.regimes, self.config.regimes_by_prompt)
+            seq.choose_regime(self.config.regimes)
         if request.search is not None:
             request.search.max_tokens = room
         self.requests[request.key] = request
@@ -131,7 +131,7 @@ class Scheduler:
         if self.decoding.stalled:
             return None
         plan = Plan(self._step, [], [], [], [])
-        if self.config.regimes and not self.flights:
+        if self.config.regimes is not None and not self.flights:
             self.decoding.change_regimes()
         preempted = self.counters.preemptions
         decodes = self.decoding.add(plan, ahead=bool(self.flights))

@@ -5,19 +5,28 @@ from __future__ import annotations
 import math
 import sys
 from array import array
-from bisect import bisect_left
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from octavo.options import SamplingParams
 from octavo_engine.scheduling.beam_search import BeamSearch, Top
 from octavo_engine.scheduling.plan import SeqStart
 from octavo_engine.scheduling.prefix_cache import Parent
 
-__all__ = ["BeamGroup", "FinishReason", "Guesses", "Request", "Sequence"]
+__all__ = ["BeamGroup", "FinishReason", "Guesses", "Regimes", "Request", "Sequence"]
 
 FinishReason = Literal["stop", "length", "abort"]
+
+
+class Regimes(Protocol):
+    """How a model's rotation goes by the length of a sequence; a NamedTuple."""
+
+    def choose(self, prompt: int, tokens: int) -> tuple[int, int]:
+        """For a sequence of so many tokens that began with a prompt of so many: the length that its positions are
+        rotated for, and how many tokens it may have before that has to be another."""
+        ...
+
 
 _NOWHERE = -1
 _MASK = (1 << 64) - 1
@@ -115,7 +124,7 @@ class Sequence:
     plans handed out have run; as many as num_tokens when the next one is still to be drawn. pages: the page table.
     slot: -1 while waiting. finish_reason: "stop", "length" or "abort" once finished; stop_reason: the stop string or
     token id that ended it, None for end-of-sequence. num_cached: prompt tokens that were found in the cache when it
-    first ran. regime: which of the model's tables of positions it uses, see layers.rope.
+    first ran. regime: the length that its positions are rotated for, see layers.rope.Regimes.
     """
 
     __slots__ = (
@@ -194,13 +203,10 @@ class Sequence:
         """The prefix cache's parent of its first page: pages are shared within a cache_salt and a regime."""
         return b"%d:%b" % (self.regime, self.request.cache_salt)
 
-    def choose_regime(self, limits: tuple[int, ...], by_prompt: bool) -> None:
+    def choose_regime(self, regimes: Regimes | None) -> None:
         """By its length as it is now. It holds no pages."""
-        self.regime = bisect_left(limits, len(self.request.prompt) if by_prompt else self.num_tokens)
-        if self.regime < len(limits) and not by_prompt:
-            self.limit = limits[self.regime]
-        else:
-            self.limit = sys.maxsize
+        if regimes is not None:
+            self.regime, self.limit = regimes.choose(len(self.request.prompt), self.num_tokens)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids at positions start .. stop - 1 of prompt and output."""

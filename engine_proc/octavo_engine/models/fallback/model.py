@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from octavo_engine.models.fallback.linear import pack_linears
 
 if TYPE_CHECKING:
     from octavo_engine.layers.batch import Batch
+    from octavo_engine.layers.rope import RotationTable
     from octavo_engine.ops import Ops
     from octavo_engine.quant.scheme import Formats
 
@@ -40,6 +41,8 @@ _LENGTH_DEPENDENT = {"dynamic", "longrope", "su"}
 
 class TransformersModel:
     """network: of transformers, with `IMPLEMENTATION` as its attention; its linear layers are taken over."""
+
+    tables: Sequence[RotationTable] = ()  # positions are transformers' own
 
     def __init__(self, network: Any, ops: Ops, formats: Formats, dtype: torch.dtype) -> None:
         config = network.config.get_text_config()
@@ -84,9 +87,6 @@ class TransformersModel:
             sliding_window=windows.pop() if len(windows) == 1 else 0,
             recordable=False,
         )
-
-    def reach(self, length: int) -> None:
-        """Positions are transformers' own."""
 
     def forward(self, batch: Batch) -> Tensor:
         with attention(self._attention.over(batch)):
