@@ -145,6 +145,9 @@ class Router:
         except UnicodeEncodeError as error:
             self._drop(request.id)
             raise InvalidRequest(f"the request holds text that is not valid Unicode: {error}") from None
+        except OverflowError as error:
+            self._drop(request.id)
+            raise InvalidRequest(f"the request holds a number of more than 64 bits: {error}") from None
         except BaseException:
             self._drop(request.id)
             raise
