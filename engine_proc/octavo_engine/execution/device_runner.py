@@ -20,10 +20,9 @@ from torch import Tensor
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
-from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Held
+from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched, Held
 from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
-from octavo_engine.execution.sampler import logprob_entries
 from octavo_engine.execution.staging import Arrays, Packer
 from octavo_engine.ops import Ops, TensorSpec
 from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
@@ -35,17 +34,6 @@ __all__ = ["DeviceRunner"]
 
 Sent = dict[str, Tensor]
 _NOTHING = torch.empty((0, 0), dtype=torch.int32)
-
-
-@dataclass
-class Fetched:
-    """Tokens and what Ops.logprobs gives for them, of rows that each want `tops` best ones; on the host when done."""
-
-    tops: list[int]
-    tensors: list[Tensor]
-
-    def entries(self) -> list[TokenLogprob]:
-        return logprob_entries(self.tensors, self.tops)
 
 
 @dataclass

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.processors import AskedRows, Processors
-from octavo_engine.execution.sampler import Sampler, asked_logprobs, nothing_allowed
+from octavo_engine.execution.sampler import Sampler, asked_logprobs, logprob_entries, nothing_allowed
 from octavo_engine.execution.staging import Arrays
 from octavo_engine.ops import Ops
 from octavo_engine.scheduling.plan import SeqStart
 
-__all__ = ["DeviceSampler", "Draw", "Held"]
+__all__ = ["DeviceSampler", "Draw", "Fetched", "Held"]
 
 
 @dataclass
@@ -39,6 +39,17 @@ class Held:
     asked: AskedRows
     tops: list[int | None]
     arguments: tuple[Tensor | None, ...]
+
+
+@dataclass
+class Fetched:
+    """Tokens and what Ops.logprobs gives for them, of rows that each want `tops` best ones; on the host when done."""
+
+    tops: list[int]
+    tensors: list[Tensor]
+
+    def entries(self) -> list[TokenLogprob]:
+        return logprob_entries(self.tensors, self.tops)
 
 
 class DeviceSampler(Sampler):
