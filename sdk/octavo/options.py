@@ -390,7 +390,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         for name, path in processors.items():
             if not isinstance(name, str) or not isinstance(path, str) or re.fullmatch(r".+:[\w.]+", path) is None:
                 raise InvalidOption("logits_processors", path, '"package.module:factory" or "path/to/file.py:factory"')
-        _whole("num_threads", self.num_threads, 0, 4096)
+        _whole("num_threads", self.num_threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         _number("ready_timeout", self.ready_timeout, 0.0, above=True)
