@@ -37,7 +37,7 @@ def _turns(message: wire.Generate | wire.Tokenize) -> list[dict[str, Any]]:
 def _turn(turn: wire.Message) -> dict[str, Any]:
     """Role and content first, as a template that prints a message whole would show them."""
     own = {"role": turn.role, "content": turn.content}
-    return own if turn.more is None else {**own, **_object(turn.more), **own}
+    return {**own, **_object(turn.more), **own}
 
 
 def _object(encoded: str | None) -> dict[str, Any]:

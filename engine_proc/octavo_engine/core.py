@@ -133,11 +133,12 @@ class Core:
         for key in ended:
             self.scheduler.abort(key)  # what has all its scores need not run its last token
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
+        found = self._live.by_key
         for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
             if sequence is None:
                 continue  # it had ended before
             key = sequence.request.key
-            live = self._live[key]
+            live = found[key]
             if live.first_token is None:
                 live.first_token = now
             made = live.delta(sequence, token, logprob)
@@ -155,7 +156,7 @@ class Core:
             deltas[live.client] += live.found(request)
             ended.append(request.key)
         for client, items in deltas.items():
-            self._counters["generation_tokens"] += sum(len(delta.token_ids) for delta in items)
+            self._counters["generation_tokens"] += sum([len(delta.token_ids) for delta in items])
             self._outbox[client].append(wire.Deltas(items))
         for sequence, error in broken:
             if sequence.finish_reason is None:
@@ -301,6 +302,7 @@ class Core:
             live.admit(request, self.text)
 
     def _admit_tokenised(self) -> None:
+        self.intake.begin_round()
         if not self.intake.num_pending:
             return
         for client, answer in self.intake.answers():

@@ -98,20 +98,24 @@ class Live:
     ) -> tuple[wire.Delta, str | None] | None:
         """The message for one new token, and the stop string that it completed, if any. Where a step made several, None
         for those behind a stop string."""
-        params, index = self.generate.params, sequence.index
+        index, delivered = sequence.index, self.delivered
         if self.stopped[index]:
             return None
-        self.delivered[index] += 1
-        last = self.delivered[index] == len(sequence.output)
-        reason, stop_reason = (sequence.finish_reason, sequence.stop_reason) if last else (None, None)
+        delivered[index] += 1
+        reason, stop_reason = None, None
+        if delivered[index] == len(sequence.output):  # the last that there is
+            reason, stop_reason = sequence.finish_reason, sequence.stop_reason
+        detokenizer = self.detokenizers[index]
+        if logprob is not None:
+            self.cumulative[index] += logprob.logprob
+        elif reason is None and detokenizer.feed is not None:  # nearly all tokens
+            return wire.Delta(self.generate.request_id, index, detokenizer.feed((token,)), (token,)), None
         # What ended the text (an end-of-sequence or stop token) is not part of it, unless asked for.
-        hidden = reason == "stop" and not params.include_stop_str_in_output
-        piece = self.detokenizers[index].push([] if hidden else [token], reason is not None)
+        hidden = reason == "stop" and not self.generate.params.include_stop_str_in_output
+        piece = detokenizer.push([] if hidden else [token], reason is not None)
         if piece.stop is not None:
             self.stopped[index] = True
             reason, stop_reason = "stop", piece.stop
-        if logprob is not None:
-            self.cumulative[index] += logprob.logprob
         if reason is not None:
             self.open_choices -= 1
             self.ends[index] = (reason, stop_reason)

@@ -2,8 +2,9 @@
 
 And the answers to Tokenize and Detokenize.
 
-Short texts are tokenised on the engine thread. Long ones go to a worker thread (the tokenizers library releases the
-GIL), so that a 5 MB prompt does not hold up the steps of everybody else.
+Short texts are tokenised on the engine thread. Long ones, and what is too much for one round of its loop, go to a
+worker thread (the tokenizers library releases the GIL), so that neither a prompt of 5 MB nor a hundred of 5 kB that
+come at once hold up the steps of everybody else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo import wire
 from octavo.options import MAX_LOGPROBS, SamplingParams
@@ -24,7 +25,8 @@ from octavo_engine.text import Text, TextError
 
 __all__ = ["Intake", "InvalidPrompt"]
 
-# Characters tokenised in place; at about 1 us a character's worth of BPE this stays under ten milliseconds.
+# Characters tokenised in place between two steps; at about 1 us a character's worth of BPE this stays under ten
+# milliseconds.
 _INLINE_CHARACTERS = 8192
 
 
@@ -35,6 +37,14 @@ def _answer_kind(message: wire.Tokenize | wire.Detokenize) -> type[wire.Tokens] 
 
 class InvalidPrompt(Exception):
     """The request can't be served as asked; the message names the value and what is allowed."""
+
+
+class Tokenised(NamedTuple):
+    """What Intake.request makes a Request of. seed: drawn when the message came, where it has none."""
+
+    prompt: list[int]
+    bad_words: list[list[int]]
+    seed: int
 
 
 class Intake:
@@ -59,22 +69,34 @@ class Intake:
         self._seeds = random.Random(seed)
         self._wake = wake
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="octavo-tokenise")
-        self._tokenised: deque[tuple[Any, list[int] | Exception]] = deque()
+        self._tokenised: deque[tuple[Any, Tokenised | Exception]] = deque()
         self._answers: deque[tuple[Any, wire.Tokens | wire.Texts]] = deque()
         self.num_pending = 0
+        self._inline = 0  # characters tokenised in place in this round
+
+    def begin_round(self) -> None:
+        """A step comes before the next message."""
+        self._inline = 0
 
     def begin(self, key: Any, message: wire.Generate, arrival: float) -> Request | None:
         """The Request, or None where the prompt went to the worker thread (see `ready`). Raises InvalidPrompt."""
         self._check(message)
-        long = len(message.text or "") + chat_length(message)
-        if long <= _INLINE_CHARACTERS:
-            return self.request(key, self._tokenise(message), message, arrival)
+        seed = self._seeds.getrandbits(63) if message.params.seed is None else message.params.seed
+        words = sum(map(len, message.params.bad_words))
+        if self._at_once(len(message.text or "") + chat_length(message) + words):
+            return self.request(key, self._tokenise(message, seed), message, arrival)
         self.num_pending += 1
-        self._worker.submit(self._tokenise_later, key, message)
+        self._worker.submit(self._tokenise_later, key, message, seed)
         return None
 
-    def ready(self) -> list[tuple[Any, list[int] | Exception]]:
-        """(key, token ids or the error) of the long prompts that have been tokenised since the last call."""
+    def _at_once(self, characters: int) -> bool:
+        if self._inline + characters > _INLINE_CHARACTERS:
+            return False
+        self._inline += characters
+        return True
+
+    def ready(self) -> list[tuple[Any, Tokenised | Exception]]:
+        """(key, what `request` takes or the error) of the prompts that the worker has tokenised since the last call."""
         done = []
         while self._tokenised:
             done.append(self._tokenised.popleft())
@@ -95,7 +117,7 @@ class Intake:
             long = len(message.token_ids)
         else:
             long = len(message.text) + chat_length(message)
-        if long <= _INLINE_CHARACTERS:
+        if self._at_once(long):
             return self._answer(message)
         self.num_pending += 1
         self._worker.submit(self._answer_later, client, message)
@@ -109,9 +131,9 @@ class Intake:
         self.num_pending -= len(done)
         return done
 
-    def request(self, key: Any, prompt: list[int], message: wire.Generate, arrival: float) -> Request:
+    def request(self, key: Any, tokenised: Tokenised, message: wire.Generate, arrival: float) -> Request:
         """The Request of a tokenised prompt. Raises InvalidPrompt."""
-        params, task = message.params, message.task
+        params, task, prompt = message.params, message.task, tokenised.prompt
         if not prompt:
             raise InvalidPrompt("the prompt has no tokens; give at least one")
         search = None
@@ -120,18 +142,14 @@ class Intake:
         scored = task.start if isinstance(task, wire.Score) else 0
         if not 0 <= scored < len(prompt):
             raise InvalidPrompt(f"scores from token {scored} of {len(prompt)}: there is none to begin behind")
-        try:
-            bad_words = self._text.encode_bad_words(params.bad_words) if params.bad_words else []
-        except TextError as error:
-            raise InvalidPrompt(str(error)) from error
         return Request(
             key=key,
             prompt=prompt,
             params=params,
             eos_token_ids=self._eos,
-            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            seed=tokenised.seed,
             arrival=arrival,
-            bad_words=bad_words,
+            bad_words=tokenised.bad_words,
             search=search,
             draws=task is None,
             pooling=task.pooling if isinstance(task, wire.Embed) else "",
@@ -165,9 +183,9 @@ class Intake:
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _tokenise_later(self, key: Any, message: wire.Generate) -> None:
+    def _tokenise_later(self, key: Any, message: wire.Generate, seed: int) -> None:
         try:
-            result: list[int] | Exception = self._tokenise(message)
+            result: Tokenised | Exception = self._tokenise(message, seed)
         except Exception as error:  # whatever it is ends this request, not the thread
             result = error
         self._tokenised.append((key, result))
@@ -204,15 +222,19 @@ class Intake:
             texts.append(stream.feed([token]) + stream.flush())
         return texts
 
-    def _tokenise(self, message: wire.Generate) -> list[int]:
+    def _tokenise(self, message: wire.Generate, seed: int) -> Tokenised:
+        words = message.params.bad_words
         try:
-            if message.token_ids is not None:
-                return message.token_ids
-            if message.messages is not None:
-                return encode_chat(self._text, message)
-            return self._text.encode(message.text or "")
+            return Tokenised(self._prompt(message), self._text.encode_bad_words(words) if words else [], seed)
         except TextError as error:
             raise InvalidPrompt(str(error)) from error
+
+    def _prompt(self, message: wire.Generate) -> list[int]:
+        if message.token_ids is not None:
+            return message.token_ids
+        if message.messages is not None:
+            return encode_chat(self._text, message)
+        return self._text.encode(message.text or "")
 
     def _check(self, message: wire.Generate) -> None:
         """What needs the model to be judged; everything else SamplingParams has checked itself."""

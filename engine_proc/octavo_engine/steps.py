@@ -119,14 +119,15 @@ class Steps:
         Running a plan again is harmless: the same keys and values are written to the same places.
         """
         merged = StepResult([], [], {})
-        ends, copies = plan.ends, plan.copies
-        starts = {start.slot: start for start in plan.starts}
+        ends, starts = plan.ends, {start.slot: start for start in plan.starts}
+        running = {slot for seq in plan.seqs for slot in (seq.slot, *seq.samplers)}
+        others = [start for start in plan.starts if start.slot not in running]  # beams that wait for the first to draw
         for seq in plan.seqs:
             result = StepResult([0] * seq.num_drawn, [None] * seq.num_drawn, {})
             if self._wanted(seq):
                 own = [starts[slot] for slot in dict.fromkeys([seq.slot, *seq.samplers]) if slot in starts]
-                single = Plan(plan.step, ends, own, copies, [seq])
-                ends, copies = [], []
+                single = Plan(plan.step, ends, others + own, plan.copies, [seq])  # copied once: the step is the same
+                ends, others = [], []
                 try:
                     result = self._runner.collect(self._runner.submit(single))
                 except DeviceLost:

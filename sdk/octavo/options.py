@@ -35,6 +35,8 @@ __all__ = [
 
 _GIB = 1 << 30
 MAX_LOGPROBS = 1024
+# Characters. What the engine makes of them takes half a microsecond and 300 bytes each, and is kept for other requests.
+_MOST_STOP, _MOST_BAD_WORDS = 8192, 65536
 
 
 def replace(options: Any, **changes: Any) -> Any:
@@ -106,8 +108,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
         if self.seed is not None:
             _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
-        self._freeze_strings("stop")
-        self._freeze_strings("bad_words")
+        self._freeze_strings("stop", _MOST_STOP)
+        self._freeze_strings("bad_words", _MOST_BAD_WORDS)
         self._freeze_ids("stop_token_ids")
         if self.allowed_token_ids is not None:
             self._freeze_ids("allowed_token_ids")
@@ -147,11 +149,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidOption("logits_processors", asked, f"arguments of plain JSON: {error}") from None
 
-    def _freeze_strings(self, name: str) -> None:
+    def _freeze_strings(self, name: str, most: int) -> None:
         value: Any = getattr(self, name)
         strings = (value,) if isinstance(value, str) else value
         if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
             raise InvalidOption(name, value, "a non-empty string or a list of them")
+        if (size := sum(map(len, strings))) > most:
+            raise InvalidOption(name, f"{size} characters", f"at most {most} in all strings together")
         msgspec.structs.force_setattr(self, name, tuple(strings))
 
     def _freeze_ids(self, name: str) -> None:

@@ -38,6 +38,7 @@ class Free:
 
     device = torch.device("cpu")
     config = ModelConfig("none", 30, 1, 1, 2, 1, VOCAB, MAX_LEN, torch.float32)
+    tables = ()
 
     def __init__(self, rows: int) -> None:
         self._hidden, self._logits = torch.zeros(rows, 1), torch.zeros(rows, VOCAB)
@@ -57,9 +58,6 @@ class Free:
 
     def forward(self, batch: Any) -> torch.Tensor:
         return self._hidden
-
-    def reach(self, length: int) -> None:
-        pass
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         return self._logits

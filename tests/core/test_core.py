@@ -264,6 +264,34 @@ def test_a_breaking_tokenizer_fails_only_its_request(length: int) -> None:
     assert tokens(mail, A, 1) == [51, 52]
 
 
+class WatchedText(Text):
+    """Tells which texts were tokenised on the engine's thread, and draws their token from the first letter."""
+
+    has_tokenizer = True
+
+    def __init__(self) -> None:
+        super().__init__(eos_token_ids=[2])
+        self.engine, self.inline = threading.get_ident(), ""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        if threading.get_ident() == self.engine:
+            self.inline += text[0]
+        return [ord(text[0])]
+
+
+def test_a_crowd_of_prompts_does_not_hold_up_the_steps() -> None:
+    """What is too much for one round goes to the worker thread; the next round has time again."""
+    params = SamplingParams(temperature=0, max_tokens=1)
+    rounds = [[(A, wire.Generate(ord(c), params, text=c * 3000)) for c in crowd] for crowd in ("ABCDE", "F")]
+    words = SamplingParams(temperature=0, max_tokens=1, bad_words=("x" * 9000,))
+    text = WatchedText()
+    mail = run([*rounds, [(A, wire.Generate(ord("G"), words, text="G"))]], text=text)
+    assert text.inline == "ABF"
+    assert {done.request_id: tokens(mail, A, done.request_id) for done in mail.of(A, wire.Finished)} == {
+        ord(c): [ord(c) + 1] for c in "ABCDEFG"
+    }
+
+
 def test_abort_is_idempotent_and_ends_the_request_once() -> None:
     mail = run([[(A, generate(1, [50], max_tokens=90))], [], [(A, wire.Abort([1, 1, 7]))], [(A, wire.Abort([1]))]])
     (done,) = mail.of(A, wire.Finished)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from octavo import wire
+from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
 from octavo_engine.core import Core
+from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.execution.runner import Runner
 from octavo_engine.scheduling.ngram import NGramProposer
@@ -226,6 +228,8 @@ def before_forward(
 
     for name in ("_forward", "_forward_kept"):
         monkeypatch.setattr(engine.runner, name, with_hook(getattr(engine.runner, name)))
+    if isinstance(engine.runner, DeviceRunner):
+        monkeypatch.setattr(engine.runner, "_decodes", [with_hook(decode) for decode in engine.runner._decodes])
 
 
 @pytest.mark.parametrize("every", [2, 3, 7])
@@ -258,6 +262,24 @@ def test_a_request_that_leaves_no_token_fails_alone() -> None:
     assert (failed.request_id, failed.code) == (99, "failed")
     assert "no token can be drawn" in failed.message
     assert texts(mail) == expected
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_beams_that_take_freed_slots_in_a_step_that_fails(overlap: bool) -> None:
+    """All slots but one become free in the step in which the request in that one can't go on: two of them are taken by
+    beams, of which one draws, and the step runs again."""
+    beam = BeamParams(beam_width=2, max_tokens=6, ignore_eos=True)
+    search = wire.Generate(99, beam.sampling(), token_ids=[8, 9, 10], beam=beam)
+    expected = texts(Engine(overlap=False).run([[(CLIENT, search)]]))
+    short = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    for lives in (2, 3, 4):  # tokens that the failing one draws before: one step ahead it fails later
+        word = letters([7] * lives)
+        nothing = SamplingParams(allowed_token_ids=(7,), bad_words=(word,), max_tokens=20, ignore_eos=True)
+        crowd = [wire.Generate(i, short, token_ids=[i + 3]) for i in range(7)]
+        everybody = [wire.Generate(50, nothing, token_ids=[1, 2]), *crowd, search]
+        mail = Engine(overlap=overlap).run([[(CLIENT, generate) for generate in everybody]])
+        assert [failed.request_id for failed in mail.of(CLIENT, wire.Failed)] == [50]
+        assert texts(mail)[99] == expected[99]
 
 
 def test_out_of_memory_is_typed_when_a_request_alone_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:

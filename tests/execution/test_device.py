@@ -83,6 +83,16 @@ def test_a_sequence_that_starts_in_the_slot_of_one_in_flight_does_not_disturb_it
     assert device.collect(second).tokens[0] in (100, 101)
 
 
+def test_what_is_allowed_is_known_before_the_step_that_draws() -> None:
+    """The prompt comes in two chunks, and nobody before had a mask."""
+    _, device, _ = runners()
+    start = SeqStart(0, SamplingParams(temperature=0, allowed_token_ids=(7, 9)), 3, PROMPT, [])
+    first = Plan(0, [], [start], [], [SeqStep(0, 0, PROMPT[:2], 0, [0], [])])
+    assert device.collect(device.submit(first)).tokens == []
+    second = Plan(1, [], [], [], [SeqStep(0, 2, PROMPT[2:], 1, [], [0])])
+    assert device.collect(device.submit(second)).tokens[0] in (7, 9)
+
+
 def test_a_discarded_step_counts_for_nothing() -> None:
     runner, device, _ = runners()
     params = SamplingParams(temperature=0, repetition_penalty=1.5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.__main__ import FOLDERS, MOST_SECONDS, SMALL, figures, main, run, stages
+from tests.gpu.__main__ import MOST_SECONDS, SMALL, environment, figures, main, run, stages
 from tests.gpu.stages import ROOT, Stage, run_stage
 
 
@@ -67,10 +67,22 @@ def test_the_limits_fit_in_the_whole(tmp_path: Path) -> None:
     assert [stage.name for stage in todo if stage.needed] == ["configure", "build"]
 
 
-def test_every_test_marked_gpu_is_run() -> None:
-    marks = "pytest.mark" + ".gpu"
-    found = {path.relative_to(ROOT).parts[1] for path in (ROOT / "tests").rglob("*.py") if marks in path.read_text()}
-    assert {f"tests/{folder}" for folder in found} == set(FOLDERS)
+def test_every_test_marked_gpu_is_run(tmp_path: Path) -> None:
+    """By itself or by a fixture of its folder."""
+    (command,) = (stage.command for stage in stages(tmp_path) if stage.name == "tests")
+    given = {ROOT / word for word in command if word.startswith("tests/")}
+    marked = ("pytest.mark" + ".gpu", "cuda" + "_ops", "primitive" + "(")
+    found = [path for path in (ROOT / "tests").rglob("test_*.py") if any(m in path.read_text() for m in marked)]
+    assert len(found) > 10
+    assert [path for path in found if path not in given and path.parent not in given] == []
+
+
+@pytest.mark.parametrize("more", [[], ["-p", "no:asyncio"]])
+def test_settings_of_plugins_that_are_not_there_stop_nothing(tmp_path: Path, more: list[str]) -> None:
+    (stage,) = (stage for stage in stages(tmp_path) if stage.name == "tests")
+    options = stage.command[: stage.command.index("-m", 3)]
+    collected = Stage("tests", [*options, *more, "--collect-only", "tests/gpu/test_stages.py"], 30)
+    assert run_stage(collected, tmp_path / "log", environment()).status == "ok"
 
 
 @pytest.mark.parametrize("word", SMALL.split(" or "))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,4 +178,30 @@ def test_what_can_not_be_opened_is_named(checkpoint: Folder, tmp_path: Path) -> 
     index.unlink()
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not json")
     with pytest.raises(SourceError, match="not a readable safetensors file"):
+        open_source(tmp_path)
+    for name in ("model.safetensors.index.json", "config.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(SourceError, match=f"{name} is not"):
+            open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets", "message"),
+    [
+        ([4], [8, 24], "the tensors a and b overlap"),
+        ([4.0], [16, 32], "not whole numbers"),
+        ([4], [16.0, 32.0], "not whole numbers"),
+        ([-4], [16, 32], "passes the file's end"),
+        ([1 << 62, 4], [16, 32], "is not 16 bytes"),
+    ],
+)
+def test_contradictory_headers_are_refused(shape: list[Any], offsets: list[Any], message: str, tmp_path: Path) -> None:
+    entries = {
+        "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+        "b": {"dtype": "F32", "shape": shape, "data_offsets": offsets},
+    }
+    head = json.dumps(entries).encode()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(32))
+    with pytest.raises(SourceError, match=message):
         open_source(tmp_path)

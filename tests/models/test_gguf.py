@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,46 @@ def test_a_cut_or_damaged_file_is_a_typed_error(tmp_path: Path) -> None:
             list(open_source(path).checkpoint.names())
         except SourceError:
             continue
+
+
+def made(keys: list[tuple[str, bytes]], tensors: list[tuple[str, tuple[int, ...], int]]) -> bytes:
+    """A GGUF file of F32 tensors, (name, sizes, offset), with 64 bytes of them."""
+
+    def string(text: str) -> bytes:
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys))
+    head += b"".join(string(key) + value for key, value in keys)
+    for name, sizes, offset in tensors:
+        head += string(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, 0, offset)
+    return head + bytes(-len(head) % 32 + 64)
+
+
+WHOLE = ("general.alignment", struct.pack("<II", 4, 32))
+VECTOR = ("a.weight", (8,), 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "message"),
+    [
+        ([("general.alignment", struct.pack("<II", 4, 0))], [VECTOR], "general.alignment is 0; allowed: a multiple"),
+        ([("general.alignment", struct.pack("<II", 4, 12))], [VECTOR], "general.alignment is 12"),
+        ([("general.alignment", struct.pack("<IQ1s", 8, 1, b"8"))], [VECTOR], "general.alignment is '8'"),
+        ([WHOLE, WHOLE], [VECTOR], "the key general.alignment stands there twice"),
+        ([], [VECTOR, VECTOR], r"tensor a\.weight \[8\] stands there twice"),
+        ([], [("a.weight", (8, 0), 0)], r"a\.weight \[8, 0\] .* is empty"),
+        ([], [("a.weight", (8,), 6)], r"a\.weight at 6 is not aligned to 32"),
+    ],
+)
+def test_a_contradictory_file_is_a_typed_error(
+    keys: list[tuple[str, bytes]], tensors: list[tuple[str, tuple[int, ...], int]], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(made([WHOLE], [VECTOR]))
+    assert GGUFFile(path).tensors["a.weight"].shape == (8,)
+    path.write_bytes(made(keys, tensors))
+    with pytest.raises(SourceError, match=message):
+        GGUFFile(path)
 
 
 def test_the_real_file_reads_as_the_gguf_package_does() -> None:

@@ -1,4 +1,4 @@
-"""Options of the device and its memory: what is taken, and what is refused by name."""
+"""Options: what is taken, and what is refused by name."""
 
 from __future__ import annotations
 
@@ -59,3 +59,10 @@ def test_adapters_on_the_command_line() -> None:
     assert options.loras == {"a": "/x", "b": "owner/name"}
     assert options.max_loras == 4
     assert _engine_options(_parser().parse_args(["serve", "m"])) == EngineOptions(model="m", quantized_cache="auto")
+
+
+@pytest.mark.parametrize(("name", "most"), [("stop", 8192), ("bad_words", 65536)])
+def test_strings_have_an_end(name: str, most: int) -> None:
+    octavo.SamplingParams(**{name: "x" * most})  # type: ignore[arg-type]
+    with pytest.raises(octavo.InvalidOption, match=f"{name}='{most + 4} characters': at most {most} in all"):
+        octavo.SamplingParams(**{name: ["xx"] * (most // 2 + 2)})  # type: ignore[arg-type]

@@ -104,6 +104,24 @@ def test_what_nobody_waits_for_is_not_begun(rig: Rig) -> None:
     assert sorted(map(repr, rig.fake.compiled)) == sorted(map(repr, [A, B]))
 
 
+def test_a_worker_that_is_at_a_job_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds the request that the job is for, though the engine thread was interrupted right behind the put."""
+
+    class Prompt:
+        @staticmethod
+        def put(spec: Structured) -> None:
+            rig.grammars._done.append((spec, rig.grammars._compile(spec, rig.fake)))  # type: ignore[arg-type]
+
+    rig.fake.orders.put(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.grammars, "_short", Prompt)
+        patch.setattr(rig.grammars, "_start_workers", lambda: None)
+        assert rig.grammars.find(1, A, "asks") is None
+    ((request, matcher),) = rig.grammars.ready()
+    assert request == "asks"
+    assert isinstance(matcher, Matcher)
+
+
 def test_one_that_leaves_and_one_that_comes(rig: Rig) -> None:
     rig.grammars.find(1, A, 1)
     rig.grammars.find(2, B, 2)

@@ -57,6 +57,14 @@ def test_failures_are_typed(source: str, message: str) -> None:
         render(source)
 
 
+def test_halves_of_surrogate_pairs_are_refused() -> None:
+    """JSON can spell them (a call's arguments), UTF-8 can't."""
+    calls = [{"function": {"name": "f", "arguments": '{"a": "\\ud83d"}'}}]
+    source = "{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor %}"
+    with pytest.raises(TextError, match="surrogates not allowed"):
+        ChatTemplate(source, {}).render([{"role": "assistant", "content": None, "tool_calls": calls}])
+
+
 @pytest.mark.parametrize(
     "source",
     [

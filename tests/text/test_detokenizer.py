@@ -76,6 +76,27 @@ def test_deltas_are_the_whole_decode(
     assert "".join(pieces) == expected == text.decode(ids, skip)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_that_no_vocabulary_has_are_no_text(family: str, text_of: dict[str, Text]) -> None:
+    text = text_of[family]
+    assert text.decode([3, -1, 1 << 32, 4, 1 << 70, -(1 << 70)]) == text.decode([3, 4])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_what_is_no_character_is_not_held_for_ever(windowed: Text, data: st.DataObject) -> None:
+    """The window decodes all that it holds again for each token: a long answer that is no text stays cheap."""
+    tokens = byte_ids(windowed, "windowed")
+    part = st.one_of(st.binary(max_size=40), st.text(max_size=8).map(str.encode), st.just(b"\xe6\x97" * 20))
+    ids = [tokens[byte] for raw in data.draw(st.lists(part, max_size=6)) for byte in raw]
+    stream: Any = windowed.stream()
+    text = ""
+    for token in ids:
+        text += stream.feed([token])
+        assert len(stream._window) < 3 * stream.HOLD
+    assert text + stream.flush() == oracle(windowed).decode(ids)
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_real_vocabulary(smollm: Text, data: st.DataObject) -> None:

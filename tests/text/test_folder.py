@@ -13,6 +13,7 @@ from tokenizers import processors
 
 from octavo.options import SamplingParams
 from octavo_engine.text import Detokenizer, Text, TextError, load_text
+from tests.support.sentencepiece_files import write_sentencepiece
 from tests.text.conftest import train_byte_level, write_folder
 
 CONFIG = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
@@ -135,6 +136,51 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     write_folder(tmp_path, train_byte_level())
     (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(TextError, match=r"tokenizer_config\.json is not JSON"):
+        load_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer_config", [], r"holds a list"),
+        ("tokenizer_config", {"added_tokens_decoder": ["<s>"]}, r"added_tokens_decoder"),
+        ("tokenizer_config", {"added_tokens_decoder": {"zero": {"content": "<s>"}}}, r"added_tokens_decoder"),
+        ("tokenizer_config", {"added_tokens_decoder": {"-1": {"content": "<s>"}}}, r"added_tokens_decoder"),
+        ("tokenizer_config", {"added_tokens_decoder": {"0": "<s>"}}, r"added_tokens_decoder"),
+        ("tokenizer_config", {"added_tokens_decoder": {"0": {"special": True}}}, r"`content`.*added_tokens_decoder"),
+        ("tokenizer_config", {"added_tokens_decoder": {"0": {"content": 5}}}, r"added_tokens_decoder.*content"),
+        ("tokenizer_config", {"added_tokens_decoder": {"0": {"content": "a", "lstrip": "no"}}}, r"lstrip"),
+        ("tokenizer_config", {"bos_token": {"lstrip": False}}, r"`content`.*bos_token"),
+        ("tokenizer_config", {"eos_token": 2}, r"eos_token"),
+        ("tokenizer_config", {"added_tokens_decoder": {"\ud800": {"content": "a"}}}, r"surrogates not allowed"),
+        ("tokenizer_config", {"additional_special_tokens": "<s>"}, r"additional_special_tokens"),
+        ("tokenizer_config", {"extra_special_tokens": [1]}, r"extra_special_tokens"),
+        ("tokenizer_config", {"add_bos_token": "false"}, r"add_bos_token"),
+        ("tokenizer_config", {"tokenizer_class": ["LlamaTokenizer"]}, r"tokenizer_class"),
+        ("tokenizer_config", {"auto_map": "tokenization.Own"}, r"auto_map"),
+        ("special_tokens_map", {"pad_token": ["<s>"]}, r"pad_token"),
+        ("generation_config", {"eos_token_id": "</s>"}, r"eos_token_id='</s>'"),
+        ("config", {"eos_token_id": [[1]]}, r"eos_token_id=\[\[1\]\]"),
+    ],
+)
+@pytest.mark.parametrize("vocabulary", ["tokenizer.json", "tokenizer.model"])
+def test_a_malformed_file_and_its_key_are_named(
+    vocabulary: str, name: str, content: object, told: str, tmp_path: Path
+) -> None:
+    if vocabulary == "tokenizer.json":
+        train_byte_level().save(str(tmp_path / vocabulary))
+    else:
+        write_sentencepiece(tmp_path / vocabulary, ["<unk>", "<s>", "</s>", "a"], [0.0] * 4, [2, 3, 3, 1])
+    with pytest.raises(TextError, match=rf"{name}\.json.*{told}"):
+        load_text(write_folder(tmp_path, **{name: content}))
+
+
+def test_what_the_files_leave_open_is_none(tmp_path: Path) -> None:
+    nothing = {"bos_token": None, "added_tokens_decoder": None, "add_bos_token": None, "auto_map": None, "legacy": None}
+    write_folder(tmp_path, train_byte_level(), tokenizer_config=nothing | {"extra_special_tokens": {"image": 1}})
+    assert load_text(tmp_path).decode(load_text(tmp_path).encode("fox")) == "fox"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TextError, match=r"chat_template\.jinja is no text in UTF-8"):
         load_text(tmp_path)
 
 

@@ -52,6 +52,11 @@ RENDERED = {
         "### Response:\n",
         "S\n\n### Instruction:\nQ1",
     ),
+    "codellama-70b": (
+        "<s>Source: system <step> Source: user\n\n Q1 <step> Source: assistant\n\n A1 <step> Source: user\n\n Q2 "
+        "<step> Source: assistant\nDestination: user\n\n ",
+        "<s>Source: system\n\n S <step> Source: user\n\n Q1 <step>",
+    ),
     "falcon-chat": ("User: Q1\nFalcon: A1\nUser: Q2\nFalcon:", "System: S\nUser: Q1"),
     "falcon-instruct": ("User: Q1\n\nAssistant: A1\n\nUser: Q2\n\nAssistant:", "S\n\nUser: Q1"),
     "gemma": (
@@ -62,6 +67,10 @@ RENDERED = {
     "internlm": ("<s><|User|>:Q1<eoh>\n<|Bot|>:A1<eoa>\n<|User|>:Q2<eoh>\n<|Bot|>:", NO_SYSTEM),
     "llama2": ("<s>[INST] Q1 [/INST] A1 </s><s>[INST] Q2 [/INST]", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ1 [/INST] A1"),
     "mistral": ("<s>[INST] Q1 [/INST] A1</s>[INST] Q2 [/INST]", "<s>[INST] S\n\nQ1 [/INST] A1"),
+    "mistral-v3": (
+        "<s>[INST] Q1[/INST] A1</s>[INST] Q2[/INST]",
+        "<s>[INST] Q1[/INST] A1</s>[INST] S\n\nQ2[/INST]",
+    ),
     "mpt-30b-instruct": (
         f"{INSTRUCTION}\n\n### Instruction\nQ1\n\n### Response\nA1\n\n### Instruction\nQ2\n\n### Response\n",
         "S\n\n### Instruction\nQ1",
@@ -154,7 +163,7 @@ def test_each_format_by_its_name(name: str, tmp_path: Path) -> None:
     assert text.chat_stop == FORMATS[name].stop
 
 
-@pytest.mark.parametrize("name", ["alpaca", "falcon-instruct", "llama2", "baichuan"])
+@pytest.mark.parametrize("name", ["alpaca", "falcon-instruct", "llama2", "baichuan", "codellama-70b"])
 def test_a_role_or_place_that_a_format_lacks_is_refused(name: str, tmp_path: Path) -> None:
     ids = {"user_token_id": 2, "assistant_token_id": 3}
     text = folder_text(tmp_path, generation=ids, chat_template=name)
@@ -162,6 +171,50 @@ def test_a_role_or_place_that_a_format_lacks_is_refused(name: str, tmp_path: Pat
         text.render_chat([*CHAT, {"role": "tool", "content": "x"}])
     with pytest.raises(TextError, match="system message stands only at the start"):
         text.render_chat([*CHAT, {"role": "system", "content": "x"}])
+
+
+WEATHER = {"name": "weather", "description": "Get é", "parameters": {"type": "object", "properties": {}}}
+NOW = {"name": "now", "description": "", "parameters": {}}
+TOLD = (
+    '[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "weather", "description": "Get é", "parameters": '
+    '{"type": "object", "properties": {}}}}, {"type": "function", "function": {"name": "now", "description": "", '
+    '"parameters": {}}}][/AVAILABLE_TOOLS]'
+)
+CALLED = (
+    '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Zü"}, "id": "abcdefghi"}, '
+    '{"name": "now", "arguments": {}, "id": "abcdefghj"}]</s>'
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("22", "22"),
+        ('{"t": "noon"}', '{"t": "noon"}'),
+        ('sunny, "hot"', '"sunny, \\"hot\\""'),
+        ("2024-01-01", '"2024-01-01"'),
+        ("true", "true"),
+        ("", "{}"),
+    ],
+)
+def test_mistral_s_tools_stand_where_its_own_encoder_puts_them(said: str, written: str, tmp_path: Path) -> None:
+    """The texts are those of mistral-common's InstructTokenizerV3."""
+    text = folder_text(tmp_path, chat_template="mistral-v3")
+    tools = {"tools": [{"type": "function", "function": WEATHER}, {"type": "function", "function": NOW}]}
+    calls = [("abcdefghi", "weather", '{"city": "Zü"}'), ("abcdefghj", "now", "{}")]
+    calling = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": i, "type": "function", "function": {"name": n, "arguments": a}} for i, n, a in calls],
+    }
+    told = [CHAT[0], calling, {"role": "tool", "tool_call_id": "abcdefghi", "content": said}]
+    result = f'[TOOL_RESULTS] {{"content": {written}, "call_id": "abcdefghi"}}[/TOOL_RESULTS]'
+    assert text.render_chat(told, tools) == f"<s>{TOLD}[INST] Q1[/INST]{CALLED}{result}"
+    assert text.render_chat([SYSTEM[0], *told, *CHAT[1:]], tools) == (
+        f"<s>[INST] Q1[/INST]{CALLED}{result} A1</s>{TOLD}[INST] S\n\nQ2[/INST]"
+    )
+    with pytest.raises(TextError, match="no role developer"):
+        text.render_chat([{"role": "developer", "content": "x"}])
 
 
 def test_quotes_braces_and_newlines_of_a_message_stay_as_they_are(tmp_path: Path) -> None:
@@ -213,6 +266,7 @@ NAMED = [
     ("aquila", "BAAI/AquilaChat2-7B", "aquila2"),
     ("aquila", "BAAI/AquilaChat2-7B-16K", "aquila2-16k"),
     ("aquila", "BAAI/AquilaChat2-34B", "aquila2-34b"),
+    ("aquila", "BAAI/AquilaChat2-70B-Expr", None),  # whose format its authors don't tell
     ("aquila", "BAAI/Aquila-7B", None),
     ("falcon", "tiiuae/falcon-7b-instruct", "falcon-instruct"),
     ("RefinedWebModel", "/models/falcon-40b-instruct/", "falcon-instruct"),
@@ -239,12 +293,16 @@ NAMED = [
     ("llama", "meta-llama/Llama-2-7b-chat-hf", "llama2"),
     ("llama", "meta-llama/Llama-2-7b-hf", None),
     ("llama", "codellama/CodeLlama-7b-Instruct-hf", "llama2"),
-    ("llama", "codellama/CodeLlama-70b-Instruct-hf", None),
+    ("llama", "codellama/CodeLlama-70b-Instruct-hf", "codellama-70b"),
+    ("llama", "codellama/CodeLlama-70b-hf", None),
     ("mistral", "mistralai/Mistral-7B-Instruct-v0.1", "mistral"),
     ("llama", "mistralai_mistral-7b-instruct-v0.2", "mistral"),
     ("mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1", "mistral"),
-    ("mistral", "mistralai/Mistral-7B-Instruct-v0.3", None),
+    ("mistral", "mistralai/Mistral-7B-Instruct-v0.3", "mistral-v3"),
+    ("llama", "Mistral-7B-Instruct-v0.3.Q4_K_M.gguf", "mistral-v3"),
+    ("mixtral", "mistralai/Mixtral-8x22B-Instruct-v0.1", "mistral-v3"),
     ("mistral", "mistralai/Mistral-7B-v0.1", None),
+    ("mistral", "mistralai/Mistral-7B-v0.3", None),
     ("gemma", "google/gemma-1.1-2b-it", "gemma"),
     ("gemma", "google/gemma-2b", None),
     ("qwen", "Qwen/Qwen-7B-Chat", "qwen"),
@@ -296,7 +354,9 @@ def test_baichuan_as_gguf_has_its_tokens_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4])
-@pytest.mark.parametrize("end", ["<eoa>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>"])
+@pytest.mark.parametrize(
+    "end", ["<eoa>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<turn|>", "[EOS]"]
+)
 def test_what_ends_a_turn_ends_a_generation_of_a_gguf_file(end: str, kind: int) -> None:
     text = gguf_text("llama", (end,), kind)
     (token,) = text.encode(end)

@@ -277,15 +277,83 @@ def test_sentencepiece_without_the_prefix_space() -> None:
     assert text.encode("the") != text.encode(" the")
 
 
+def gemma4_metadata(**more: Any) -> dict[str, Any]:
+    words = ["\n", "\n\n", "\n\n\n", "▁", "t", "h", "e", "th", "the", "▁the", "a", "▁a", "日", "▁▁", "o", "oo"]
+    merges = ["\n \n", "\n \n\n", "\n\n \n", "t h", "th e", "▁ the", "▁ a", "▁ ▁", "o o"]
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", '<|"|>']
+    values = {
+        "model": "gemma4",
+        "tokens": [*specials, *(f"<0x{b:02X}>" for b in range(256)), *words],
+        "token_type": [3, 3, 3, 2, 3, 3, 4, *[6] * 256, *[1] * len(words)],
+        "merges": merges,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "unknown_token_id": 3,
+        "add_bos_token": False,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in (values | more).items()}
+
+
+def test_gemma_4_is_its_transformers_class() -> None:
+    from tokenizers import AddedToken
+    from transformers import GemmaTokenizer
+
+    metadata = gemma4_metadata()
+    text, tokens = load_text(metadata=metadata), metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(line.split(" ")) for line in metadata["tokenizer.ggml.merges"]]
+    theirs = GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    theirs.add_tokens([AddedToken(t, special=True, normalized=False) for t in ("<|turn>", "<turn|>")])
+    theirs.add_tokens([AddedToken('<|"|>', special=False, normalized=False)])
+    turns = "<|turn>the  a\n\n<turn|>\n the"
+    for each in (*TEXTS, turns, "  the the\n\n\n\n a", '<|"|>the<|"|>', "▁the", "日本 é😀\noo"):
+        ids = text.encode(each, add_special_tokens=False)
+        assert ids == theirs.encode(each, add_special_tokens=False)
+        assert text.encode(each) == [2, *ids]  # whatever the file says
+        assert text.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
+    assert text.eos_token_ids == {1, 5}
+
+
+def test_phi_3_s_special_tokens_take_the_spaces_behind_them_along(sentencepiece: Text) -> None:
+    metadata = sentencepiece_metadata() | {"general.architecture": "phi3"}
+    text, the = load_text(metadata=metadata), sentencepiece.encode("the", add_special_tokens=False)
+    assert text.encode("</s> \n the</s>\n<s>the", add_special_tokens=False) == [2, *the, 2, 1, *the]
+    newline = sentencepiece.encode("\nthe", add_special_tokens=False)
+    assert text.encode("<s>\nthe", add_special_tokens=False) == [1, *newline]
+    assert sentencepiece.encode("</s>\nthe", add_special_tokens=False) == [2, *newline]
+
+
 def test_what_is_not_supported_is_named() -> None:
-    with pytest.raises(TextError, match=r"tokenizer\.ggml\.pre='kimi-k2'.*smollm.*EngineOptions\.tokenizer"):
-        load_text(metadata=gpt2_metadata(pre="kimi-k2"))
+    with pytest.raises(TextError, match=r"tokenizer\.ggml\.pre='kimi-k3'.*smollm.*EngineOptions\.tokenizer"):
+        load_text(metadata=gpt2_metadata(pre="kimi-k3"))
     with pytest.raises(TextError, match=r"tokenizer\.ggml\.model='bert'"):
         load_text(metadata=gpt2_metadata(model="bert"))
-    with pytest.raises(TextError, match="merges"):
-        load_text(metadata=gpt2_metadata(merges=["nope nothing"]))
+    for broken in ("nope nothing", "nope"):
+        with pytest.raises(TextError, match=r"tokenizer\.ggml\.merges"):
+            load_text(metadata=gpt2_metadata(merges=[broken]))
     with pytest.raises(TextError, match="scores has 0 entries"):
         load_text(metadata=sentencepiece_metadata() | {"tokenizer.ggml.scores": []})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", 5),
+        ("pre", ["gpt-2"]),
+        ("tokens", 7),
+        ("tokens", ["a", 1]),
+        ("token_type", [1]),
+        ("token_type", ["normal"]),
+        ("merges", "a b"),
+        ("bos_token_id", "0"),
+        ("eot_token_id", [1]),
+        ("add_bos_token", "yes"),
+    ],
+)
+def test_a_key_of_another_type_is_named(key: str, value: Any) -> None:
+    with pytest.raises(TextError, match=rf"tokenizer\.ggml\.{key}"):
+        load_text(metadata=gpt2_metadata(**{key: value}))
+    with pytest.raises(TextError, match=r"tokenizer\.chat_templates"):
+        load_text(metadata=gpt2_metadata() | {"tokenizer.chat_templates": 1})
 
 
 def test_a_file_without_a_vocabulary() -> None:

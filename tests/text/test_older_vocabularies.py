@@ -102,12 +102,26 @@ def test_reserved_pieces_take_the_names_that_the_config_gives_them(tmp_path: Pat
     assert text.encode("<reserved_2>", add_special_tokens=False)[-1] == size - 1
 
 
-@pytest.mark.parametrize(("model_type", "first"), [("llama", 1), ("internlm2", 1), ("baichuan", None), ("mistral", 1)])
+@pytest.mark.parametrize(
+    ("model_type", "first"),
+    [("llama", 1), ("internlm2", 1), ("baichuan", None), ("mistral", 1), ("phi3", 1), ("minicpm", 1)],
+)
 def test_a_class_that_no_file_names_is_the_model_s(model_type: str, first: int | None, tmp_path: Path) -> None:
     write_sentencepiece(tmp_path / "tokenizer.model", *_pieces())
     text = load_text(write_folder(tmp_path, config={"model_type": model_type}))
     bare = text.encode("the hat", add_special_tokens=False)
     assert text.encode("the hat") == ([first] if first is not None else []) + bare
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
+def test_gemma_s_special_tokens_are_its_own(model_type: str, tmp_path: Path) -> None:
+    """Its vocabulary has LLaMA's too, as words."""
+    tokens, types = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "<s>", "</s>"], [3, 3, 3, 2, 1, 4, 4]
+    write_sentencepiece(tmp_path / "tokenizer.model", tokens, [0.0] * 7, types, prefix=False)
+    text = load_text(write_folder(tmp_path, config={"model_type": model_type}))
+    assert text.encode("a<s>a") == [2, 4, 5, 4]
+    assert (text.bos_token_id, text.eos_token_ids) == (2, {1})
+    assert text.decode([2, 4, 5, 1]) == "a<s>"
 
 
 def test_what_is_no_bpe_model_is_refused(tmp_path: Path) -> None:
@@ -137,7 +151,7 @@ def _qwen(path: Path, **files: Any) -> Path:
     return write_folder(path, tokenizer_config={"tokenizer_class": "QWenTokenizer"}, config=config, **files)
 
 
-def _by_rank(ranks: dict[bytes, int], word: bytes) -> list[int]:
+def by_rank(ranks: dict[bytes, int], word: bytes) -> list[int]:
     """tiktoken's rule: the neighbours whose whole ranks lowest are joined, the first of equals first."""
     parts = [bytes([byte]) for byte in word]
     while word not in ranks or len(parts) > 1:
@@ -156,7 +170,7 @@ def test_tiktoken_gives_the_ids_of_its_rule(tmp_path: Path) -> None:
     order = _byte_level_ranks(train_byte_level())
     ranks = {token: i for i, token in enumerate(order)}
     for word in re.findall(r"[A-Za-z]+", " ".join(CORPUS)):
-        assert text.encode(word) == _by_rank(ranks, word.encode())
+        assert text.encode(word) == by_rank(ranks, word.encode())
     for each in (*CORPUS, "\r\n  a\n\nb 12345"):
         assert text.decode(text.encode(each)) == each
     assert len(text.encode("12345")) == 5

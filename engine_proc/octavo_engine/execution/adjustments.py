@@ -53,8 +53,11 @@ class Adjustments:
         for word in start.bad_words:
             if len(word) == 1:
                 self._bias[word[0]] = _FORBIDDEN
-        self._words = [word for word in start.bad_words if len(word) > 1]
-        self._tail_length = max((len(word) - 1 for word in self._words), default=0)
+        self._words: dict[int, list[list[int]]] = {}  # by the token that must be the last one drawn: there may be many
+        for word in start.bad_words:
+            if len(word) > 1:
+                self._words.setdefault(word[-2], []).append(word)
+        self._tail_length = max((len(word) - 1 for word in start.bad_words), default=0)
         self._tail = (start.prompt + start.output)[-self._tail_length :] if self._words else []
         self._min_tokens, self._end_ids = params.min_tokens, start.eos_ids
         self._num_output = len(start.output)
@@ -121,7 +124,7 @@ class Adjustments:
 
     def _forbidden_now(self) -> set[int]:
         ids = set(self._end_ids) if self._num_output < self._min_tokens else set()
-        for word in self._words:
+        for word in self._words.get(self._tail[-1], ()) if self._tail else ():
             others = word[:-1]
             if self._tail[-len(others) :] == others:
                 ids.add(word[-1])

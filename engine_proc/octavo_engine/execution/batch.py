@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from octavo_engine.execution.drafts import ahead_of
 from octavo_engine.layers.batch import Batch
 from octavo_engine.layers.rope import OwnRows, Regimes
-from octavo_engine.scheduling.plan import SeqStep
+from octavo_engine.scheduling.plan import PENDING, SeqStep
 
 __all__ = ["BatchBuilder", "BuiltBatch"]
 
@@ -25,18 +25,23 @@ class BuiltBatch:
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
-    what layers.batch.KEPT_ROWS asks for them. draw_lens: the length of the sequence that each draws for, int32. paged:
-    the sequences that brought pages. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora).
-    ahead: drafts.ahead_of, where there are drafts. own: of those whose rotation has no table (layers.rope.Regimes), and
-    own_rows, int64, where in the tables' values it is to be written. It holds until the next build, which may write to
-    the same tensors.
+    what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
+    the sequence that each draws for, int32. paged: the sequences that brought pages. adapters: [T] int32, the adapter
+    of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. own: of those
+    whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the tables' values it is to be
+    written. num_pages: the width of the batch's page table. arrays: what the batch's other tensors share their memory
+    with, by name.
+    It holds until the next build, which may write to the same tensors.
     """
 
     batch: Batch
+    arrays: dict[str, NDArray[np.int32]]
     draw_slots: list[int]
     draw_rows: torch.Tensor
     draw_lens: NDArray[np.int32]
     every_row: bool
+    every_pending: bool
+    num_pages: int
     paged: list[SeqStep]
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
@@ -57,11 +62,11 @@ class _Decode:
     samplers: list[list[int]]
     next_starts: list[int]
     tokens: list[list[int]]
-    token_ids: NDArray[np.int32]
     index: NDArray[np.intp]  # slots
-    positions: NDArray[np.int32]
+    moving: NDArray[np.int32]  # [3, S]: where each starts, its row of the position tables, its length
+    longest: int
+    token_ids: NDArray[np.int32]
     cache_slots: NDArray[np.int32]
-    seq_lens: NDArray[np.int32]
     built: BuiltBatch
 
 
@@ -100,14 +105,13 @@ class BatchBuilder:
         if self._last is not None and self._advance(self._last, seqs):
             return self._last.built
         self._last = None
-        table = self._table
         paged = self._store_pages(seqs)
         num_seqs = len(seqs)
         slots = np.array([seq.slot for seq in seqs], np.intp)
         starts = np.array([seq.start for seq in seqs], np.int32)
         tokens = [seq.tokens for seq in seqs]
-        token_ids = np.array(list(chain.from_iterable(tokens)), np.int32)
-        num_tokens = len(token_ids)
+        token_list = list(chain.from_iterable(tokens))
+        token_ids, num_tokens = np.array(token_list, np.int32), len(token_list)
         if num_tokens == num_seqs:  # every sequence brings one token: nothing to spread
             query_start = self._count[: num_seqs + 1]
             seq_lens = starts + 1
@@ -120,17 +124,13 @@ class BatchBuilder:
             positions = np.arange(num_tokens, dtype=np.int32)
             positions += np.repeat(starts - query_start[:-1], lengths)
             table_rows = np.repeat(slots, lengths)
-        size = self._page_size
-        pages = positions // size
-        cache_slots = table[table_rows, pages]
-        cache_slots -= pages
-        cache_slots *= size
-        cache_slots += positions
+        cache_slots = self._cache_slots(table_rows, positions)
         own: list[OwnRows] = []
         if self._first_rows:
             shifts = self._shifts(seqs, query_start, own)
             positions = positions + (shifts if num_tokens == num_seqs else np.repeat(shifts, lengths))
-        num_pages = self._num_pages(seq_lens)
+        longest = int(seq_lens.max())
+        num_pages = self._num_pages(longest)
         samplers = [seq.samplers for seq in seqs]
         drafted = any(seq.drafts for seq in seqs)
         if drafted:
@@ -138,6 +138,8 @@ class BatchBuilder:
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
+            moving = np.stack((starts, positions, seq_lens))
+            starts, positions, seq_lens = moving
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
@@ -148,17 +150,19 @@ class BatchBuilder:
                 ).astype(np.int32)
                 draw_rows -= back
                 draw_lens -= back
-        batch = Batch(
-            token_ids=torch.from_numpy(token_ids),
-            positions=torch.from_numpy(positions),
-            slots=torch.from_numpy(cache_slots),
-            query_start=torch.from_numpy(query_start),
-            seq_lens=torch.from_numpy(seq_lens),
-            page_table=self._page_table(slots, num_pages),
-            kv=self._kv,
-        )
+        arrays = {
+            "token_ids": token_ids,
+            "positions": positions,
+            "slots": cache_slots,
+            "query_start": query_start,
+            "seq_lens": seq_lens,
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = Batch(**tensors, page_table=self._page_table(slots, num_pages), kv=self._kv)
         ahead = ahead_of(seqs) if drafted else None
-        built = BuiltBatch(batch, draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, paged, ahead)
+        every_pending = every_row and max(token_list) == PENDING
+        draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
+        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
@@ -168,10 +172,8 @@ class BatchBuilder:
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row and not own:
-            next_starts = (starts + 1).tolist()
-            self._last = _Decode(
-                slots.tolist(), samplers, next_starts, tokens, token_ids, slots, positions, cache_slots, seq_lens, built
-            )
+            same = slots.tolist(), samplers, seq_lens.tolist(), tokens
+            self._last = _Decode(*same, slots, moving, longest, token_ids, cache_slots, built)
         return built
 
     def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
@@ -207,21 +209,16 @@ class BatchBuilder:
             if len(token_ids) != len(tokens):
                 return False
             last.tokens, last.token_ids[:] = tokens, token_ids
-        last.built.paged = self._store_pages(seqs)
-        for values in (last.positions, last.cache_slots, last.seq_lens):
-            values += 1
-        last.next_starts = last.seq_lens.tolist()
-        size, at = self._page_size, last.seq_lens - 1
-        moved = at % size == 0  # it entered a page
-        if last.built.paged:  # or the one that it writes to is another, as after a beam's fork
-            moved |= [bool(seq.pages) for seq in seqs]
-        moved = np.flatnonzero(moved)
-        if len(moved):
-            to = at[moved]
-            last.cache_slots[moved] = self._table[last.index[moved], to // size] * size + to % size
-        num_pages = self._num_pages(last.seq_lens)
-        if last.built.paged or num_pages != last.built.batch.page_table.shape[1]:
-            last.built.batch.page_table = self._page_table(last.index, num_pages)
+            last.built.every_pending = max(token_ids) == PENDING
+        built, moving = last.built, last.moving
+        built.paged = self._store_pages(seqs)
+        moving += 1
+        last.longest += 1
+        last.next_starts = built.draw_lens.tolist()
+        last.cache_slots[:] = self._cache_slots(last.index, moving[0])
+        num_pages = self._num_pages(last.longest)
+        if built.paged or num_pages != built.num_pages:
+            built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
         return True
 
     def _store_pages(self, seqs: list[SeqStep]) -> list[SeqStep]:
@@ -230,5 +227,10 @@ class BatchBuilder:
             self._table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
         return paged
 
-    def _num_pages(self, seq_lens: NDArray[np.int32]) -> int:
-        return (int(seq_lens.max()) - 1) // self._page_size + 1
+    def _cache_slots(self, table_rows: NDArray[np.intp], positions: NDArray[np.int32]) -> NDArray[np.int32]:
+        page, offset = np.divmod(positions, np.int32(self._page_size))
+        slots: NDArray[np.int32] = self._table[table_rows, page] * np.int32(self._page_size) + offset
+        return slots
+
+    def _num_pages(self, longest: int) -> int:
+        return (longest - 1) // self._page_size + 1

@@ -7,8 +7,9 @@ in them, and all its other small arrays, in one copy out of pinned memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
 from octavo_engine.execution.sampler import logprob_entries
 from octavo_engine.execution.staging import Arrays, Packer
-from octavo_engine.ops import Ops
-from octavo_engine.scheduling.plan import Plan, SeqStep
+from octavo_engine.ops import Ops, TensorSpec
+from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
 
 if TYPE_CHECKING:
     from octavo_engine.models.base import CausalLM
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceRunner"]
 
 Sent = dict[str, Tensor]
+_NOTHING = torch.empty((0, 0), dtype=torch.int32)
 
 
 @dataclass
@@ -73,6 +75,7 @@ class _Rows:
 
     built: BuiltBatch
     slots: Tensor
+    query_start: Tensor
     num_pages: int
     page_table: Tensor | None = None
 
@@ -82,8 +85,7 @@ class _Work:
     """What the device is told of a step; nothing in it changes afterwards."""
 
     step: DeviceStep
-    copies: list[list[tuple[int, int]]]
-    masks: dict[int, Tensor]
+    copies: list[int]  # of so many pages each, one after the other
     sent: Sent = field(default_factory=dict)
     rows: _Rows | None = None
     every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
@@ -94,14 +96,14 @@ class _Work:
 
 
 class _Builder(BatchBuilder):
-    """The page table of a batch is gathered on the device; the batch tells only how wide it is."""
+    """The page table of a batch is gathered on the device."""
 
     @staticmethod
     def _kept(built: BuiltBatch, drawn_by: Tensor) -> tuple[Tensor, ...]:
         return (drawn_by,)
 
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> Tensor:
-        return torch.empty((0, num_pages), dtype=torch.int32)
+        return _NOTHING
 
 
 class DeviceRunner(Runner):
@@ -117,16 +119,22 @@ class DeviceRunner(Runner):
 
     def __init__(self, model: CausalLM, ops: Ops, *, queue: Queue | None = None, **sizes: Any) -> None:
         """sizes: as Runner takes them."""
+        self._decodes: list[Callable[..., Tensor]] = []  # without adapters, with
         super().__init__(model, ops, **sizes)
         slots, width = sizes["max_num_seqs"], -(-sizes["max_model_len"] // sizes["page_size"])
         self.queue = queue or open_queue(ops.device)
         self._packer = Packer(ops.device)
         self._width = width
         self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
+        self._entries = self._tables.view(-1)
         self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
+        self._drawn: tuple[Tensor, Tensor] | None = None  # slots and tokens that are still to go to `_last`
         self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
         self._no_rows = self._count[:0], self._count[:1], self._count[:0]
         self._rows: _Rows | None = None
+
+    def _record_decode(self, decode: Callable[..., Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]) -> None:
+        self._decodes.append(self._ops.record(decode, specs, **hints))
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -205,12 +213,19 @@ class DeviceRunner(Runner):
         """All that has to be known of the host's state, so that it may go on changing."""
         # A second run of a step might copy what the first has written since.
         copies = list(independent_copies(plan.copies)) if plan.step > self._copied else []
-        work = _Work(step, copies, self._sampler.take_new_masks())
+        work = _Work(step, list(map(len, copies)))
+        arrays: Arrays = {}
+        if copies:
+            pairs = np.array(list(chain.from_iterable(copies)), np.int32)
+            arrays["copy_src"], arrays["copy_dst"] = pairs.T.copy()
         if not plan.seqs:
+            if arrays:
+                work.sent = self._packer.send(arrays)
             return work
         built = self._build(plan.seqs)
         step.slots, step.drafted = built.draw_slots, built.ahead is not None
-        arrays = self._batch_arrays(plan.seqs, built, work)
+        arrays |= self._batch_arrays(plan.seqs, built, work)
+        arrays |= self._sampler.masks(step.slots)
         if step.slots:
             if not built.every_row:
                 arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
@@ -222,28 +237,25 @@ class DeviceRunner(Runner):
             step.asked, work.tops = self._sampler.asked(step.slots, step.held)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
-        if not built.every_row and any(seq.prompt_logprobs >= 0 for seq in plan.seqs):
-            arrays["targets"] = np.array(self._prompt_targets(plan.seqs, work), np.int32)
-        if pooled := self._pooler.rows(plan.seqs):
-            arrays["pooled_rows"] = np.array(pooled, np.int32)
+        if not built.every_row:  # else nobody reads a prompt
+            if any(seq.prompt_logprobs >= 0 for seq in plan.seqs):
+                arrays["targets"] = np.array(self._prompt_targets(plan.seqs, work), np.int32)
+            if pooled := self._pooler.rows(plan.seqs):
+                arrays["pooled_rows"] = np.array(pooled, np.int32)
         work.sent = self._packer.send(arrays)
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
-        rows, num_pages = self._rows, built.batch.page_table.shape[1]
+        rows, num_pages = self._rows, built.num_pages
         if "seq_slots" in work.sent:
-            self._rows = _Rows(built, work.sent["seq_slots"], num_pages)
+            query_start = work.sent["query_start"] if "query_start" in arrays else self._count[: len(plan.seqs) + 1]
+            self._rows = _Rows(built, work.sent["seq_slots"], query_start, num_pages)
         elif rows is not None and ("table_places" in arrays or rows.num_pages != num_pages):
-            self._rows = _Rows(built, rows.slots, num_pages)
+            self._rows = _Rows(built, rows.slots, rows.query_start, num_pages)
         work.rows = self._rows
         return work
 
     def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: _Work) -> Arrays:
-        batch = built.batch
-        arrays: Arrays = {
-            "positions": batch.positions.numpy(),
-            "slots": batch.slots.numpy(),
-            "seq_lens": batch.seq_lens.numpy(),
-        }
+        arrays: Arrays = {name: built.arrays[name] for name in ("positions", "slots", "seq_lens")}
         places: list[int] = []
         pages: list[int] = []
         for seq in built.paged:
@@ -255,20 +267,20 @@ class DeviceRunner(Runner):
         if self._rows is None or self._rows.built is not built:
             arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
         if not built.every_row:
-            arrays["query_start"] = batch.query_start.numpy()
+            arrays["query_start"] = built.arrays["query_start"]
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
         if built.own_rows is not None:
             arrays["own_rows"] = built.own_rows.numpy()
             for i, table in enumerate(self._rotations):
                 arrays[f"rotation {i}"] = table.own_rows(built.own).view(-1).numpy()
-        token_ids = batch.token_ids.numpy()
-        pending = np.flatnonzero(token_ids < 0)
-        work.every_pending = built.every_row and len(pending) == len(seqs)
+        token_ids = built.arrays["token_ids"]
+        work.every_pending = built.every_pending
         if not work.every_pending:
             arrays["token_ids"] = token_ids
+            pending = np.flatnonzero(token_ids == PENDING)
             if len(pending):
-                of_seq = np.searchsorted(batch.query_start.numpy(), pending, "right") - 1
+                of_seq = np.searchsorted(built.arrays["query_start"], pending, "right") - 1
                 slots = np.array([seqs[i].slot for i in of_seq], np.int32)
                 arrays |= {"pending_rows": pending, "pending_slots": slots}
         return arrays
@@ -290,67 +302,95 @@ class DeviceRunner(Runner):
     # ---- the device --------------------------------------------------------------------------------------------
 
     def _run(self, work: _Work) -> None:
-        step, sent = work.step, work.sent
-        for copies in work.copies:
-            src, dst = torch.tensor(copies, dtype=torch.int32).T.contiguous().to(self._ops.device)
-            self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
-        self._sampler.write_masks(work.masks)
-        if not sent:
+        sent = work.sent
+        if work.copies:
+            runs = zip(*(sent[name].split_with_sizes(work.copies) for name in ("copy_src", "copy_dst")), strict=True)
+            for src, dst in runs:
+                self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
+        rows = work.rows
+        if rows is None:
             return
+        self._sampler.write_masks(sent)
         if "table_places" in sent:
-            self._tables.view(-1).index_copy_(0, sent["table_places"], sent["table_pages"])
+            self._entries.index_copy_(0, sent["table_places"], sent["table_pages"])
         if "own_rows" in sent:
             for i, table in enumerate(self._rotations):
                 values = table.values
                 values.index_copy_(0, sent["own_rows"], sent[f"rotation {i}"].view(-1, values.shape[1]))
-        rows = work.rows
-        assert rows is not None
         if rows.page_table is None:
             rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
-        query_start = sent.get("query_start")
-        if query_start is None:
-            query_start = self._count[: len(sent["positions"]) + 1]
-        seq_lens, page_table = sent["seq_lens"], rows.page_table
-        batch = [self._token_ids(work), sent["positions"], sent["slots"], query_start, seq_lens, page_table]
-        forward, forward_kept = self._forward, self._forward_kept
+        batch = [
+            self._token_ids(work), sent["positions"], sent["slots"], rows.query_start, sent["seq_lens"], rows.page_table
+        ]  # fmt: skip
         adapters = sent.get("adapters")
         if adapters is not None:
             batch.append(adapters)
-            forward, forward_kept = self._forward_adapted, self._forward_adapted_kept
-        if "query_start" not in sent or work.prompts or "pooled_rows" in sent:
-            hidden = forward(*batch)
-            drawing = hidden.index_select(0, sent["draw_rows"]) if "draw_rows" in sent else hidden
+        hidden, logits = None, None
+        if "query_start" not in sent:
+            logits = self._decodes[adapters is not None](*batch)
         else:
-            kept = [*self._no_rows, page_table[:0]]
+            hidden, drawing = self._hidden(work, batch, rows.page_table, adapters)
             if work.draw is not None:
-                by, count = sent["drawn_by"], len(step.slots) + 1
-                one_each = self._count[:count]
-                if count > len(self._count):  # there are drafts
-                    one_each = torch.arange(count, dtype=torch.int32, device=self._ops.device)
-                kept = [sent["draw_rows"], one_each, sent["draw_lens"], page_table.index_select(0, by)]
-            if adapters is not None:
-                kept.append(adapters.index_select(0, kept[0]))
-            drawing = hidden = forward_kept(*batch, *kept)
+                logits = self._logits(drawing)
         if work.draw is not None:
-            logits = self._logits(drawing)
-            if "held" in sent:
-                step.held_logits = self.queue.fetch(logits.index_select(0, sent["held"]))
-            drawn = self._sampler.sample(logits, work.draw)
-            self._last.index_copy_(0, work.draw.slots, drawn.clamp(min=0))  # -1, where nothing was drawn, is no id
-            step.tokens = self.queue.fetch(drawn)
-            if step.asked:
-                if len(step.asked) < len(step.slots):
-                    logits, drawn = logits.index_select(0, sent["asked"]), drawn.index_select(0, sent["asked"])
-                step.logprobs = self._logprobs(logits, drawn.clamp(min=0), work.tops)
+            assert logits is not None
+            self._sample(work, work.draw, logits)
+        if hidden is not None:
+            self._read(work, hidden)
+
+    def _hidden(
+        self, work: _Work, batch: list[Tensor], page_table: Tensor, adapters: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The forward's result, of all rows where some are read; and the rows of it that draw."""
+        sent = work.sent
+        forward, forward_kept = self._forward, self._forward_kept
+        if adapters is not None:
+            forward, forward_kept = self._forward_adapted, self._forward_adapted_kept
+        if work.prompts or "pooled_rows" in sent:
+            hidden = forward(*batch)
+            return hidden, hidden.index_select(0, sent["draw_rows"]) if "draw_rows" in sent else hidden
+        kept = [*self._no_rows, page_table[:0]]
+        if work.draw is not None:
+            by, count = sent["drawn_by"], len(work.step.slots) + 1
+            one_each = self._count[:count]
+            if count > len(self._count):  # there are drafts
+                one_each = torch.arange(count, dtype=torch.int32, device=self._ops.device)
+            kept = [sent["draw_rows"], one_each, sent["draw_lens"], page_table.index_select(0, by)]
+        if adapters is not None:
+            kept.append(adapters.index_select(0, kept[0]))
+        hidden = forward_kept(*batch, *kept)
+        return hidden, hidden
+
+    def _sample(self, work: _Work, draw: Draw, logits: Tensor) -> None:
+        step, sent = work.step, work.sent
+        if "held" in sent:
+            step.held_logits = self.queue.fetch(logits.index_select(0, sent["held"]))
+        drawn = self._sampler.sample(logits, draw)
+        tokens = drawn.clamp(min=0)  # -1, where nothing was drawn, is no id
+        self._drawn = draw.slots, tokens
+        step.tokens = self.queue.fetch(drawn)
+        if step.asked:
+            if len(step.asked) < len(step.slots):
+                logits, tokens = logits.index_select(0, sent["asked"]), tokens.index_select(0, sent["asked"])
+            step.logprobs = self._logprobs(logits, tokens, work.tops)
+
+    def _read(self, work: _Work, hidden: Tensor) -> None:
+        """What is asked of prompts."""
+        step, sent = work.step, work.sent
         for slot, row, target, count, top in work.prompts:
             logits = self._logits(hidden[row : row + count])
             found = self._logprobs(logits, sent["targets"][target : target + count], [top] * count)
             step.prompt_logprobs.append((slot, found))
-
         if "pooled_rows" in sent:
             step.pooled = self.queue.fetch(self._pooler.hidden(hidden.index_select(0, sent["pooled_rows"])))
 
     def _token_ids(self, work: _Work) -> Tensor:
+        if self._drawn is not None:
+            slots, tokens = self._drawn
+            if work.every_pending and work.draw is not None and work.draw.slots is slots:
+                return tokens  # the same sequences decode on
+            self._last.index_copy_(0, slots, tokens)
+            self._drawn = None
         sent = work.sent
         if work.every_pending:
             assert work.draw is not None

@@ -28,7 +28,6 @@ class Draw:
     positions: Tensor
     entries: tuple[Tensor, Tensor, Tensor, Tensor]  # adjust_start, adjust_ids, adjust_scale, adjust_add
     mask: tuple[Tensor | None, Tensor | None]
-    new_rows: tuple[Tensor, Tensor] | None = None  # of the masks: slots (int64) and bits, for this draw
 
 
 @dataclass
@@ -56,6 +55,7 @@ class DeviceSampler(Sampler):
         self._kept_slots: list[int] = []
         self._kept: dict[str, Tensor] = {}
         self._kept_index = np.zeros(0, np.intp)
+        self._kept_lengths = np.zeros(0, np.int32)  # of their prompts
         device = ops.device
         self._nothing = (  # entries that change nothing
             torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=device),
@@ -64,14 +64,14 @@ class DeviceSampler(Sampler):
             torch.zeros(0, dtype=torch.float32, device=device),
         )
         self._device_masks: Tensor | None = None
-        self._new_masks: dict[int, Tensor] = {}
+        self._new_masks: dict[int, NDArray[np.int32]] = {}  # by slot, rows that the device has not been given
 
     def start(self, start: SeqStart) -> None:
         super().start(start)
         self._prompt_length[start.slot] = len(start.prompt)
         if start.slot in self._masked and start.slot not in self._constraints:
             assert self._masks is not None
-            self._new_masks[start.slot] = torch.from_numpy(self._masks[start.slot].copy())
+            self._new_masks[start.slot] = self._masks[start.slot]
 
     def end(self, slot: int) -> None:
         super().end(slot)
@@ -82,7 +82,8 @@ class DeviceSampler(Sampler):
         """What a draw needs that is not on the device. lengths: of the sequences, the tokens of this step included."""
         changed = self._kept_slots != slots
         index = np.array(slots, np.intp) if changed else self._kept_index
-        arrays: Arrays = {"draw_positions": lengths - self._prompt_length[index]}
+        prompts = self._prompt_length[index] if changed else self._kept_lengths
+        arrays: Arrays = {"draw_positions": lengths - prompts}
         if changed:
             arrays["draw_slots"] = index
             arrays["temperature"], arrays["top_k"] = self._temperature[index], self._top_k[index]
@@ -94,50 +95,51 @@ class DeviceSampler(Sampler):
             arrays["adjust_scale"], arrays["adjust_add"] = scale.numpy(), add.numpy()
         if self._masked:
             arrays["mask_rows"] = self._mask_row[index]
-        constrained = [slot for slot in slots if slot in self._constraints] if self._constraints else []
-        if constrained:
-            arrays["mask_slots"] = np.array(constrained, np.int64)
-            arrays["mask_bits"] = np.concatenate([self._constraints[slot].row for slot in constrained])
         return arrays
+
+    def masks(self, slots: list[int]) -> Arrays:
+        """Rows of masks that the device has to be given before these slots draw: of those that started, and of those
+        whose grammar has gone on."""
+        rows, self._new_masks = self._new_masks, {}
+        if self._constraints:
+            rows |= {slot: self._constraints[slot].row for slot in slots if slot in self._constraints}
+        if not rows:
+            return {}
+        return {"mask_slots": np.array(list(rows), np.int64), "mask_bits": np.concatenate(list(rows.values()))}
+
+    def write_masks(self, sent: dict[str, Tensor]) -> None:
+        """sent: what `masks` gave, on the device."""
+        if "mask_slots" in sent:
+            slots = sent["mask_slots"]
+            self._masks_there().index_copy_(0, slots, sent["mask_bits"].view(slots.shape[0], -1))
+
+    def _masks_there(self) -> Tensor:
+        """[max_num_seqs, ceil(V / 32)] on the device."""
+        if self._device_masks is None:
+            assert self._masks is not None
+            self._device_masks = torch.zeros(self._masks.shape, dtype=torch.int32, device=self._ops.device)
+        return self._device_masks
 
     def prepare(self, slots: list[int], sent: dict[str, Tensor]) -> Draw:
         """sent: what `arrays` gave for these slots, on the device."""
         if "temperature" in sent:
             self._kept_slots, self._kept, self._kept_index = slots.copy(), sent, np.array(slots, np.intp)
+            self._kept_lengths = self._prompt_length[self._kept_index]
         kept = self._kept
         parameters = kept["temperature"], kept["top_k"], kept["top_p"], kept["min_p"], kept["seeds"]
         mask: tuple[Tensor | None, Tensor | None] = (None, None)
         if "mask_rows" in sent:
-            if self._device_masks is None:
-                assert self._masks is not None
-                self._device_masks = torch.zeros(self._masks.shape, dtype=torch.int32, device=self._ops.device)
-            mask = self._device_masks, sent["mask_rows"]
-        new_rows = None
-        if "mask_slots" in sent:
-            new_rows = sent["mask_slots"], sent["mask_bits"].view(len(sent["mask_slots"]), -1)
+            mask = self._masks_there(), sent["mask_rows"]
         start, ids, scale, add = self._nothing
         if len(slots) >= len(start):  # there are drafts
             start = start.new_zeros(len(slots) + 1)
         entries = start[: len(slots) + 1], ids, scale, add
         if "adjust_start" in sent:
             entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
-        return Draw(kept["draw_slots"], parameters, sent["draw_positions"], entries, mask, new_rows)
-
-    def take_new_masks(self) -> dict[int, Tensor]:
-        """Rows of masks, by slot, that the device has to be given before the next draw."""
-        masks, self._new_masks = self._new_masks, {}
-        return masks
-
-    def write_masks(self, masks: dict[int, Tensor]) -> None:
-        for slot, row in masks.items():
-            assert self._device_masks is not None
-            self._device_masks[slot].copy_(row)
+        return Draw(kept["draw_slots"], parameters, sent["draw_positions"], entries, mask)
 
     def sample(self, logits: Tensor, draw: Draw) -> Tensor:
         """[R] int32, one token a row; -1 where nothing is left to choose."""
-        if draw.new_rows is not None:
-            assert self._device_masks is not None
-            self._device_masks.index_copy_(0, *draw.new_rows)
         return self._ops.sample(logits, *draw.parameters, draw.positions, *draw.entries, *draw.mask)
 
     def held(self, slots: list[int], lengths: NDArray[np.int32]) -> Held | None:

@@ -3,7 +3,7 @@ by itself the next step can be scheduled meanwhile; on the CPU submit does the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +118,11 @@ class Runner:
             "widths": {"pages": -(-max_model_len // page_size)},
             "progress": progress,
         }
-        self._forward = ops.record(forward, BATCH_SPECS, **hints)
-        self._forward_kept = ops.record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._logits = ops.record(model.logits, [rows])
+        self._forward, self._forward_kept = self._record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._record_decode(lambda *tensors: model.logits(forward(*tensors)), BATCH_SPECS, hints)
         if adapters is not None:
             self._record_adapted(model, kv, adapters, hints)
-        most = min(max_num_seqs, self._block) if graphs else 0
-        self._logits = ops.record(model.logits, [rows], rows=most, progress=progress)
         self._builder = self._builder_class(
             kv,
             page_size=page_size,
@@ -151,9 +150,20 @@ class Runner:
                 return model.forward(Batch.of(tensors[:-1], kv))
 
         specs = (*BATCH_SPECS, TensorSpec(("T",), torch.int32, fill=-1))
-        self._forward_adapted = self._ops.record(forward, specs, **hints)
         kept = KeptRows(KEPT_ROWS.writes, (*KEPT_ROWS.inputs, len(BATCH_SPECS)))
-        self._forward_adapted_kept = self._ops.record(forward, specs, kept)
+        self._forward_adapted, self._forward_adapted_kept = self._record(forward, specs, kept)
+        self._record_decode(lambda *tensors: model.logits(forward(*tensors)), specs, hints)
+
+    def _record(
+        self, forward: Callable[..., torch.Tensor], specs: Sequence[TensorSpec], kept: KeptRows
+    ) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+        """For every row, and for those that are read."""
+        return self._ops.record(forward, specs), self._ops.record(forward, specs, kept)
+
+    def _record_decode(
+        self, decode: Callable[..., torch.Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]
+    ) -> None:
+        """decode: a batch's logits, where every row draws."""
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -210,7 +220,7 @@ class Runner:
     def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
         built = self._builder.build(seqs)
         for table in self._rotations:
-            table.reach(built.batch.page_table.shape[1] * self._page_size)
+            table.reach(built.num_pages * self._page_size)
         return built
 
     def _take_over(self, plan: Plan) -> None:

@@ -15,6 +15,7 @@ __all__ = ["Arrays", "Packer"]
 
 Arrays = dict[str, NDArray[Any]]
 
+_WORD = np.dtype(np.int32)
 _TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32}
 _LINE = 16  # words, so that every array begins at a multiple of 64 bytes
 
@@ -31,18 +32,16 @@ class Packer:
         One array at least is not empty.
         """
         sizes: list[int] = []  # of an array and of what fills its last line, by turns
-        begins: list[int] = []
-        size = 0
         for array in arrays.values():
             count = array.nbytes >> 2
-            begins.append(size)
             sizes += (count, -count % _LINE)
-            size += count + sizes[-1]
-        words = self._staging.room(size)
-        for array, begin in zip(arrays.values(), begins, strict=True):
-            words[begin : begin + (array.nbytes >> 2)] = array.view(np.int32)
+        words = self._staging.room(sum(sizes))
+        begin = 0
+        for array, count in zip(arrays.values(), sizes[::2], strict=True):
+            words[begin : begin + count] = array if array.dtype == _WORD else array.view(_WORD)
+            begin += count + -count % _LINE
         parts = self._staging.send().split_with_sizes(sizes)[::2]
         return {
-            name: part if array.dtype == np.int32 else part.view(_TYPES[array.dtype])
+            name: part if array.dtype == _WORD else part.view(_TYPES[array.dtype])
             for (name, array), part in zip(arrays.items(), parts, strict=True)
         }

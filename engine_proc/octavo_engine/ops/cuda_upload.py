@@ -81,7 +81,8 @@ class Staging:
             size += -(-nbytes // _LINE) * _LINE
         if not size:
             return list(tensors)
-        staged = self._take(size)
+        self._take(size)
+        staged = self._buffers[self._turn][:size]
         for x, (start, stop) in zip(tensors, places, strict=True):
             if stop > start:
                 staged[start:stop].view(x.dtype).view(x.shape).copy_(x)
@@ -93,11 +94,11 @@ class Staging:
             for x, (start, stop) in zip(tensors, places, strict=True)
         ]
 
-    def _take(self, nbytes: int) -> Tensor:
+    def _take(self, nbytes: int) -> None:
+        """The next buffer's turn, with room for so many bytes."""
         self._turn = (self._turn + 1) % _BUFFERS
         self._events[self._turn].synchronize()
-        if self._buffers[self._turn].numel() < nbytes:
+        if self._arrays[self._turn].nbytes < nbytes:
             buffer = torch.empty(-(-nbytes // _PAGE) * _PAGE, dtype=torch.uint8, pin_memory=self._pinned)
             self._buffers[self._turn], self._filled[self._turn] = buffer, buffer.view(torch.int32)
             self._arrays[self._turn] = self._filled[self._turn].numpy()
-        return self._buffers[self._turn][:nbytes]

@@ -20,6 +20,10 @@ from octavo_engine.scheduling.waiting import WaitingQueue
 
 __all__ = ["Decoding"]
 
+# Shared by the steps of all sequences, which nobody changes: lists made anew would wake the garbage collector.
+_PENDING: list[int] = [PENDING]
+_NOTHING: list[int] = []
+
 
 class Decoding:
     """Works on the scheduler's lists. stalled: nothing more is scheduled before all that is in flight has landed."""
@@ -52,7 +56,7 @@ class Decoding:
         for seq in islice(self._running.decoding, self._config.max_num_batched_tokens):
             start = seq.num_computed
             if start < seq.room:
-                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, [], seq.samplers, regime=seq.regime))
+                steps.append(SeqStep(seq.slot, start, [seq.output[-1]], 0, _NOTHING, seq.samplers, -1, -1, seq.regime))
             elif self._make_room(seq, plan, ahead=False):
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
@@ -65,22 +69,23 @@ class Decoding:
     def _ahead(self, plan: Plan) -> list[Sequence]:
         """The same while a step is in flight. Who cannot take part without that step's tokens is left out."""
         decodes: list[Sequence] = []
+        steps, most = plan.seqs, self._config.max_num_batched_tokens
         for seq in self._running.decoding:
-            if len(decodes) == self._config.max_num_batched_tokens:
+            if len(decodes) == most:
                 break
             start, drawn = seq.num_computed, len(seq.output)
             pending = start == len(seq.request.prompt) + drawn
             waits = pending and (drawn + 1 >= seq.max_output or drawn < seq.waits_until)
             if waits or seq.finish_reason is not None:
                 continue
-            offset, new = 0, []
+            offset, new = 0, _NOTHING
             if start >= seq.room:
                 if not self._make_room(seq, plan, ahead=True):
                     break
                 offset, seq.sent = seq.sent, len(seq.pages)
                 new = seq.pages[offset:]
-            token = PENDING if pending else seq.output[-1]
-            plan.seqs.append(SeqStep(seq.slot, start, [token], offset, new, seq.samplers, regime=seq.regime))
+            tokens = _PENDING if pending else [seq.output[-1]]
+            steps.append(SeqStep(seq.slot, start, tokens, offset, new, seq.samplers, -1, -1, seq.regime))
             seq.num_computed = start + 1
             decodes.append(seq)
         return decodes

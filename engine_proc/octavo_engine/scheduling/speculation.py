@@ -91,7 +91,7 @@ class Speculation:
             if seq.guesses is not None:
                 seq.guesses.asked = True
             tables.trim(seq, len(guesses))
-            step.tokens += guesses
+            step.tokens = [*step.tokens, *guesses]
             step.drafts = len(guesses)
             drafted += len(guesses)
             if len(seq.pages) > seq.sent:

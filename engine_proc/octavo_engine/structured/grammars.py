@@ -81,11 +81,12 @@ class Grammars:
             limit = f"EngineOptions.max_grammar_bytes={self._max_bytes}"
             raise InvalidGrammar(f"structured: {size} bytes of {type(spec).__name__}; {limit}")
         waiting = self._waiting.setdefault(spec, {})
-        if not waiting:
+        first = not waiting
+        waiting[key] = request  # before the job is put: the worker may be at it at once, and looks who waits
+        self._asked[key] = spec
+        if first:
             self._start_workers()
             (self._long if size > _LONG else self._short).put(spec)
-        waiting[key] = request
-        self._asked[key] = spec
         return None
 
     def is_pending(self, key: Hashable) -> bool:

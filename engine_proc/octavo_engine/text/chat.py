@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
-from octavo_engine.text.calls import has_calls, wants_text, with_arguments
+from octavo_engine.text.calls import Spelling, has_calls, spelling
 from octavo_engine.text.errors import TextError
 
 __all__ = ["ChatTemplate"]
@@ -27,8 +27,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str], tool_use: str | None = None) -> None:
         self.sources = [source] if tool_use is None else [source, tool_use]
         self._tokens = dict(tokens)
-        self._templates: dict[str, Any] = {}
-        self._argument_texts: dict[str, bool] = {}
+        self._spellings: dict[str, Spelling] = {}
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
         """The prompt's text. variables: what else the template reads, tools and documents first of all. With
@@ -43,9 +42,9 @@ class ChatTemplate:
         variables = {**_DEFAULTS, **asked}
         source = self.sources[-1 if variables["tools"] else 0]
         if has_calls(messages):
-            if source not in self._argument_texts:
-                self._argument_texts[source] = wants_text(partial(self._render, source, variables=_DEFAULTS))
-            messages = with_arguments(messages, as_text=self._argument_texts[source])
+            if source not in self._spellings:
+                self._spellings[source] = spelling(partial(self._render, source, variables=_DEFAULTS))
+            messages = self._spellings[source](messages)
         return self._render(source, messages, variables)
 
     def _continued(self, messages: Sequence[Mapping[str, Any]], variables: dict[str, Any]) -> str:
@@ -68,12 +67,10 @@ class ChatTemplate:
         import jinja2
 
         try:
-            template = self._templates.get(source)
-            if template is None:
-                template = self._templates[source] = _compile(source)
-            rendered: str = template.render(
+            rendered: str = _compile(source).render(
                 {**self._tokens, **variables, "messages": [dict(message) for message in messages]}
             )
+            rendered.encode()  # JSON may spell halves of surrogate pairs, which no tokenizer takes
         except jinja2.TemplateSyntaxError as error:
             raise TextError(f"the chat template does not compile: {error} (line {error.lineno})") from error
         except jinja2.TemplateError as error:
@@ -83,6 +80,7 @@ class ChatTemplate:
         return rendered
 
 
+@lru_cache(maxsize=8)
 def _compile(source: str) -> Any:
     """The environment that transformers gives templates: same flags, filters, globals and tags."""
     import jinja2
@@ -108,11 +106,14 @@ def _compile(source: str) -> Any:
                 raise jinja2.exceptions.SecurityError(f"a chat template may not set the attribute {name!r}")
             super().__setitem__(name, value)
 
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raiser(jinja2.TemplateError)
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = Namespace
     return environment.from_string(source)
@@ -127,13 +128,6 @@ def _tojson(
 ) -> str:
     """jinja2's own tojson escapes HTML, which a model was not trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raiser(kind: type[Exception]) -> Callable[[str], None]:
-    def raise_exception(message: str) -> None:
-        raise kind(message)
-
-    return raise_exception
 
 
 def _strftime_now(form: str) -> str:

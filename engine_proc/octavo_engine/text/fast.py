@@ -6,7 +6,7 @@ from typing import Any
 
 from octavo_engine.text.pieces import StreamFactory, stream_factory, token_bytes
 
-__all__ = ["FastBackend"]
+__all__ = ["FastBackend", "surround"]
 
 
 class FastBackend:
@@ -46,3 +46,15 @@ class FastBackend:
         new = [token for token in tokens if self.tokenizer.token_to_id(token) not in self._special]
         self.tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
         self._special |= frozenset(self.tokenizer.token_to_id(token) for token in new)
+
+
+def surround(tokenizer: Any, before: int | None, after: int | None) -> None:
+    """Texts are encoded with these tokens around them, None for none, and with nothing else."""
+    from tokenizers import processors
+
+    tokens = [(str(token), token) for token in dict.fromkeys((before, after)) if token is not None]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*([str(before)] if before is not None else []), "$A", *([str(after)] if after is not None else [])],
+        pair=None,
+        special_tokens=tokens,
+    )

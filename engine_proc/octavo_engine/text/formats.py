@@ -2,8 +2,9 @@
 
 Sources: QwenLM/Qwen (qwen_generation_utils), InternLM (modeling_internlm, build_inputs), baichuan-inc
 (generation_utils), databrickslabs/dolly (instruct_pipeline), FlagAI-Open/Aquila2 (predict.py), facebookresearch/llama
-(generation.py), tatsu-lab/stanford_alpaca, lm-sys/FastChat (conversation.py, for Vicuna, Falcon and Aquila), and the
-model cards of Stability-AI/StableLM, mosaicml/mpt-*, HuggingFaceH4/starchat, microsoft/phi-2, google/gemma and Mistral.
+and codellama (generation.py), mistralai/mistral-common (InstructTokenizerV3), tatsu-lab/stanford_alpaca,
+lm-sys/FastChat (conversation.py, for Vicuna, Falcon and Aquila), and the model cards of Stability-AI/StableLM,
+mosaicml/mpt-*, HuggingFaceH4/starchat, microsoft/phi-2, google/gemma and Mistral.
 """
 
 from __future__ import annotations
@@ -49,14 +50,16 @@ def _turns(
     *,
     system: str | None = None,
     default: str | None = None,
+    without: str = "",
     start: str = "",
 ) -> str:
     """The template that writes turns so. system: None where the format has no such message; with {lead} in `user` it is
-    put there. default: the system message of a chat without one. prompt: what begins the answer."""
+    put there. default: the system message of a chat without one; without: or what stands for it. prompt: what
+    begins the answer."""
     head = f"{{{{ {_expression(start)} }}}}" if start else ""
     if system is not None:
         given = _expression(system, "messages[0]['content']")
-        other = _expression(system, json.dumps(default)) if default is not None else "''"
+        other = _expression(system, json.dumps(default)) if default is not None else json.dumps(without)
         value = f"{given} if messages[0]['role'] == 'system' else {other}"
         head += f"{{% set lead = {value} %}}" if "{lead}" in user else f"{{{{ {value} }}}}"
     misplaced = "'a system message stands only at the start of a chat'"
@@ -85,6 +88,47 @@ def _chatml(default: str | None = None) -> str:
     )
 
 
+# Tools stand before the last user's words, and the system message within these; calls and what came of them, as JSON,
+# where they happened.
+_MISTRAL_V3 = """
+{%- set ns = namespace(last=-1) -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- set words = message['content'] or '' -%}
+    {%- if message['role'] == 'user' -%}
+        {%- if tools and loop.index0 == ns.last -%}
+            {{- '[AVAILABLE_TOOLS] [' -}}
+            {%- for tool in tools -%}
+                {%- set told = {'type': 'function', 'function': tool['function'] or tool} -%}
+                {{- (told | tojson) ~ (', ' if not loop.last else '') -}}
+            {%- endfor -%}
+            {{- '][/AVAILABLE_TOOLS]' -}}
+        {%- endif -%}
+        {%- set lead = messages[0]['content'] ~ '\\n\\n' if messages[0]['role'] == 'system' else '' -%}
+        {{- '[INST] ' ~ (lead if loop.index0 == ns.last else '') ~ words ~ '[/INST]' -}}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- ' ' ~ words.rstrip() if words else '' -}}
+        {%- for call in message['tool_calls'] or [] -%}
+            {%- set called = call['function'] -%}
+            {%- set told = {'name': called['name'], 'arguments': called['arguments'], 'id': call['id']} -%}
+            {{- ('[TOOL_CALLS] [' if loop.first else ', ') ~ (told | tojson) ~ (']' if loop.last else '') -}}
+        {%- endfor -%}
+        {{- eos_token -}}
+    {%- elif message['role'] == 'tool' -%}
+        {%- set words = words or '{}' -%}
+        {%- set json = words[:1] in ['{', '[', '"'] or words in ['true', 'false', 'null'] or words | float('') != '' -%}
+        {{- '[TOOL_RESULTS] {"content": ' ~ (words if json else words | tojson) -}}
+        {{- ', "call_id": ' ~ (message['tool_call_id'] | tojson) ~ '}[/TOOL_RESULTS]' -}}
+    {%- elif message['role'] != 'system' -%}
+        {{- raise_exception('this chat format has no role ' ~ message['role']) -}}
+    {%- elif not loop.first -%}
+        {{- raise_exception('a system message stands only at the start of a chat') -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
 _INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -138,6 +182,18 @@ FORMATS: dict[str, ChatFormat] = {
         ids={"user_token": 195, "assistant_token": 196},
     ),
     "chatml": ChatFormat(_chatml(), _IM, ends=("<|im_end|>",)),
+    "codellama-70b": ChatFormat(
+        _turns(
+            "Source: user\n\n {trimmed} <step> ",
+            "Source: assistant\n\n {trimmed} <step> ",
+            "Source: assistant\nDestination: user\n\n ",
+            system="Source: system\n\n {trimmed} <step> ",
+            without="Source: system <step> ",
+            start="{bos_token}",
+        ),
+        ("<step>",),
+        ends=("<step>",),
+    ),
     "dolly": ChatFormat(
         _turns(
             "### Instruction:\n{}\n\n",
@@ -180,6 +236,18 @@ FORMATS: dict[str, ChatFormat] = {
     ),
     "mistral": ChatFormat(
         _turns("[INST] {lead}{} [/INST]", " {}{eos_token}", system="{}\n\n", start="{bos_token}"),
+    ),
+    "mistral-v3": ChatFormat(
+        _MISTRAL_V3,
+        (
+            "[INST]",
+            "[/INST]",
+            "[AVAILABLE_TOOLS]",
+            "[/AVAILABLE_TOOLS]",
+            "[TOOL_CALLS]",
+            "[TOOL_RESULTS]",
+            "[/TOOL_RESULTS]",
+        ),
     ),
     "mpt-30b-instruct": ChatFormat(
         _turns(

@@ -6,13 +6,16 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from octavo_engine.text.documented import Evidence
 from octavo_engine.text.errors import TextError
-from octavo_engine.text.fast import FastBackend
-from octavo_engine.text.pretokenizers import PRE_OF_ARCHITECTURE, PRE_TOKENIZERS
+from octavo_engine.text.fast import FastBackend, surround
+from octavo_engine.text.pretokenizers import PRE_OF_ARCHITECTURE, PRE_TOKENIZERS, UNKNOWN_RULES
 from octavo_engine.text.sentencepiece import NORMAL, UNKNOWN, Vocabulary, add_pieces, build_bpe
 from octavo_engine.text.templates import Asked, choose_chat, own_templates, turn_ends
 from octavo_engine.text.text import Text
+from octavo_engine.text.tiktoken import merges_of_ranks
 
 __all__ = ["gguf_eos_ids", "text_from_gguf"]
 
@@ -25,6 +28,7 @@ _TEMPLATE = "tokenizer.chat_template"
 def text_from_gguf(metadata: Mapping[str, Any], asked: Asked) -> Text:
     """metadata: key -> Python value, arrays as lists. A file without a vocabulary has no tokenizer; one of an
     unsupported kind raises TextError."""
+    _check_types(metadata)
     kind = metadata.get(_KEY + "model")
     tokens = metadata.get(_KEY + "tokens")
     if tokens is None or kind in (None, "none", "no_vocab"):
@@ -33,23 +37,27 @@ def text_from_gguf(metadata: Mapping[str, Any], asked: Asked) -> Text:
         tokenizer, add_bos = _byte_level(metadata, tokens)
     elif kind == "llama":
         tokenizer, add_bos = _sentencepiece(metadata, tokens)
+    elif kind == "gemma4":
+        tokenizer, add_bos = _spaced(metadata, tokens), True
     else:
         raise TextError(
-            f"tokenizer.ggml.model={kind!r}: only 'gpt2' and 'llama' are supported; name a folder with the model's "
-            "tokenizer.json in EngineOptions.tokenizer"
+            f"tokenizer.ggml.model={kind!r}: only 'gpt2', 'llama' and 'gemma4' are supported; name a folder with the "
+            "model's tokenizer.json in EngineOptions.tokenizer"
         )
-    add_pieces(tokenizer, tokens, metadata.get(_KEY + "token_type") or [])
+    architecture = str(metadata.get("general.architecture"))
+    bare = _NEVER_STRIPPING if kind == "llama" and architecture == "phi3" else None
+    add_pieces(tokenizer, tokens, metadata.get(_KEY + "token_type") or [], bare)
     ids = {name: _special(metadata, f"{name}_token_id", len(tokens)) for name in _NAMES}
-    before = ids["bos"] if metadata.get(_KEY + "add_bos_token", add_bos) else None
+    # Gemma 4's first files say that there is no BOS, which the model was never without.
+    before = ids["bos"] if kind == "gemma4" or metadata.get(_KEY + "add_bos_token", add_bos) else None
     after = ids["eos"] if metadata.get(_KEY + "add_eos_token", False) else None
-    _set_post_processor(tokenizer, tokens, before, after)
+    surround(tokenizer, before, after)
 
     backend = FastBackend(tokenizer)
     eos = {i for i in gguf_eos_ids(metadata) if 0 <= i < len(tokens)}
     variables = {f"{_NAMES[name]}_token": tokens[i] for name, i in ids.items() if i is not None}
     names = (*asked.names, str(metadata.get("general.name") or ""))
-    kind = str(metadata.get("general.architecture"))
-    evidence = Evidence(kind, names, {}, frozenset(eos), tokenizer.token_to_id, tokenizer.id_to_token)
+    evidence = Evidence(architecture, names, {}, frozenset(eos), tokenizer.token_to_id, tokenizer.id_to_token)
     chat = choose_chat(asked.chat_template, _templates(metadata), variables, evidence)
     # The file names one or two of the tokens that end a turn or a document; all of them end an answer.
     ends = turn_ends(tokenizer.token_to_id)
@@ -63,6 +71,32 @@ def text_from_gguf(metadata: Mapping[str, Any], asked: Asked) -> Text:
     )
 
 
+_TYPES: dict[Any, tuple[str, ...]] = {
+    str: ("model", "pre"),
+    list[str]: ("tokens", "merges"),
+    list[int]: ("token_type",),
+    list[float]: ("scores",),
+    int: tuple(f"{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")),
+    bool | int: ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces"),
+}
+
+
+def _check_types(metadata: Mapping[str, Any]) -> None:
+    keys = {_KEY + key: kind for kind, names in _TYPES.items() for key in names}
+    for key, kind in {**keys, _TEMPLATE: str, f"{_TEMPLATE}s": list[str]}.items():
+        if metadata.get(key) is None:
+            continue
+        try:
+            msgspec.convert(metadata[key], kind)
+        except msgspec.ValidationError as error:
+            raise TextError(f"{key}: {error}") from error
+    sizes = {name: len(metadata.get(_KEY + name) or ()) for name in ("tokens", "token_type")}
+    if sizes["token_type"] not in (0, sizes["tokens"]):
+        raise TextError(f"{_KEY}token_type has {sizes['token_type']} entries for {sizes['tokens']} tokens")
+
+
+# Phi-3's special tokens take the spaces and newlines behind them along, but for these.
+_NEVER_STRIPPING = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 _NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
@@ -80,28 +114,62 @@ def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Any, bool]:
     """Byte-level BPE (GPT-2): the tokenizer and whether prompts start with BOS by default."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Tokenizer, decoders, normalizers
 
     name = metadata.get(_KEY + "pre") or _unnamed(str(metadata.get("general.architecture")))
     rules = PRE_TOKENIZERS.get(name)
     if rules is None:
+        why = UNKNOWN_RULES.get(str(name), f"only {', '.join(sorted(PRE_TOKENIZERS))} are supported")
         raise TextError(
-            f"tokenizer.ggml.pre={name!r}: this pre-tokenizer is not supported, only "
-            f"{', '.join(sorted(PRE_TOKENIZERS))}; "
-            "name a folder with the model's tokenizer.json in EngineOptions.tokenizer"
+            f"tokenizer.ggml.pre={name!r}: {why}; name a folder with the model's tokenizer.json in "
+            "EngineOptions.tokenizer"
         )
-    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
-    merges = [_merge(line) for line in metadata.get(_KEY + "merges") or []]
-    try:
-        bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=rules.ignore_merges)
-    except Exception as error:  # the library raises nothing more specific
-        raise TextError(f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {error}") from error
+    merges = None
+    if rules.by_rank:
+        types = metadata.get(_KEY + "token_type") or [NORMAL] * len(tokens)
+        merges = merges_of_ranks(
+            {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=False)) if kind == NORMAL}
+        )
+    bpe = _bpe(metadata, tokens, merges, ignore_merges=rules.ignore_merges)
     tokenizer = Tokenizer(bpe)
     if rules.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = rules.build()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, rules.add_bos
+
+
+def _spaced(metadata: Mapping[str, Any], tokens: list[str]) -> Any:
+    """Merges over whole texts, spaces as ▁, bytes for characters that are no token (Gemma 4)."""
+    from tokenizers import Tokenizer, decoders, normalizers
+
+    unknown = _special(metadata, "unknown_token_id", len(tokens))
+    tokenizer = Tokenizer(
+        _bpe(
+            metadata,
+            tokens,
+            unk_token=tokens[unknown] if unknown is not None else None,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def _bpe(
+    metadata: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]] | None = None, **more: Any
+) -> Any:
+    """merges: the file's own, if not given."""
+    from tokenizers import models
+
+    try:
+        if merges is None:
+            merges = [_merge(line) for line in metadata.get(_KEY + "merges") or []]
+        return models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, **more)
+    except Exception as error:  # the library raises nothing more specific
+        raise TextError(f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {error}") from error
 
 
 def _unnamed(architecture: str) -> str:
@@ -138,20 +206,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Any,
     return build_bpe(Vocabulary(tokens, scores, types, unknown, prefix, squeeze)), True
 
 
-def _set_post_processor(tokenizer: Any, tokens: list[str], before: int | None, after: int | None) -> None:
-    from tokenizers import processors
-
-    around = [(tokens[i], i) for i in (before, after) if i is not None]
-    if not around:
-        return
-    head = [f"{tokens[before]}:0"] if before is not None else []
-    tail = [f"{tokens[after]}:0"] if after is not None else []
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*head, "$A:0", *tail], pair=None, special_tokens=list(dict(around).items())
-    )
-
-
 def gguf_eos_ids(metadata: Mapping[str, Any]) -> set[int]:
     """Ids that the file names as the end of the sequence, of the turn, or of the message."""
     values = (metadata.get(f"{_KEY}{name}_token_id") for name in ("eos", "eot", "eom"))
-    return {int(value) for value in values if value is not None}
+    return {value for value in values if isinstance(value, int)}

@@ -28,10 +28,10 @@ def load_text(
     """The Text of a checkpoint.
 
     source: a `weights.Source`, or the path of a folder or GGUF file. metadata: in its place, GGUF metadata already read
-    (key -> Python value). tokenizer: another place to take the tokenizer and template from: a folder, a
-    tokenizer.json, a GGUF file, or a hub id (at `revision`); end-of-sequence ids that the checkpoint itself names still
-    count. chat_template: as in EngineOptions. name: the model's, as the user gave it (a hub id): it may tell a chat
-    format. Raises TextError; a checkpoint without a tokenizer is no error (`has_tokenizer` is False).
+    (key -> Python value). tokenizer: another place to take the tokenizer and template from: a folder, a tokenizer.json
+    or tokenizer.model in one, a GGUF file, or a hub id (at `revision`); end-of-sequence ids that the checkpoint itself
+    names still count. chat_template: as in EngineOptions. name: the model's, as the user gave it (a hub id): it may
+    tell a chat format. Raises TextError; a checkpoint without a tokenizer is no error (`has_tokenizer` is False).
     """
     if metadata is None:
         metadata = getattr(source, "gguf_metadata", None)
@@ -65,9 +65,9 @@ def _at(path: Path | None, asked: Asked) -> Text:
         from octavo_engine.weights.gguf_file import GGUFFile
 
         return text_from_gguf(GGUFFile(path).metadata, asked)
-    if path is not None and path.name == "tokenizer.json":
+    if path is not None and path.name in ("tokenizer.json", "tokenizer.model"):
         return text_from_folder(path.parent, asked)
-    raise TextError(f"{path}: a tokenizer is a folder, a tokenizer.json or a .gguf file")
+    raise TextError(f"{path}: a tokenizer is a folder, a tokenizer.json, a tokenizer.model or a .gguf file")
 
 
 def _download(name: str, revision: str | None) -> Path:

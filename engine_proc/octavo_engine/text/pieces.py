@@ -48,6 +48,11 @@ _BYTES = _byte_of_char()
 BYTE_CHARS = {byte: char for char, byte in _BYTES.items()}
 
 
+def _is_id(token: int) -> bool:
+    """Whether the library takes it for one; it may still have no token."""
+    return 0 <= token < 1 << 32
+
+
 class _Vocabulary:
     """Token strings as a decoder sees them: None for ids that decode to nothing."""
 
@@ -57,7 +62,7 @@ class _Vocabulary:
         self._skipped = {token for token, entry in added.items() if entry.special}
 
     def __call__(self, token: int) -> str | None:
-        if token in self._skipped or token < 0:
+        if token in self._skipped or not _is_id(token):
             return None
         string: str | None = self._tokenizer.id_to_token(token)
         return string
@@ -239,8 +244,13 @@ class LocalStream:
 
 
 class WindowStream:
-    """Decodes the tokens of the last two deltas again and again: for decoders without a table (50 us a token)."""
+    """Decodes the tokens of the last two deltas again and again: for decoders without a table (50 us a token).
 
+    Tokens that show nothing, or end in what is no character, are held in case that more make one of them. Of a long run
+    of those all but the last four go out, as no character has more bytes.
+    """
+
+    HOLD = 16
     __slots__ = ("_decode", "_shown", "_window")
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -256,12 +266,17 @@ class WindowStream:
         return self._grow(final=True)
 
     def _grow(self, final: bool) -> str:
-        before = self._decode(self._window[: self._shown])
-        text = self._decode(self._window)
-        if len(text) <= len(before) or (text.endswith(REPLACEMENT) and not final):
-            return ""
-        self._window = self._window[self._shown :]
-        self._shown = len(self._window)
+        window, size = self._window, len(self._window)
+        before, text = self._decode(window[: self._shown]), self._decode(window)
+        if not final and (len(text) <= len(before) or text.endswith(REPLACEMENT)):
+            size -= 4
+            if size - self._shown < self.HOLD:
+                return ""
+            whole, text = text, self._decode(window[:size])
+            if not whole.startswith(text):  # cut within a character: with the next token it isn't
+                return ""
+        self._window = window[self._shown :]
+        self._shown = size - self._shown
         return text[len(before) :]
 
 
@@ -281,7 +296,7 @@ def stream_factory(tokenizer: Any, skip_special: bool) -> StreamFactory:
             decode = tokenizer.decoder.decode if parts else " ".join
             first, rest = _LocalTable(vocabulary, decode, []), _LocalTable(vocabulary, decode, ["a"])
             return lambda visible_before: LocalStream(first, rest, not visible_before)
-    return window_factory(lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special))
+    return window_factory(lambda ids: tokenizer.decode(list(filter(_is_id, ids)), skip_special_tokens=skip_special))
 
 
 def token_bytes(tokenizer: Any) -> list[bytes] | None:

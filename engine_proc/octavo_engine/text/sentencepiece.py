@@ -25,8 +25,9 @@ _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 class Vocabulary:
     """tokens: by id. scores: of each; merges happen in falling order. types: of each.
 
-    unknown: its id, None where the vocabulary has none. prefix: a space is put before a text. charsmap: the compiled
-    normalisation of the text, empty for none. squeeze: runs of spaces count as one, and none at either end.
+    unknown: its id, None where the vocabulary has none. prefix: a space is put before a text. squeeze: runs of
+    spaces count as one, and none at either end. charsmap: the compiled normalisation of the text, empty for none. once:
+    the prefix stands only where a text begins, and begins without a space, not after special tokens too.
     """
 
     tokens: Sequence[str]
@@ -36,6 +37,7 @@ class Vocabulary:
     prefix: bool = True
     squeeze: bool = False
     charsmap: bytes = b""
+    once: bool = False
     ids: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def build_bpe(vocabulary: Vocabulary) -> Any:
     """A `tokenizers.Tokenizer` with byte fallback (LLaMA 1 and 2)."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     unknown = vocabulary.unknown
     bpe = models.BPE(
@@ -117,9 +119,12 @@ def build_bpe(vocabulary: Vocabulary) -> Any:
     steps: list[Any] = [normalizers.Precompiled(vocabulary.charsmap)] if vocabulary.charsmap else []
     if vocabulary.squeeze:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if vocabulary.prefix:
-        steps.append(normalizers.Prepend("▁"))
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    if vocabulary.prefix and vocabulary.once:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
+    else:
+        steps += [normalizers.Prepend("▁")] if vocabulary.prefix else []
+        steps.append(normalizers.Replace(" ", "▁"))
+    tokenizer.normalizer = normalizers.Sequence(steps)
     strip = [decoders.Strip(" ", 1, 0)] if vocabulary.prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
@@ -143,13 +148,20 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in merges]
 
 
-def add_pieces(tokenizer: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Control tokens are special (hidden from the text); user-defined ones are matched whole, and shown."""
+def add_pieces(tokenizer: Any, tokens: Sequence[str], types: Sequence[int], bare: frozenset[str] | None = None) -> None:
+    """Control tokens are special (hidden from the text); user-defined ones are matched whole, and shown. bare: where
+    not None, special tokens besides these swallow the white space behind them."""
     from tokenizers import AddedToken
+
+    def entry(token: str, kind: int) -> Any:
+        special = kind != USER_DEFINED
+        return AddedToken(
+            token, special=special, normalized=False, rstrip=special and bare is not None and token not in bare
+        )
 
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+            entry(token, kind)
             for token, kind in zip(tokens, types, strict=False)
             if kind in (CONTROL, USER_DEFINED) or (kind == UNKNOWN and token.startswith("<"))
         ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from octavo_engine.text.errors import TextError
 from octavo_engine.text.fast import FastBackend
 from octavo_engine.text.pieces import StreamFactory, window_factory
+from octavo_engine.text.tokenizer_config import TokenizerConfig
 
 __all__ = ["SlowBackend", "load_slow"]
 
@@ -54,15 +54,14 @@ class SlowBackend:
 
 
 def load_slow(
-    folder: Path, config: Mapping[str, Any], trust_remote_code: bool
+    folder: Path, config: TokenizerConfig, trust_remote_code: bool
 ) -> tuple[FastBackend | SlowBackend, dict[str, str]]:
-    """The folder's tokenizer as transformers makes it, and its named special tokens. config: tokenizer_config.json.
-    Raises TextError, also where only code of the checkpoint's own could make it and that is not trusted."""
+    """The folder's tokenizer as transformers makes it, and its named special tokens. Raises TextError, also where only
+    code of the checkpoint's own could make it and that is not trusted."""
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-    code = (config.get("auto_map") or {}).get("AutoTokenizer")
-    kind = config.get("tokenizer_class")
+    code, kind = (config.auto_map or {}).get("AutoTokenizer"), config.tokenizer_class
     if code and not trust_remote_code and (kind is None or tokenizer_class_from_name(kind) is None):
         raise TextError(
             f"the tokenizer in {folder} ({kind or code}) is code of the checkpoint's own, which "
@@ -73,7 +72,10 @@ def load_slow(
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # a checkpoint's own code may raise anything
-        raise TextError(f"transformers can't load the tokenizer in {folder}: {error}") from error
+        raise TextError(
+            f"transformers can't load the tokenizer in {folder}: {error}; or name a folder with a tokenizer.json for "
+            "this model in EngineOptions.tokenizer"
+        ) from error
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     if tokenizer.is_fast:
         return FastBackend(tokenizer.backend_tokenizer), named

@@ -28,6 +28,13 @@ _TURN_ENDS = (
     "<eoa>",
     "<|endoftext|>",
     "<|end_of_text|>",
+    "<EOT>",
+    "▁<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<｜end▁of▁sentence｜>",
 )
 
 
@@ -76,7 +83,7 @@ def own_templates(entries: object) -> dict[str, str]:
     """By name, from the forms that files have: a template, {name: template} or [{"name", "template"}]."""
     if isinstance(entries, Sequence) and not isinstance(entries, str):
         entries = {
-            e["name"]: e["template"] for e in entries if isinstance(e, Mapping) and {"name", "template"} <= set(e)
+            str(e["name"]): e["template"] for e in entries if isinstance(e, Mapping) and {"name", "template"} <= set(e)
         }
     if not isinstance(entries, Mapping):
         entries = {"default": entries}

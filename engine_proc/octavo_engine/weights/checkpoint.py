@@ -95,7 +95,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
         names = [Path(name) for name in weight_map.values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{index} is not a checkpoint index: {error!r}") from error
     outside = [str(name) for name in names if name.name != str(name)]
     if outside:

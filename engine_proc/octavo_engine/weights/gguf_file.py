@@ -55,6 +55,8 @@ class GGUFFile:
         at = 24
         for _ in range(num_keys):
             key, at = self._string(at)
+            if key in self.metadata:
+                raise SourceError(f"{self.path}: the key {key} stands there twice")
             (kind,) = struct.unpack_from("<I", self.data, at)
             self.metadata[key], at = self._value(kind, at + 4)
         self._keys_end = at
@@ -65,10 +67,16 @@ class GGUFFile:
                 raise SourceError(f"{self.path}: tensor {name} has {dims} dimensions; GGUF has 1 to 4")
             *sizes, kind, offset = struct.unpack_from(f"<{dims}QIQ", self.data, at + 4)
             at += 4 + 8 * dims + 12
+            if name in self.tensors or 0 in sizes:
+                raise SourceError(f"{self.path}: tensor {name} {sizes} stands there twice or is empty")
             self.tensors[name] = TensorInfo(name, tuple(reversed(sizes)), kind, offset)
         align = self.metadata.get("general.alignment", 32)
+        if type(align) is not int or align < 8 or align % 8:
+            raise SourceError(f"{self.path}: general.alignment is {align!r}; allowed: a multiple of 8")
         start = -(-at // align) * align
         for name, info in self.tensors.items():
+            if info.offset % align:
+                raise SourceError(f"{self.path}: tensor {name} at {info.offset} is not aligned to {align}")
             self.tensors[name] = TensorInfo(name, info.shape, info.kind, start + info.offset)
 
     def without_tensors(self) -> bytes:

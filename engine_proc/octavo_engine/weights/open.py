@@ -48,7 +48,7 @@ def _open_folder(path: Path) -> Source:
         raise SourceError(f"{path} has no config.json{hint}")
     try:
         values = json.loads(config.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{config} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise SourceError(f"{config} is not a JSON object")

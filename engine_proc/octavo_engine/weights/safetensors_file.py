@@ -6,6 +6,7 @@ engine's memory otherwise.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -68,17 +69,28 @@ class SafetensorsHeader:
                 self.start, header = _read_header(file, self.size)
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
             self.tensors = {name: self._place(name, entry) for name, entry in header.items()}
+            _check_apart(self.tensors)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
 
     def _place(self, name: str, entry: dict[str, Any]) -> TensorPlace:
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(n) is int for n in (*shape, begin, end)):
+            raise ValueError(f"tensor {name} {list(shape)} at {begin}..{end}: not whole numbers")
         place = TensorPlace(_DTYPES.get(entry["dtype"]), entry["dtype"], shape, self.start + begin, self.start + end)
         if not 0 <= begin <= end <= self.size - self.start or any(n < 0 for n in shape):
             raise ValueError(f"tensor {name} at {begin}..{end} passes the file's end at {self.size - self.start}")
         if place.dtype is not None and math.prod(shape) * place.dtype.itemsize != end - begin:
             raise ValueError(f"tensor {name} {list(shape)} of {entry['dtype']} is not {end - begin} bytes")
         return place
+
+
+def _check_apart(tensors: Mapping[str, TensorPlace]) -> None:
+    """The format has none that overlap: one of the two would be another's bytes."""
+    places = sorted((place.start, place.stop, name) for name, place in tensors.items())
+    for (_, stop, before), (start, _, name) in itertools.pairwise(places):
+        if start < stop:
+            raise ValueError(f"the tensors {before} and {name} overlap")
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:

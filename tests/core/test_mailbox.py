@@ -1,0 +1,84 @@
+"""The engine's end of a real socket: bounded rounds, any deadline, and frames of nobody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from octavo import wire
+from octavo.options import SamplingParams
+from octavo_engine.mailbox import Mailbox
+from octavo_engine.requests import Requests
+
+ERRORS: list[str] = []
+
+
+@pytest.fixture
+def mailbox(tmp_path: Path) -> Iterator[Mailbox]:
+    ERRORS.clear()
+    mailbox = Mailbox(f"ipc://{tmp_path}/s", lambda client, error: ERRORS.append(error))
+    yield mailbox
+    mailbox.close(0)
+
+
+@pytest.fixture
+def client(mailbox: Mailbox, tmp_path: Path) -> Iterator[zmq.Socket[bytes]]:
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.connect(f"ipc://{tmp_path}/s")
+    yield socket
+    socket.close()
+    context.term()
+
+
+def received(mailbox: Mailbox, count: int) -> list[list[wire.ToEngine]]:
+    """What each round brought, until there were so many messages."""
+    rounds: list[list[wire.ToEngine]] = []
+    while sum(map(len, rounds)) < count:
+        rounds.append([message for _, message in mailbox.receive(20)])
+    return rounds
+
+
+def test_one_round_is_bounded_and_nothing_is_lost(mailbox: Mailbox, client: zmq.Socket[bytes]) -> None:
+    """Else a client that sends faster than frames are read would stop the steps of all."""
+    for token in range(2000):
+        client.send(wire.encode([wire.StatsRequest(token)]))
+    rounds = received(mailbox, 2000)
+    assert [message.token for one in rounds for message in one if isinstance(message, wire.StatsRequest)] == [
+        *range(2000)
+    ]
+    assert max(map(len, rounds)) <= 256
+
+
+def test_malformed_frames_are_dropped_and_do_not_fill_the_log(mailbox: Mailbox, client: zmq.Socket[bytes]) -> None:
+    client.send_multipart([b"three", b"parts"])
+    for _ in range(1000):
+        client.send(b"\xc1")
+    client.send(wire.encode([wire.StatsRequest(7)]))
+    assert received(mailbox, 1)[-1] == [wire.StatsRequest(7)]
+    assert mailbox.num_malformed == 1000
+    assert len(ERRORS) == 10  # 1, 2, 4, ... 512
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e16, 1e300])
+def test_any_deadline_can_be_waited_for(mailbox: Mailbox, seconds: float) -> None:
+    """SamplingParams.total_timeout may be as far away; the engine waits for it when it has nothing else to do."""
+    mailbox.wake()
+    assert list(mailbox.receive(seconds)) == []
+
+
+def test_deadlines_of_what_has_ended_do_not_pile_up() -> None:
+    requests = Requests()
+    kept, _ = requests.begin(b"a", wire.Generate(0, SamplingParams()), 0.0)
+    requests.watch(kept, 1.0, "total")
+    for number in range(1, 5000):
+        key, _ = requests.begin(b"a", wire.Generate(number, SamplingParams()), 0.0)
+        requests.watch(key, 3600.0, "total")
+        requests.end(key)
+    assert len(requests._deadlines) <= 1024
+    assert requests.next_deadline() == 1.0
+    assert [key for key, _, _ in requests.expired(2.0)] == [kept]
