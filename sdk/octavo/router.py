@@ -64,7 +64,9 @@ def _frame(message: Any) -> bytes:
         return wire.encode([message])
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the request holds text that is not valid Unicode: {error}") from None
-    except (OverflowError, TypeError) as error:
+    except OverflowError as error:
+        raise InvalidRequest(f"the request holds a number of more than 64 bits: {error}") from None
+    except TypeError as error:
         raise InvalidRequest(f"the request holds what can't be sent: {error}") from None
 
 
