@@ -9,7 +9,7 @@ import msgspec
 from octavo import wire
 from octavo_engine.text import Text, TextError
 
-__all__ = ["chat_length", "encode_chat", "render_chat"]
+__all__ = ["chat_length", "render_chat"]
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
@@ -20,13 +20,8 @@ def chat_length(message: wire.Generate | wire.Tokenize) -> int:
     return turns + len(message.template or "")
 
 
-def encode_chat(text: Text, message: wire.Generate | wire.Tokenize) -> list[int]:
-    """Token ids of the message's chat. Raises TextError."""
-    return text.encode_chat(_turns(message), _object(message.template))
-
-
-def render_chat(text: Text, message: wire.Tokenize) -> str:
-    """What the template makes of it. Raises TextError."""
+def render_chat(text: Text, message: wire.Generate | wire.Tokenize) -> str:
+    """What the template makes of the message's chat. Raises TextError."""
     return text.render_chat(_turns(message), _object(message.template))
 
 

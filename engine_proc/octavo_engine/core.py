@@ -60,7 +60,7 @@ class Core:
         self.mailbox, self.scheduler, self.runner, self.text = mailbox, scheduler, runner, text
         self.ready, self.clock = ready, clock
         self.steps = Steps(scheduler, runner, self._fail_sequence)
-        self.intake = Intake(text, ready.vocab_size, ready.options.seed, mailbox.wake, ready.embedding_size, processors)
+        self.intake = Intake(text, ready, mailbox.wake, processors)
         self.adapters = adapters or AdapterStore(None, ready.options, mailbox.wake)
         self.grammars = grammars or Grammars(text, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients

@@ -6,7 +6,7 @@ from octavo_engine.adapters import UnknownAdapter
 from octavo_engine.execution.errors import OutOfMemory
 from octavo_engine.execution.pooling import NotFinite
 from octavo_engine.execution.processors import ProcessorFailed
-from octavo_engine.intake import InvalidPrompt
+from octavo_engine.intake import InvalidPrompt, TextTooLong
 from octavo_engine.scheduling.scheduler import DoesNotFit, QueueFull
 from octavo_engine.structured import GrammarFailed, InvalidGrammar
 
@@ -16,6 +16,7 @@ _CODES: dict[type[Exception], str] = {
     DoesNotFit: "prompt_too_long",
     GrammarFailed: "invalid_grammar",
     InvalidGrammar: "invalid_grammar",
+    TextTooLong: "prompt_too_long",
     InvalidPrompt: "invalid_request",
     NotFinite: "failed",
     OutOfMemory: "out_of_memory",

@@ -17,17 +17,19 @@ from typing import Any, NamedTuple
 
 from octavo import wire
 from octavo.options import MAX_LOGPROBS, SamplingParams
-from octavo_engine.chats import chat_length, encode_chat, render_chat
+from octavo_engine.chats import chat_length, render_chat
 from octavo_engine.execution.processors import Processors
 from octavo_engine.scheduling.beam_search import BeamSearch
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text, TextError
 
-__all__ = ["Intake", "InvalidPrompt"]
+__all__ = ["Intake", "InvalidPrompt", "TextTooLong"]
 
 # Characters tokenised in place between two steps; at about 1 us a character's worth of BPE this stays under ten
 # milliseconds.
 _INLINE_CHARACTERS = 8192
+# Characters a token: a text of fewer than that is not measured by the tokenizer's longest, which takes a look at all.
+_COMMON_TOKEN = 16
 
 
 def _answer_kind(message: wire.Tokenize | wire.Detokenize) -> type[wire.Tokens] | type[wire.Texts]:
@@ -37,6 +39,10 @@ def _answer_kind(message: wire.Tokenize | wire.Detokenize) -> type[wire.Tokens] 
 
 class InvalidPrompt(Exception):
     """The request can't be served as asked; the message names the value and what is allowed."""
+
+
+class TextTooLong(InvalidPrompt):
+    """It has more characters than any max_model_len tokens: not tokenised, which would take long and much memory."""
 
 
 class Tokenised(NamedTuple):
@@ -54,21 +60,17 @@ class Intake:
     """
 
     def __init__(
-        self,
-        text: Text,
-        vocab_size: int,
-        seed: int | None,
-        wake: Callable[[], None],
-        embedding_size: int = 0,
-        processors: Processors | None = None,
+        self, text: Text, ready: wire.Ready, wake: Callable[[], None], processors: Processors | None = None
     ) -> None:
-        self._text, self._embedding_size = text, embedding_size
+        self._text, self._embedding_size = text, ready.embedding_size
         self._processors = Processors({}) if processors is None else processors
-        self._vocab_size = vocab_size
+        self._vocab_size, self._max_model_len = ready.vocab_size, ready.options.max_model_len
         self._eos = frozenset(text.eos_token_ids)
-        self._seeds = random.Random(seed)
+        self._seeds = random.Random(ready.options.seed)
         self._wake = wake
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="octavo-tokenise")
+        # Of Tokenize and Detokenize, whose texts have no bound: no prompt waits behind them.
+        self._answerer = ThreadPoolExecutor(1, thread_name_prefix="octavo-answer")
         self._tokenised: deque[tuple[Any, Tokenised | Exception]] = deque()
         self._answers: deque[tuple[Any, wire.Tokens | wire.Texts]] = deque()
         self.num_pending = 0
@@ -120,7 +122,7 @@ class Intake:
         if self._at_once(long):
             return self._answer(message)
         self.num_pending += 1
-        self._worker.submit(self._answer_later, client, message)
+        self._answerer.submit(self._answer_later, client, message)
         return None
 
     def answers(self) -> list[tuple[Any, wire.Tokens | wire.Texts]]:
@@ -182,6 +184,7 @@ class Intake:
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
+        self._answerer.shutdown(wait=False, cancel_futures=True)
 
     def _tokenise_later(self, key: Any, message: wire.Generate, seed: int) -> None:
         try:
@@ -232,9 +235,21 @@ class Intake:
     def _prompt(self, message: wire.Generate) -> list[int]:
         if message.token_ids is not None:
             return message.token_ids
-        if message.messages is not None:
-            return encode_chat(self._text, message)
-        return self._text.encode(message.text or "")
+        chat = message.messages is not None
+        text = render_chat(self._text, message) if chat else message.text or ""
+        self._check_length(text)
+        return self._text.encode(text, add_special_tokens=not chat)
+
+    def _check_length(self, text: str) -> None:
+        limit = self._max_model_len
+        if limit is None or len(text) <= limit * _COMMON_TOKEN:
+            return
+        least = -(-len(text) // max(self._text.longest_token, _COMMON_TOKEN))
+        if least > limit:
+            raise TextTooLong(
+                f"{len(text)} characters are at least {least} tokens, more than max_model_len={limit}; shorten the "
+                "prompt or raise EngineOptions.max_model_len"
+            )
 
     def _check(self, message: wire.Generate) -> None:
         """What needs the model to be judged; everything else SamplingParams has checked itself."""

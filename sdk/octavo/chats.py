@@ -12,7 +12,7 @@ from octavo.errors import InvalidRequest
 
 __all__ = ["template_variables", "turn"]
 
-_encode = msgspec.json.encode
+_encode = msgspec.json.Encoder(enc_hook=wire.plain).encode
 
 
 def turn(item: Any) -> wire.Message:
@@ -31,13 +31,13 @@ def turn(item: Any) -> wire.Message:
     return item
 
 
-def template_variables(template: Mapping[str, Any] | None) -> str | None:
+def template_variables(template: Mapping[str, Any] | None, **more: Any) -> str | None:
     """Raises InvalidRequest for what JSON can't hold."""
-    if template is None:
+    if template is None and not more:
         return None
-    if not isinstance(template, Mapping):
+    if template is not None and not isinstance(template, Mapping):
         raise InvalidRequest(f"template: a mapping of names to values is needed, not {type(template).__name__}")
-    return _object("template", dict(template))
+    return _object("template", {**(template or {}), **more})
 
 
 def _object(name: str, value: dict[Any, Any]) -> str:

@@ -10,18 +10,21 @@ from octavo.errors import InvalidOption
 __all__ = ["choice", "flag", "number", "whole"]
 
 
-def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidOption(
-            name, value, f"a whole number >= {low}" if high is None else f"a whole number in {low}..{high}"
-        )
+# The largest whole number that crosses the wire: where a field has no other bound.
+_LARGEST = (1 << 63) - 1
+
+
+def whole(name: str, value: Any, low: int, high: int = _LARGEST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        endless = high == _LARGEST and not (isinstance(value, int) and value > high)
+        raise InvalidOption(name, value, f"a whole number >= {low}" if endless else f"a whole number in {low}..{high}")
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
     bad = isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)
     if bad or value > high or value < low or (above and value == low) or math.isinf(value):
-        left = "(" if above else "["
-        raise InvalidOption(name, value, f"a number in {left}{low}, {high}]")
+        left, right = "(" if above else "[", ")" if math.isinf(high) else "]"
+        raise InvalidOption(name, value, f"a number in {left}{low}, {high}{right}")
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

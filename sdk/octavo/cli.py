@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add_chat_arguments(talk)
     sampling = talk.add_argument_group("sampling (octavo.SamplingParams)")
     for name, default in _SAMPLING.items():
-        sampling.add_argument(_flag(name), type=_number, default=default, metavar="X", help=f"default {default}")
+        sampling.add_argument(_flag(name), type=number, default=default, metavar="X", help=f"default {default}")
     _add_engine_options(talk)
     server = commands.add_parser("serve", help="answer OpenAI's API over HTTP")
     server.set_defaults(run=_serve)
@@ -128,7 +128,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         elif isinstance(field.default, bool):
             engine.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=field.default)
         else:
-            convert = str if "str" in str(field.type) else _number
+            convert = str if "str" in str(field.type) else number
             shown = "decided by the engine" if field.default is None else field.default
             engine.add_argument(
                 _flag(field.name),
@@ -149,7 +149,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _number(text: str) -> int | float:
+def number(text: str) -> int | float:
     """Whole where it can be: which of the two a field takes is checked by the options themselves."""
     try:
         return int(text)
@@ -190,14 +190,15 @@ async def _bench(options: argparse.Namespace) -> None:
 
 async def _serve(options: argparse.Namespace) -> None:
     try:
-        from octavo.openai.serve import serve
+        from octavo.openai.serve import listen, serve
     except ImportError as error:
         raise OctavoError(f'octavo serve needs {error.name}: pip install "octavo[server]"') from error
     engine, server = _engine_options(options), server_options(options)
-    bar = _LoadBar()
-    async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
-        bar.close()
-        await serve(client, server)
+    with listen(server) as listening:
+        bar = _LoadBar()
+        async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
+            bar.close()
+            await serve(client, server, listening)
 
 
 # ---- the chat --------------------------------------------------------------------------------------------------

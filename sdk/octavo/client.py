@@ -12,8 +12,9 @@ import anyio
 from octavo import wire
 from octavo.best_of import best, drawn
 from octavo.chats import template_variables
-from octavo.errors import ClientClosed, EngineUnresponsive, InvalidOption, InvalidRequest
-from octavo.options import EngineOptions, SamplingParams, replace
+from octavo.checks import flag
+from octavo.errors import ClientClosed, EngineUnresponsive, InvalidRequest
+from octavo.options import EngineOptions, SamplingParams
 from octavo.prompts import (
     DEFAULT_PARAMS,
     Messages,
@@ -21,7 +22,10 @@ from octavo.prompts import (
     Prompt,
     checked_ids,
     generate_message,
+    ids_of,
+    items_of,
     lora_name,
+    named_options,
     read_params,
     turns_of,
 )
@@ -62,14 +66,7 @@ class AsyncClient:
         share: bool = False,
         _command: Sequence[str] | None = None,
     ) -> None:
-        options = options or EngineOptions()
-        if model is not None:
-            name = os.fspath(model)
-            if options.model and options.model != name:
-                raise InvalidOption("model", name, f"given once, or the same as options.model={options.model!r}")
-            options = replace(options, model=name)
-        if not options.model:
-            raise InvalidOption("model", options.model, "a local folder, a GGUF file or a hub id")
+        options = named_options(model, options)
         # Here, and not with the module: ZeroMQ and what spawning needs are half of what importing octavo would cost.
         from octavo.session import Session, SpawnedEngine
 
@@ -199,7 +196,8 @@ class AsyncClient:
 
         Leaving the stream in any way aborts the request. A beam search gives one delta a choice, at the end.
         """
-        params = params or DEFAULT_PARAMS
+        if params is None:
+            params = DEFAULT_PARAMS
         if isinstance(params, SamplingParams) and params.best_of is not None:
             raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
         router = self._session.router
@@ -271,7 +269,7 @@ class AsyncClient:
                     raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
                 whole = await router.tokenize(text + continuation, special, None, None)
             else:
-                whole = prefix + checked_ids(list(continuation))
+                whole = prefix + ids_of(continuation, "continuations: texts or token ids")
             requests.append(reading.score_request(prefix, whole, params, lora_name(lora)))
         first = await reading.read_all(router, [make for make, _ in requests[:1]])
         rest = await reading.read_all(router, [make for make, _ in requests[1:]])
@@ -281,7 +279,7 @@ class AsyncClient:
         """Of a prompt its text, whether special tokens are put around that, and its token ids."""
         if isinstance(prompt, str):
             return prompt, True, await self.tokenize(prompt)
-        items: list[Any] = list(prompt)
+        items = items_of(prompt)
         if items and isinstance(items[0], (Mapping, wire.Message)):
             text = await self.apply_chat_template(items)
             return text, False, await self.tokenize(text, special=False)
@@ -291,6 +289,8 @@ class AsyncClient:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
         router = self._session.router
         if streams:
+            if wrong := [stream for stream in streams if not isinstance(stream, Stream)]:
+                raise InvalidRequest(f"streams: what AsyncClient.stream returns is needed, not {wrong[0]!r:.40}")
             router.abort([stream.request_id for stream in streams])
         else:
             router.abort_all()
@@ -304,6 +304,7 @@ class AsyncClient:
         would run; a chat's template writes its own. template: as in generate. Raises InvalidRequest where the
         checkpoint has no tokenizer or template.
         """
+        flag("special", special)
         if isinstance(text, str):
             return await self._session.router.tokenize(text, special, None, None)
         turns = turns_of("text: a string or chat messages", text)
@@ -345,19 +346,21 @@ class AsyncClient:
         template refuses the messages.
         """
         turns = turns_of("messages: chat messages", messages)
-        variables = template_variables({**(template or {}), "add_generation_prompt": add_generation_prompt})
+        flag("add_generation_prompt", add_generation_prompt)
+        variables = template_variables(template, add_generation_prompt=add_generation_prompt)
         if tokenize:
             return await self._session.router.tokenize("", False, turns, variables)
         return await self._session.router.render(turns, variables)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
-        texts = await self._session.router.detokenize(checked_ids(list(token_ids)), skip_special_tokens, False)
+        flag("skip_special_tokens", skip_special_tokens)
+        texts = await self._session.router.detokenize(ids_of(token_ids), skip_special_tokens, False)
         return texts[0]
 
     async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """What each token stands for by itself, special ones by their names; U+FFFD for a part of a character."""
-        return list(await self._session.router.detokenize(checked_ids(list(token_ids)), False, True))
+        return list(await self._session.router.detokenize(ids_of(token_ids), False, True))
 
     # ---- adapters --------------------------------------------------------------------------------------------------
 

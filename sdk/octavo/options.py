@@ -364,7 +364,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         if self.quantized_cache is not None and (not isinstance(self.quantized_cache, str) or not self.quantized_cache):
             raise InvalidOption("quantized_cache", self.quantized_cache, "None, 'auto' or a folder")
         if self.max_model_len is not None:
-            _whole("max_model_len", self.max_model_len, 1)
+            _whole("max_model_len", self.max_model_len, 1, (1 << 31) - 1)
         _whole("max_num_seqs", self.max_num_seqs, 1, 65536)
         if self.max_num_batched_tokens is not None:
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, 1)
@@ -394,7 +394,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         for name, path in processors.items():
             if not isinstance(name, str) or not isinstance(path, str) or re.fullmatch(r".+:[\w.]+", path) is None:
                 raise InvalidOption("logits_processors", path, '"package.module:factory" or "path/to/file.py:factory"')
-        _whole("num_threads", self.num_threads, 0, 4096)
+        _whole("num_threads", self.num_threads, 0, 1024)
         if self.seed is not None:
             _whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         _number("ready_timeout", self.ready_timeout, 0.0, above=True)

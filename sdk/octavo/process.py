@@ -7,6 +7,7 @@ left alone and any thread's loop will do. It dies with us because it watches a p
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import logging
 import os
@@ -25,7 +26,8 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from octavo.errors import EngineNotInstalled, EngineStartError
+from octavo import wire
+from octavo.errors import EngineNotInstalled, EngineStartError, InvalidOption
 from octavo.loop import Loop
 from octavo.options import EngineOptions
 
@@ -54,10 +56,22 @@ def engine_command(options: EngineOptions) -> list[str]:
     if not sys.executable:
         raise EngineStartError("sys.executable is empty: octavo can't tell which Python to start the engine with")
     # -P: a module in the host's working directory must not shadow the engine's imports.
-    command = [sys.executable, "-P", "-m", "octavo_engine", "--options", msgspec.json.encode(options).decode()]
+    try:
+        encoded = msgspec.json.encode(options, enc_hook=wire.plain).decode()
+    except (UnicodeEncodeError, TypeError) as error:
+        raise InvalidOption("options", options, f"nothing but what JSON can hold: {error}") from None
+    command = [sys.executable, "-P", "-m", "octavo_engine", "--options", encoded]
     if options.logits_processors:  # found where the host would find them
-        command += ["--import-path", os.pathsep.join(path or os.getcwd() for path in sys.path)]
+        command += ["--import-path", os.pathsep.join(path or _folder() or "/" for path in sys.path)]
     return command
+
+
+def _folder() -> str | None:
+    """The working directory, if it still exists."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def private_folder() -> Path:
@@ -84,9 +98,9 @@ class EngineProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._partial = b""
         self._cancel_last_words: Callable[[], None] = lambda: None
-        parent_end, self._lifeline = os.pipe()
+        parent_end, self._lifeline = _pipe()
         _processes.add(self)  # before the spawn: a fork in another thread must not copy the lifeline for good
-        self._stderr, stderr_end = os.pipe()
+        self._stderr, stderr_end = _pipe()
         os.set_blocking(self._stderr, False)
         try:
             child = subprocess.Popen(
@@ -95,6 +109,8 @@ class EngineProcess:
                 stdout=stderr_end,
                 stderr=stderr_end,
                 pass_fds=(parent_end,),
+                # A daemon may outlive its folder (a release that was replaced); what torch loads does not start there.
+                cwd=None if _folder() else "/",
             )
             self.pid = child.pid
             # We reap through the pidfd. Popen must not wait for this pid (or warn about it) when it is collected.
@@ -253,6 +269,17 @@ class EngineProcess:
         fd, self._lifeline = self._lifeline, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe clear of fds 0 to 2, which a host may have closed: the child's own stdin and stderr would cover it."""
+    ends = os.pipe()
+    if min(ends) > 2:
+        return ends
+    clear = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in ends]
+    for end in ends:
+        os.close(end)
+    return clear[0], clear[1]
 
 
 def _reap(pidfd: int) -> int | None:

@@ -59,6 +59,17 @@ def _merge_choice(parts: list[wire.Delta]) -> wire.Delta:
     )
 
 
+def _frame(message: Any) -> bytes:
+    try:
+        return wire.encode([message])
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the request holds text that is not valid Unicode: {error}") from None
+    except OverflowError as error:
+        raise InvalidRequest(f"the request holds a number of more than 64 bits: {error}") from None
+    except TypeError as error:
+        raise InvalidRequest(f"the request holds what can't be sent: {error}") from None
+
+
 class Request:
     """What the router knows of one request: what came and was not read yet, who waits, and how it ended."""
 
@@ -124,8 +135,8 @@ class Router:
     # ---- out -------------------------------------------------------------------------------------------------------
 
     def send(self, message: Any) -> None:
-        """Raises what msgspec raises for what can't be encoded; nothing has been sent then."""
-        frame = wire.encode([message])
+        """Raises InvalidRequest for what can't be encoded; nothing has been sent then."""
+        frame = _frame(message)
         if self._left:
             self._abort_left()
         self._transport.send(frame)
@@ -142,12 +153,6 @@ class Router:
         self.heartbeat.start()
         try:
             self.send(make(request.id))
-        except UnicodeEncodeError as error:
-            self._drop(request.id)
-            raise InvalidRequest(f"the request holds text that is not valid Unicode: {error}") from None
-        except OverflowError as error:
-            self._drop(request.id)
-            raise InvalidRequest(f"the request holds a number of more than 64 bits: {error}") from None
         except BaseException:
             self._drop(request.id)
             raise
@@ -250,8 +255,6 @@ class Router:
         try:
             self.send(make(number))
             await waiter
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"the text is not valid Unicode: {error}") from None
         finally:
             self._asked.pop(number, None)
             self._rest_if_idle()

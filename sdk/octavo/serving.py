@@ -6,6 +6,7 @@ import argparse
 
 import msgspec
 
+from octavo.checks import number, whole
 from octavo.errors import InvalidOption
 
 __all__ = ["ServeOptions", "add_arguments", "options_of"]
@@ -56,8 +57,13 @@ def options_of(arguments: argparse.Namespace) -> ServeOptions:
     """Raises InvalidOption."""
     values = {name: getattr(arguments, name) for name in ServeOptions.__struct_fields__}
     options = msgspec.convert(values, ServeOptions)
-    if not 0 <= options.port < 65536:
-        raise InvalidOption("--port", options.port, "a whole number in 0..65535")
-    if not 1 <= options.workers <= 256:
-        raise InvalidOption("--workers", options.workers, "a whole number in 1..256")
+    whole("--port", options.port, 0, 65535)
+    whole("--workers", options.workers, 1, 256)
+    number("--drain-timeout", options.drain_timeout, 0.0)
+    number("--keep-alive", options.keep_alive, 0.0, above=True)
+    whole("--max-body-bytes", options.max_body_bytes, 1)
+    whole("--response-store-bytes", options.response_store_bytes, 0)
+    for name, given in (("--api-key", options.api_key), ("--served-model-name", options.served_model_name)):
+        if not all(given):  # the variable that it came from was not set
+            raise InvalidOption(name, "", "not empty")
     return options

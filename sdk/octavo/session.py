@@ -202,6 +202,8 @@ class Session:
         ready = router.ready
         if ready is None:
             doing = f"it was at: {self._last_progress}; " if self._last_progress else ""
+            if not doing and self._engine.process is None:
+                doing = f"none answers at {self.address}; start one there (octavo engine --bind), or "
             raise EngineStartError(
                 f"waited {self._options.ready_timeout:g} s for the engine to become ready; {doing}raise "
                 f"{self._engine.knob.format('ready_timeout')}{self._tail()}",
@@ -248,7 +250,7 @@ class Session:
             self._loop.soon(lambda: self._on_dead(why))
 
     def _on_malformed(self, why: str) -> None:
-        self._lost = why
+        self._lost = why = f"{why}; is it an engine of octavo, at {self.address}?" if self.address else why
         self._die(lambda: ProtocolMismatch(why + self._tail()))
 
     def _on_silent(self) -> None:
@@ -298,7 +300,7 @@ class Session:
             what = f"{dying.message} ({what})"
         if self.ready is None:
             when = "" if dying is not None else " before it was ready"
-            if self._lost and isinstance(self._engine, SpawnedEngine):
+            if self._lost:
                 return ProtocolMismatch(self._lost + self._tail())
             return EngineStartError(what + when + self._tail(), exit_code, tail)
         dead = DeviceLost if dying is not None and dying.code == "device_lost" else EngineDead

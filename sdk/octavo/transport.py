@@ -6,6 +6,7 @@ A Transport moves whole frames, never blocks, and never waits: the client asks `
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -49,8 +50,9 @@ class CurveKeys:
             ("public_key", public_key),
             ("secret_key", secret_key),
         ):
-            if key is not None and len(key) != 40:
-                raise InvalidOption(name, f"{len(key)} characters", "a Z85 key of 40 characters")
+            if key is not None and (not isinstance(key, str) or len(key) != 40):
+                shown = f"{len(key)} characters" if isinstance(key, str) else key
+                raise InvalidOption(name, shown, "a Z85 key of 40 characters")
         if public_key is None or secret_key is None:
             public, secret = zmq.curve_keypair()
             public_key, secret_key = public.decode(), secret.decode()
@@ -59,6 +61,8 @@ class CurveKeys:
 
 def curve_keys(address: str, server: str | None, public: str | None, secret: str | None) -> CurveKeys | None:
     """The keys that an address is joined with; None for one that needs none. Raises InvalidOption."""
+    if not isinstance(address, str):
+        raise InvalidOption("address", address, '"ipc:///path/to/socket" or "tcp://host:port"')
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return None
     if not address.startswith("tcp://"):
@@ -104,7 +108,10 @@ class ZmqTransport:
         if self._watch_peer:
             self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._watch(self._monitor, self._on_monitor)
-        socket.connect(self._address)
+        try:
+            socket.connect(self._address)
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
+            raise InvalidOption("address", self._address, f"one that ZeroMQ can connect to: {error}") from None
         self._watch(socket, on_readable)
 
     def _watch(self, socket: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
@@ -128,7 +135,8 @@ class ZmqTransport:
 
     def send(self, frame: bytes) -> None:
         if self._socket is not None:
-            self._socket.send(frame, zmq.NOBLOCK)
+            with contextlib.suppress(zmq.Again):  # the peer broke off the handshake: it is no engine
+                self._socket.send(frame, zmq.NOBLOCK)
 
     def receive(self) -> bytes | None:
         if self._socket is None:

@@ -49,6 +49,7 @@ __all__ = [
     "decode_to_client",
     "decode_to_engine",
     "encode",
+    "plain",
 ]
 
 PROTOCOL_VERSION = 4
@@ -345,7 +346,18 @@ ToEngine = (
 )
 ToClient = Progress | Ready | Deltas | Finished | Failed | Stats | Dying | Tokens | Texts | Loras
 
-_encoder = msgspec.msgpack.Encoder()
+
+def plain(value: Any) -> Any:
+    """A caller's own kind of str, int or float (numpy.float64, markupsafe.Markup) as a plain one; an enc_hook."""
+    for kind, convert in _PLAIN:
+        if isinstance(value, kind):
+            return convert(value)
+    raise TypeError(f"{type(value).__name__} is no type that can be sent")
+
+
+# Of the class, and not what a subclass makes of them.
+_PLAIN: tuple[tuple[type, Any], ...] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
+_encoder = msgspec.msgpack.Encoder(enc_hook=plain)
 _to_engine: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])
 _to_client: msgspec.msgpack.Decoder[list[ToClient]] = msgspec.msgpack.Decoder(list[ToClient])
 

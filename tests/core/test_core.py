@@ -248,6 +248,7 @@ class BrokenText(Text):
     """A tokenizer that breaks on some prompts, as third-party code may."""
 
     has_tokenizer = True
+    longest_token = 1 << 20
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         if "break" in text:
@@ -268,6 +269,7 @@ class WatchedText(Text):
     """Tells which texts were tokenised on the engine's thread, and draws their token from the first letter."""
 
     has_tokenizer = True
+    longest_token = 1 << 20
 
     def __init__(self) -> None:
         super().__init__(eos_token_ids=[2])

@@ -46,6 +46,7 @@ class Words(Text):
     """The prompt's first letter is its token; long prompts are tokenised in the worker thread."""
 
     has_tokenizer = True
+    longest_token = 1 << 20
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(text[0])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,19 @@ def test_what_is_no_hub_id_either() -> None:
 
 
 def test_one_gguf_file_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def download(repo: str, file: str, revision: str | None) -> str:
-        asked.append((repo, file))
-        raise FileNotFoundError("not in the repository")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(SourceError, match="not in the repository"):
+    hub = install(monkeypatch, tmp_path)
+    with pytest.raises(SourceError, match=r"owner/name has no file file-Q4_0\.gguf"):
         open_source("owner/name/file-Q4_0.gguf")
-    assert asked == [("owner/name", "file-Q4_0.gguf")]
+    assert hub.calls[0]["repo"] == "owner/name"
+    assert hub.calls[0]["allow_patterns"] == ["file-Q4_0.gguf"]
+    (tmp_path / "file-Q4_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SourceError, match=r"file-Q4_0\.gguf is not a whole GGUF file"):
+        open_source("owner/name/file-Q4_0.gguf")
+
+
+def test_what_can_not_be_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")  # opening it to read would wait for a writer
+    with pytest.raises(SourceError, match=r"pipe\.gguf is neither a folder with config\.json nor a \.gguf file"):
+        open_source(tmp_path / "pipe.gguf")
+    with pytest.raises(SourceError, match="can't be read: File name too long"):
+        open_source("x" * 5000)

@@ -11,6 +11,8 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as completion_create_params_of_chat
 from openai.types.responses import response_create_params
 
+from octavo.errors import EngineDead
+from octavo.openai.errors import answer_of
 from octavo.openai.fields import ChatRequest, CompletionRequest
 from octavo.openai.response_fields import ResponsesRequest
 from tests.openai.conftest import CHAT, events, served
@@ -175,7 +177,7 @@ async def test_wrong_fields_are_named(change: dict[str, Any], param: str) -> Non
 
 async def test_malformed_bodies_unknown_models_routes_and_methods() -> None:
     async with served(max_body_bytes=1000) as (http, _):
-        for content in (b"{", b"[]", b"", b'{"model": 3}', b"\xff"):
+        for content in (b"{", b"[]", b"", b'{"model": 3}', b"\xff", b'{"model": "\xe9"}'):
             answer = await http.post("/v1/chat/completions", content=content)
             assert answer.status_code == 400
             assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -247,6 +249,11 @@ async def test_models_tokens_health_and_metrics() -> None:
         text = (await http.get("/metrics")).text
         assert "octavo_num_requests_running 0.0" in text
         assert "octavo_e2e_request_latency_seconds_count 1.0" in text
+
+
+def test_the_engine_s_log_is_not_for_callers() -> None:
+    status, body, _ = answer_of(EngineDead("killed by SIGKILL; last stderr:\nINFO octavo.engine: a path"))
+    assert (status, body["error"]["message"]) == (503, "killed by SIGKILL")
 
 
 async def test_health_tells_of_a_dead_and_of_a_silent_engine() -> None:

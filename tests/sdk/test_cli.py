@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import socket
 import subprocess
 import sys
 import termios
@@ -166,6 +167,23 @@ def test_loading_is_told_in_bytes_and_capturing_in_graphs(capsys: pytest.Capture
     for progress in (Progress("load", 1, 5_000_000), Progress("capture", 0, 12), Progress("capture", 12, 12)):
         bar.update(progress)
     assert capsys.readouterr().err.splitlines()[1:] == ["load: 5 MB", "capture: 12 graphs"]
+
+
+def test_serve_looks_at_its_options_before_it_loads_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, said in (
+            (["--port", port], f"--port={port}: one that is free at --host 127.0.0.1: "),
+            (["--host", "999.1.1.1"], "--host='999.1.1.1': an address of this machine: "),
+            (["--api-key", ""], "--api-key='': not empty"),
+            (["--served-model-name", ""], "--served-model-name='': not empty"),
+            (["--drain-timeout", "nan"], "--drain-timeout=nan: "),
+            (["--keep-alive", "0"], "--keep-alive=0.0: "),
+            (["--max-body-bytes", "-5"], "--max-body-bytes=-5: "),
+            (["--response-store-bytes", "-1"], "--response-store-bytes=-1: "),
+        ):
+            assert cli.main(["serve", "model", *arguments]) == 1
+            assert capsys.readouterr().err.startswith(f"octavo: {said}")
 
 
 def test_serve_without_its_extra_says_what_to_install(

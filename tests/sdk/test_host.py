@@ -194,6 +194,39 @@ def say(client):
     return result
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_host_without_stdin_stdout_and_stderr(backend: str) -> None:
+    """What is opened next gets their numbers, and a child's own stdin would cover it."""
+    result = run_script(f"""
+        import anyio
+        async def main():
+            for fd in (0, 1, 2):
+                os.close(fd)
+            async with make() as client:
+                say(client)
+                await client.generate("words 2")
+        anyio.run(main, backend={backend!r})
+    """)
+    assert result.returncode == 0
+    assert len(result.pids) == 1  # type: ignore[attr-defined]
+
+
+def test_a_host_whose_folder_is_gone(tmp_path: Path) -> None:
+    """Not every library loads there: the engine starts in one that exists."""
+    (folder := tmp_path / "gone").mkdir()
+    result = run_script(
+        """
+        os.rmdir(os.getcwd())
+        async def main():
+            async with make() as client:
+                assert os.readlink(f"/proc/{client.ready.pid}/cwd") == "/"
+        asyncio.run(main())
+        """,
+        cwd=folder,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def wait_gone(pid: int) -> None:
     """Returns once the process has ended; a hang is the test's failure."""
     try:

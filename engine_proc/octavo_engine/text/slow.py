@@ -39,6 +39,9 @@ class SlowBackend:
     def token_bytes(self) -> tuple[list[bytes] | None, frozenset[int]]:
         return None, self._special
 
+    def longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()), default=0)
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 

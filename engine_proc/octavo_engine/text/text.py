@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from octavo_engine.text.chat import ChatTemplate
@@ -23,6 +24,8 @@ class Backend(Protocol):
     def stream_factory(self, skip_special_tokens: bool) -> StreamFactory: ...
 
     def token_bytes(self) -> tuple[list[bytes] | None, frozenset[int]]: ...
+
+    def longest_token(self) -> int: ...
 
     def is_special(self, token_id: int) -> bool: ...
 
@@ -72,6 +75,11 @@ class Text:
     def vocab_size(self) -> int:
         """Token ids that the tokenizer knows, added ones included; 0 without a tokenizer."""
         return self._backend.vocab_size if self._backend is not None else 0
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token there is; 0 without a tokenizer."""
+        return self._backend.longest_token() if self._backend is not None else 0
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids, with the BOS (and what else) the tokenizer adds to a prompt. Special tokens written in the text

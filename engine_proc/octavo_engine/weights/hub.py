@@ -39,7 +39,12 @@ def fetch(
         more["tqdm_class"] = _reporter(progress, model)
     try:
         if len(parts) > 2:
-            return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), **more))
+            # One file as a snapshot of it: that is told at once where there is no network, a download tries for long.
+            name = "/".join(parts[2:])
+            file = Path(hub.snapshot_download("/".join(parts[:2]), allow_patterns=[name], **more)) / name
+            if not file.is_file():
+                raise SourceError(f"{model!r}: {'/'.join(parts[:2])} has no file {name}")
+            return file
         wanted = [*_SMALL, "model*.safetensors"] if weights else _SMALL
         if patterns is not None:
             return Path(hub.snapshot_download(model, allow_patterns=list(patterns), **more))

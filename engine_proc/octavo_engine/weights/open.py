@@ -24,16 +24,21 @@ def open_source(model: str | os.PathLike[str], revision: str | None = None, prog
 
     Opening reads names and metadata; tensors are read when asked for. Raises SourceError.
     """
-    path = Path(model).expanduser()
+    try:
+        return _open(Path(model).expanduser(), os.fspath(model), revision, progress)
+    except OSError as error:  # no permission, a name too long
+        raise SourceError(f"{model} can't be read: {error.strerror or error}") from error
+
+
+def _open(path: Path, name: str, revision: str | None, progress: Progress | None) -> Source:
     if not path.exists():
-        name = os.fspath(model)
         looks_local = name.startswith(("/", ".", "~")) or (path.suffix == ".gguf" and name.count("/") != 2)
         if looks_local:
             raise SourceError(f"no such file or folder: {path.absolute()}")
         path = fetch(name, revision, progress)
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix == ".gguf" or _magic(path) == b"GGUF":
+    if path.is_file() and (path.suffix == ".gguf" or _magic(path) == b"GGUF"):
         file = GGUFFile(path)
         layout = gguf_layout(file)
         return Source("gguf", path, layout.config, GGUFCheckpoint(file, layout), file.metadata)

@@ -240,7 +240,10 @@ class Server:
             if len(body) > self._max_body_bytes:
                 limit = f"the request has more than max_body_bytes={self._max_body_bytes} bytes"
                 raise HTTPError(413, limit, "invalid_request_error", "request_too_large")
-        return msgspec.json.decode(bytes(body), type=kind)
+        try:
+            return msgspec.json.decode(bytes(body), type=kind)
+        except UnicodeDecodeError as error:
+            raise HTTPError(400, f"JSON is written in UTF-8: {error}", "invalid_request_error") from None
 
     def lora(self, model: str) -> str | None:
         """The adapter that a request for `model` runs with."""

@@ -37,7 +37,10 @@ class HTTPError(Exception):
 def answer_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers."""
     status, kind, code, param, headers = _meaning(error)
-    body = {"error": {"message": str(error) or type(error).__name__, "type": kind, "param": param, "code": code}}
+    message = str(error)
+    if isinstance(error, EngineError):  # the engine's log behind it is for who runs the server
+        message = message.partition("; last stderr:")[0]
+    body = {"error": {"message": message or type(error).__name__, "type": kind, "param": param, "code": code}}
     return status, body, headers
 
 

@@ -16,16 +16,42 @@ import msgspec
 import uvicorn
 
 from octavo.client import AsyncClient
+from octavo.errors import InvalidOption
 from octavo.openai.app import create_app
 from octavo.serving import ServeOptions
 
-__all__ = ["run", "serve"]
+__all__ = ["listen", "run", "serve"]
 
 
-async def serve(client: AsyncClient, options: ServeOptions) -> None:
-    """Listen and serve until SIGTERM or SIGINT; what runs has drain_timeout seconds to end then."""
-    listening = socket.create_server((options.host, options.port), backlog=2048, reuse_port=False)
+def listen(options: ServeOptions) -> socket.socket:
+    """The place, taken before anything slow begins; nobody is let in yet. Raises InvalidOption."""
+    try:
+        places = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise InvalidOption("--host", options.host, f"an address of this machine: {error}") from None
+    # "localhost" is 127.0.0.1 to most who call it.
+    family, kind, protocol, _, place = min(places, key=lambda found: found[0] != socket.AF_INET)
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(place)
+    except OSError as error:
+        listening.close()
+        raise _occupied(options, error) from None
+    return listening
+
+
+def _occupied(options: ServeOptions, error: OSError) -> InvalidOption:
+    return InvalidOption("--port", options.port, f"one that is free at --host {options.host}: {error}")
+
+
+async def serve(client: AsyncClient, options: ServeOptions, listening: socket.socket) -> None:
+    """Serve at what `listen` has taken until SIGTERM or SIGINT; what runs has drain_timeout seconds to end then."""
     with listening:
+        try:
+            listening.listen(2048)
+        except OSError as error:  # somebody began to listen meanwhile
+            raise _occupied(options, error) from None
         print(f"octavo: {_names(client, options)} on http://{_place(listening)}", file=sys.stderr, flush=True)
         if options.workers == 1:
             await run(client, options, listening)
