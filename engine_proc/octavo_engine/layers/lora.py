@@ -56,7 +56,6 @@ class Adapters:
     def __init__(self, count: int, dtype: torch.dtype, rank: int = 64) -> None:
         """dtype: of activations. rank: the most of an adapter, where layers keep room for it."""
         self.count, self.dtype, self.rank = count, dtype, rank
-        self._pinned = False
         self.rows: Tensor | None = None
         self._places: dict[str, _Place] = {}
 
@@ -72,7 +71,6 @@ class Adapters:
     def wrap(self, linear: Linear, names: Sequence[str], sizes: Sequence[int], rows: Tensor | None) -> LoraLinear:
         """linear: of the published layers `names`, `sizes` rows each."""
         weight, ops = linear.weight, linear.ops
-        self._pinned = ops.device.type == "cuda"  # copied from there while steps run
         table = ops.lora_table(weight, sizes, adapters=self.count, rank=self.rank, dtype=self.dtype)
         for part, (name, size) in enumerate(zip(names, sizes, strict=True)):
             self._places[name] = _Place(table, part, size, weight.in_features, rows)
