@@ -250,13 +250,10 @@ class Core:
             self._fail(key, "draining", "the engine is shutting down and takes no new requests")
             return
         pending = self.intake.num_pending + self.grammars.num_pending
-        if pending >= options.max_queued_requests:
-            self._fail(
-                key,
-                "overloaded",
-                f"{pending} requests are waiting to be tokenised or for their grammars; "
-                f"EngineOptions.max_queued_requests={options.max_queued_requests}",
-            )
+        free = len(self.scheduler.running.free_slots) - self.scheduler.num_waiting  # what starts soon does not queue
+        if pending - max(0, free) >= options.max_queued_requests:
+            waiting = f"{pending} requests are waiting to be tokenised or for their grammars"
+            self._fail(key, "overloaded", f"{waiting}; EngineOptions.max_queued_requests={options.max_queued_requests}")
             return
         for which in ("queue", "first_token", "total"):
             seconds = getattr(message.params, f"{which}_timeout")

@@ -6,7 +6,8 @@ The engine's own loop (core.py) with its real mailbox, scheduler, text and Devic
 graphs that do nothing: what is enqueued is done at once, on the CPU, and nobody waits. So this is what the host does
 while a GPU computes the step before; what torch's calls cost beyond that with CUDA behind them is not in it. Prompts
 are of different lengths, so that in every step some sequences enter a new page.
-Prints microseconds a step, medians, each part without those that it calls, and the whole: median and best.
+Prints microseconds a step: each part without those that it calls (medians), and in a run of its own, since looking at
+parts takes time too, the whole step and the runner's share of it, submit and collect.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import zmq
 from octavo import wire
 from octavo.options import EngineOptions, SamplingParams
 from octavo_engine.core import Core
-from octavo_engine.delivery import Live
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.mailbox import Mailbox
 from octavo_engine.ops.cuda_graphs import Recorded
@@ -112,6 +112,11 @@ class Parts:
         self._now.clear()
 
 
+def watch_runner(parts: Parts, core: Core) -> None:
+    parts.watch(core.runner, "submit", "runner")
+    parts.watch(core.runner, "collect", "runner")
+
+
 def watch_all(parts: Parts, core: Core) -> None:
     runner: Any = core.runner
     parts.watch(core.scheduler, "schedule", "schedule")
@@ -123,8 +128,7 @@ def watch_all(parts: Parts, core: Core) -> None:
     parts.watch(runner, "submit", "submit, the rest")
     parts.watch(runner, "collect", "collect")
     parts.watch(core.scheduler, "commit", "commit")
-    parts.watch(Live, "delta", "deltas and their text")
-    parts.watch(core, "_deliver", "deliver, the rest")
+    parts.watch(core, "_deliver", "deltas and their text")
     parts.watch(core, "_flush", "encode and send")
 
 
@@ -151,8 +155,8 @@ def engine(mailbox: Mailbox, streams: int) -> Core:
     return Core(mailbox, Scheduler(limits), runner, load_text(source), ready, owned=True, clients=set())
 
 
-def measure(streams: int, steps: int, watched: bool) -> tuple[list[float], Parts]:
-    """Microseconds of each step once all streams decode, and its parts if they are watched, which costs something."""
+def measure(streams: int, steps: int, watch: Callable[[Parts, Core], None]) -> tuple[list[float], Parts]:
+    """Microseconds of each step once all streams decode, and the parts that are watched."""
     with tempfile.TemporaryDirectory() as folder:
         mailbox = _Mail(f"ipc://{folder}/engine")
         core = engine(mailbox, streams)
@@ -181,15 +185,12 @@ def measure(streams: int, steps: int, watched: bool) -> tuple[list[float], Parts
             last = time.perf_counter_ns()
 
         mailbox.turn = turn
-        original = Live.delta
         gc.collect()
         gc.freeze()  # as the engine does
-        if watched:
-            watch_all(parts, core)
+        watch(parts, core)
         try:
             core.run()
         finally:
-            Live.delta = original  # type: ignore[method-assign]
             client.close()
             mailbox.close(0)
     return times, parts
@@ -204,11 +205,14 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {}
     for streams in arguments.streams:
-        whole, _ = measure(streams, arguments.steps, False)
-        _, parts = measure(streams, arguments.steps, True)
+        whole, runner = measure(streams, arguments.steps, watch_runner)
+        _, parts = measure(streams, arguments.steps, watch_all)
         names = dict.fromkeys(name for step in parts.steps for name in step)
         row = {name: median(step.get(name, 0) for step in parts.steps) / 1e3 for name in names}
-        found[streams] = row | {"whole step, median": median(whole), "whole step, best": min(whole)}
+        runs = [step["runner"] / 1e3 for step in runner.steps]
+        for name, values in (("runner", runs), ("whole step", whole)):
+            row |= {f"{name}, median": median(values), f"{name}, best": min(values)}
+        found[streams] = {name: round(value, 1) for name, value in row.items()}
     print(f"{about()['cpu']}, torch {torch.__version__}, Python {platform.python_version()}")
     print(f"{'microseconds a decode step':<34}" + "".join(f"{streams:>9}" for streams in found))
     for name in next(iter(found.values())):

@@ -56,7 +56,8 @@ def cuda(request: pytest.FixtureRequest) -> Iterator[CudaOps]:
         return
     graphs = CallGraphs()
     yield emulated_ops(check=False, graphs=graphs)
-    assert 4 in graphs.replays, "the steps that decode three sequences run padded"
+    if "dynamic-beyond" not in request.node.name:  # whose steps begin anew with every token
+        assert 4 in graphs.replays, "the steps that decode three sequences run padded"
 
 
 def driver_of(folder: Path, cuda: CudaOps, dtype: torch.dtype, **options: object) -> Driver:

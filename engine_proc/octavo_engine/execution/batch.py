@@ -63,10 +63,9 @@ class _Decode:
     next_starts: list[int]
     tokens: list[list[int]]
     index: NDArray[np.intp]  # slots
-    moving: NDArray[np.int32]  # [3, S]: where each starts, its row of the position tables, its length
+    moving: NDArray[np.int32]  # [3, S]: of each its row of the position tables, its slot in the cache, its length
     longest: int
     token_ids: NDArray[np.int32]
-    cache_slots: NDArray[np.int32]
     built: BuiltBatch
 
 
@@ -124,7 +123,8 @@ class BatchBuilder:
             positions = np.arange(num_tokens, dtype=np.int32)
             positions += np.repeat(starts - query_start[:-1], lengths)
             table_rows = np.repeat(slots, lengths)
-        cache_slots = self._cache_slots(table_rows, positions)
+        pages, offsets = np.divmod(positions, np.int32(self._page_size))
+        cache_slots = self._table[table_rows, pages] * np.int32(self._page_size) + offsets
         own: list[OwnRows] = []
         if self._first_rows:
             shifts = self._shifts(seqs, query_start, own)
@@ -138,8 +138,8 @@ class BatchBuilder:
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         if every_row:
-            moving = np.stack((starts, positions, seq_lens))
-            starts, positions, seq_lens = moving
+            moving = np.stack((positions, cache_slots, seq_lens))
+            positions, cache_slots, seq_lens = moving
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
@@ -173,7 +173,7 @@ class BatchBuilder:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
         if every_row and not own:
             same = slots.tolist(), samplers, seq_lens.tolist(), tokens
-            self._last = _Decode(*same, slots, moving, longest, token_ids, cache_slots, built)
+            self._last = _Decode(*same, slots, moving, longest, token_ids, built)
         return built
 
     def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
@@ -210,12 +210,16 @@ class BatchBuilder:
                 return False
             last.tokens, last.token_ids[:] = tokens, token_ids
             last.built.every_pending = max(token_ids) == PENDING
-        built, moving = last.built, last.moving
-        built.paged = self._store_pages(seqs)
+        built, moving, size = last.built, last.moving, self._page_size
         moving += 1
         last.longest += 1
         last.next_starts = built.draw_lens.tolist()
-        last.cache_slots[:] = self._cache_slots(last.index, moving[0])
+        # One by one those that enter a page, or whose page is another now: there are few.
+        changed = [i for i, seq in enumerate(seqs) if seq.pages or not seq.start % size]
+        built.paged = self._store_pages([seqs[i] for i in changed])
+        for i in changed:
+            page, offset = divmod(seqs[i].start, size)
+            built.arrays["slots"][i] = self._table.item(seqs[i].slot, page) * size + offset
         num_pages = self._num_pages(last.longest)
         if built.paged or num_pages != built.num_pages:
             built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
@@ -226,11 +230,6 @@ class BatchBuilder:
         for seq in paged:
             self._table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
         return paged
-
-    def _cache_slots(self, table_rows: NDArray[np.intp], positions: NDArray[np.int32]) -> NDArray[np.int32]:
-        page, offset = np.divmod(positions, np.int32(self._page_size))
-        slots: NDArray[np.int32] = self._table[table_rows, page] * np.int32(self._page_size) + offset
-        return slots
 
     def _num_pages(self, longest: int) -> int:
         return (longest - 1) // self._page_size + 1

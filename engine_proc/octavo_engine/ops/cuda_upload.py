@@ -64,8 +64,7 @@ class Staging:
 
     def send(self) -> Tensor:
         """What was written to the last `room`, on its way to the device: int32, a new tensor."""
-        block = torch.empty(self._words, dtype=torch.int32, device=self.device)
-        block.copy_(self._filled[self._turn][: self._words], non_blocking=True)
+        block = self._filled[self._turn][: self._words].to(self.device, non_blocking=True, copy=True)
         self._events[self._turn].record()
         return block
 
