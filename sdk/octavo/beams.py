@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     min_tokens: int = 0
     length_penalty: float = 1.0
     early_stopping: bool | str = False
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     include_stop_str_in_output: bool = False

@@ -8,6 +8,7 @@ ai/llguidance/tree/main/docs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -67,7 +68,7 @@ class Regex(msgspec.Struct, frozen=True, tag="regex"):
 class Choice(msgspec.Struct, frozen=True, tag="choice"):
     """The output is one of these strings."""
 
-    choices: tuple[str, ...]
+    choices: Sequence[str]
 
     def __post_init__(self) -> None:
         value: Any = self.choices

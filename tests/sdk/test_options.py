@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 import octavo
-from octavo.options import EngineOptions
+from octavo.options import EngineOptions, SamplingParams
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
@@ -66,3 +68,20 @@ def test_strings_have_an_end(name: str, most: int) -> None:
     octavo.SamplingParams(**{name: "x" * most})  # type: ignore[arg-type]
     with pytest.raises(octavo.InvalidOption, match=f"{name}='{most + 4} characters': at most {most} in all"):
         octavo.SamplingParams(**{name: ["xx"] * (most // 2 + 2)})  # type: ignore[arg-type]
+
+
+def test_lists_are_lists_to_a_type_checker_too() -> None:
+    params = SamplingParams(stop=["a"], stop_token_ids=[5], allowed_token_ids=[5], bad_words=["b"])
+    assert (params.stop, params.stop_token_ids, params.allowed_token_ids) == (("a",), (5,), (5,))
+    hints = typing.get_type_hints(SamplingParams)
+    assert hints["stop"] == hints["bad_words"] == str | Sequence[str]
+    assert hints["stop_token_ids"] == typing.get_type_hints(octavo.BeamParams)["stop_token_ids"] == Sequence[int]
+    assert typing.get_type_hints(octavo.Choice)["choices"] == Sequence[str]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_model_len", 1 << 31), ("kv_cache_memory", 1 << 80), ("num_threads", 1025)]
+)
+def test_what_no_engine_could_take_fails_here(field: str, value: int) -> None:
+    with pytest.raises(octavo.InvalidOption, match=f"{field}={value}: a whole number in "):
+        EngineOptions(**{field: value})

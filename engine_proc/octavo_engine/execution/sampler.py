@@ -235,7 +235,7 @@ class Sampler:
             torch.from_numpy(np.concatenate([a.add[: a.size] for a in some])),
         )
 
-    def _allow(self, slot: int, token_ids: tuple[int, ...]) -> None:
+    def _allow(self, slot: int, token_ids: Sequence[int]) -> None:
         self._mask_of(slot)[:] = self._bits(token_ids)
 
     def _mask_of(self, slot: int) -> NDArray[np.int32]:
@@ -247,7 +247,7 @@ class Sampler:
         row: NDArray[np.int32] = self._masks[slot]
         return row
 
-    def _bits(self, token_ids: tuple[int, ...]) -> NDArray[np.int32]:
+    def _bits(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
         """Raises IndexError beyond the vocabulary, before anything native sees the id."""
         bits = np.zeros(-(-self._vocab_size // 32) * 32, np.uint8)
         bits[: self._vocab_size][list(token_ids)] = 1
