@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from octavo_engine.ops import Activation
 __all__ = ["ConfigReader", "UnsupportedModel"]
 
 _REQUIRED: Any = object()
+_MOST = (1 << 31) - 1  # positions, ids and sizes are 32-bit integers in the kernels
 
 _ACTIVATIONS = {
     "relu": Activation.RELU,
@@ -66,14 +68,14 @@ class ConfigReader:
         value = self.get(*keys, default=default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise UnsupportedModel(keys[0], value, f"an integer of at least {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= _MOST:
+            raise UnsupportedModel(keys[0], value, f"an integer from {minimum} to {_MOST}")
         return value
 
     def number(self, *keys: str, default: Any = _REQUIRED) -> float:
         value = self.get(*keys, default=default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise UnsupportedModel(keys[0], value, "a number")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+            raise UnsupportedModel(keys[0], value, "a finite number")
         return float(value)
 
     def flag(self, key: str, *, default: bool) -> bool:
@@ -84,7 +86,7 @@ class ConfigReader:
 
     def activation(self, *keys: str, default: str) -> Activation:
         value = self.get(*keys, default=default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise UnsupportedModel(keys[0], value, ", ".join(sorted(_ACTIVATIONS)))
         return _ACTIVATIONS[value]
 
