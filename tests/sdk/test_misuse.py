@@ -59,7 +59,10 @@ async def test_a_model_whose_name_is_no_text(anyio_backend: Any) -> None:
         (lambda c: c.generate("x", 0), "params: SamplingParams or BeamParams are needed, not int"),
         (lambda c: c.generate(["a", "b"]), "one prompt a call"),
         (lambda c: c.generate("x", SamplingParams(logits_processors={"a": 1 << 80})), "more than 64 bits"),
-        (lambda c: c.generate("x", SamplingParams(logits_processors={"a": object()})), "can't be sent"),
+        (
+            lambda c: c.generate([{"role": "user", "content": "x", "tool_calls": [object()]}]),
+            "messages: JSON values are needed",
+        ),
         (lambda c: c.embed("x", params={"priority": 1}), "params: SamplingParams are needed, not dict"),
         (lambda c: c.embed("x", params=BeamParams()), "params: SamplingParams are needed, not BeamParams"),
         (lambda c: c.score(5, ["a"]), "prompt: text, token ids or chat messages are needed, not int"),
