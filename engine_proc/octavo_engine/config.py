@@ -89,15 +89,12 @@ def with_limits(
     *,
     max_position: int,
     cache_tokens: int,
-    batched_tokens: int = DEFAULT_BATCHED_TOKENS,
     **resolved: Any,
 ) -> EngineOptions:
     """Options with every limit filled in.
 
-    batched_tokens: max_num_batched_tokens where the user names none. max_model_len: the model's own maximum, or what
-    the KV cache holds where that is less.
+    max_model_len: the model's own maximum, or what the KV cache holds where that is less.
     """
-    tokens = options.max_num_batched_tokens or max(batched_tokens, options.max_num_seqs)
     length = options.max_model_len or min(max_position, cache_tokens)
-    limited: EngineOptions = replace(options, max_num_batched_tokens=tokens, max_model_len=length, **resolved)
+    limited: EngineOptions = replace(options, max_model_len=length, **resolved)
     return limited

@@ -57,13 +57,9 @@ class Machine:
         return str(self.ops.device)
 
     def step_tokens(self, options: EngineOptions) -> int:
-        """The most that a step may have."""
-        return options.max_num_batched_tokens or max(self.default_batched_tokens, options.max_num_seqs)
-
-    @property
-    def default_batched_tokens(self) -> int:
-        """EngineOptions.max_num_batched_tokens where the user names none."""
-        return config.DEFAULT_BATCHED_TOKENS if self._memory is None else config.DEFAULT_BATCHED_TOKENS_GPU
+        """EngineOptions.max_num_batched_tokens, also where the user names none."""
+        default = config.DEFAULT_BATCHED_TOKENS if self._memory is None else config.DEFAULT_BATCHED_TOKENS_GPU
+        return options.max_num_batched_tokens or max(default, options.max_num_seqs)
 
     def too_large(self, what: str) -> NoRoom:
         """`what` ran out of the device's memory."""

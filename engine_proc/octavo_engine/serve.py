@@ -218,7 +218,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
         cache_tokens=num_pages * options.page_size,
         dtype=dtype_name,
         quantization=quantization,
-        batched_tokens=machine.default_batched_tokens,
+        max_num_batched_tokens=machine.step_tokens(options),
         device=machine.device,
         kv_cache_memory=memory,
         kv_cache_dtype=_octavo_name(kv_dtype),

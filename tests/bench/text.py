@@ -55,7 +55,7 @@ def main() -> int:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
     metadata = GGUFFile(path).metadata
     text, built = timed(lambda: load_text(metadata=metadata))
-    _, first_chat = timed(lambda: text.encode_chat([{"role": "user", "content": "Hi"}]))
+    _, first_chat = timed(lambda: text.encode(text.render_chat([{"role": "user", "content": "Hi"}]), False))
     again = min(timed(lambda: load_text(metadata=metadata))[1] for _ in range(5))
     print(f"{path.name} on {platform.processor() or platform.machine()}, Python {platform.python_version()}")
     print(f"tokenizer built in {built * 1e3:.0f} ms (best later {again * 1e3:.0f})")

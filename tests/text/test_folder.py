@@ -94,7 +94,7 @@ def test_the_template_from_each_place(tmp_path: Path) -> None:
     write_folder(tmp_path, tokenizer_config=CONFIG | {"chat_template": several})
     text = load_text(tmp_path)
     assert text.render_chat(messages) == "<s>D"
-    assert text.encode_chat(messages)[0] == 0
+    assert text.encode(text.render_chat(messages), False)[0] == 0
     (tmp_path / "chat_template.jinja").write_text("F{{ messages[0]['content'] }}", encoding="utf-8")
     assert load_text(tmp_path).render_chat(messages) == "Fx"
 
@@ -104,7 +104,7 @@ def test_no_second_bos_in_a_chat(tmp_path: Path) -> None:
     config = CONFIG | {"add_bos_token": True, "chat_template": template}
     text = load_text(write_folder(tmp_path, train_byte_level(), tokenizer_config=config))
     assert text.encode("fox").count(0) == 1
-    assert text.encode_chat([{"role": "user", "content": "fox"}]) == text.encode("fox")
+    assert text.encode(text.render_chat([{"role": "user", "content": "fox"}]), False) == text.encode("fox")
 
 
 def test_without_a_tokenizer(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     assert (text.has_tokenizer, text.has_chat_template, text.vocab_size) == (False, False, 0)
     assert text.eos_token_ids == {3, 4}
     assert text.decode([5, 6]) == ""
-    for ask in (text.encode, text.render_chat, text.encode_chat, lambda x: text.encode_bad_words([x])):
+    for ask in (text.encode, text.render_chat, lambda x: text.encode_bad_words([x])):
         with pytest.raises(TextError, match=r"EngineOptions\.tokenizer"):
             ask("x")  # type: ignore[arg-type]
 
@@ -224,7 +224,7 @@ def test_neither_transformers_nor_jinja_is_imported_without_need(tmp_path: Path)
 
 def test_text_without_a_template(byte_level: Text) -> None:
     with pytest.raises(TextError, match="no chat template"):
-        byte_level.encode_chat([{"role": "user", "content": "x"}])
+        byte_level.encode(byte_level.render_chat([{"role": "user", "content": "x"}]), False)
 
 
 def test_the_template_for_tools_from_each_place(tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_every_place_of_a_name_counts(tmp_path: Path) -> None:
 
 def test_baichuan_as_gguf_has_its_tokens_by_their_ids() -> None:
     text = gguf_text("baichuan", name="Baichuan2-7B-Chat.Q4_0.gguf")
-    prompt = text.encode_chat([{"role": "user", "content": "fox"}])
+    prompt = text.encode(text.render_chat([{"role": "user", "content": "fox"}]), False)
     assert (prompt[0], prompt[-1]) == (195, 196)
     assert text.decode([195, *text.encode("fox"), 196]) == "fox"
     values = sentencepiece_metadata()

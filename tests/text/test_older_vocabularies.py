@@ -200,7 +200,7 @@ def test_qwen_chats_in_chatml(tmp_path: Path) -> None:
     assert text.render_chat(own).startswith("<|im_start|>system\nx<|im_end|>\n<|im_start|>user\na")
     base = text.encode("<|endoftext|>")[0]
     assert text.eos_token_ids == {151643, base, base + 1, base + 2}
-    assert text.encode_chat(CHAT)[0] == base + 1
+    assert text.encode(text.render_chat(CHAT), False)[0] == base + 1
 
 
 def test_baichuan_chats_with_the_ids_of_its_generation_config(tmp_path: Path) -> None:
@@ -209,10 +209,10 @@ def test_baichuan_chats_with_the_ids_of_its_generation_config(tmp_path: Path) ->
     folder = _folder(tmp_path, "BaichuanTokenizer", prefix=False)
     text = load_text(write_folder(folder, config={"model_type": "baichuan"}, generation_config=ids))
     a, hat, the = (text.encode(word) for word in ("a", "hat", "the"))
-    assert text.encode_chat(CHAT) == [size - 2, *a, size - 1, *hat, size - 2, *the, size - 1]
+    assert text.encode(text.render_chat(CHAT), False) == [size - 2, *a, size - 1, *hat, size - 2, *the, size - 1]
     assert text.decode([size - 1, *hat]) == "hat"
     own = [{"role": "system", "content": "the"}, *CHAT]
-    assert text.encode_chat(own)[: len(the) + 1] == [*the, size - 2]
+    assert text.encode(text.render_chat(own), False)[: len(the) + 1] == [*the, size - 2]
     with pytest.raises(TextError, match="system message stands only at the start"):
         text.render_chat([*CHAT, {"role": "system", "content": "x"}])
     # without those ids, a base model: no template
@@ -231,7 +231,7 @@ def test_internlm_ends_its_turns(tmp_path: Path) -> None:
     text = load_text(folder, name="internlm/internlm-chat-7b")
     assert text.render_chat(CHAT) == "<s><|User|>:a<eoh>\n<|Bot|>:hat<eoa>\n<|User|>:the<eoh>\n<|Bot|>:"
     assert text.eos_token_ids == {2, len(tokens) + 1}
-    assert text.encode_chat(CHAT)[0] == 1
+    assert text.encode(text.render_chat(CHAT), False)[0] == 1
 
 
 def test_a_template_of_the_checkpoint_s_own_wins(tmp_path: Path) -> None:

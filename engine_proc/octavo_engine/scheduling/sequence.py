@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 class Regimes(Protocol):
-    """How a model's rotation goes by the length of a sequence; a NamedTuple."""
+    """How a model's rotation goes by the length of a sequence."""
 
     def choose(self, prompt: int, tokens: int) -> tuple[int, int]:
         """For a sequence of so many tokens that began with a prompt of so many: the length that its positions are

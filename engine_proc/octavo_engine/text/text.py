@@ -88,15 +88,10 @@ class Text:
             raise TextError(_NO_TOKENIZER)
         return self._backend.encode(text, add_special_tokens)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
-    ) -> list[int]:
-        """Token ids of the template applied to {"role", "content"} messages, ready for the assistant's answer. The
-        template writes the BOS where the model wants one. variables: see ChatTemplate. Raises TextError."""
-        return self.encode(self.render_chat(messages, variables), add_special_tokens=False)
-
     def render_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
-        """The prompt that encode_chat encodes. Raises TextError."""
+        """The template applied to {"role", "content"} messages, ready for the assistant's answer, to be encoded without
+        special tokens: the template writes the BOS where the model wants one. variables: see ChatTemplate. Raises
+        TextError."""
         if self._backend is None:
             raise TextError(_NO_TOKENIZER)
         if self.chat_template is None:
