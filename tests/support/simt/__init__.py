@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-__all__ = ["ORDERS", "load_emulated"]
+__all__ = ["ORDERS", "library_path", "load_emulated"]
 
 _FOLDER = Path(__file__).parents[3] / "build" / "emulated"
 ORDERS = ("ascending", "descending", "random")
+
+
+def library_path(name: str) -> Path:
+    return _FOLDER / f"lib{name}.so"
 
 
 @cache
@@ -20,10 +24,10 @@ def load_emulated(name: str = "octavo_cuda_emulated") -> Any:
     """build/emulated/lib<name>.so as a TVM FFI module.
 
     Skips the test where nothing could have built it, without the CUDA toolkit. Besides the kernels' functions it has
-    `simt_configure(order, seed, os_threads)`, `simt_last_error()` (the kind of the latest mistake, "none" before) and
-    `simt_checking()`.
+    `simt_configure(order, seed, os_threads)`, `simt_last_error()` (the kind of the latest mistake, "none" before),
+    `simt_checking()`, and what accesses.counting calls.
     """
-    path = _FOLDER / f"lib{name}.so"
+    path = library_path(name)
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
     import tvm_ffi

@@ -40,7 +40,9 @@ void run_block(Worker& w, int64_t block) {
   }
   prepare_fibers(w);
   check_block();
+  if (counting) count_block();
   start_fibers(w);
+  if (counting) count_block_end();
 }
 
 void run_blocks(Launch* launch, int index) {
@@ -241,6 +243,7 @@ bool meet(uint32_t mask, int kind, int line, const void* in, void* out, void (*b
     return false;
   }
   op->active = false;
+  if (counting && op->arrived == w.alive[warp]) count_meeting(warp);
   if (body) body(*op, argument);
   w.runnable[warp] |= op->arrived;
   return true;
@@ -272,7 +275,10 @@ int barrier(int id, int count, Vote vote, int predicate, int line) {
   }
   b.arrived = 0;
   check_join(b.members.data(), int(b.members.size()));
-  for (int thread : b.members) wake(thread);
+  for (int thread : b.members) {
+    if (counting && thread % 32 == 0) count_meeting(thread / 32);
+    wake(thread);
+  }
   b.members.clear();
   return b.result;
 }

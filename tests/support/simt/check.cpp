@@ -68,8 +68,16 @@ void check_access(const void* address, size_t bytes, Access access, const void* 
   const auto* p = static_cast<const char*>(address);
   Worker& w = *worker;
   const auto offset = size_t(p - w.arena);
-  if (offset < kArena) return shared_access(offset, bytes, access, pc);
-  if (in_device_memory(p, bytes)) return device_access(p, bytes, access, pc);
+  if (offset < kArena) {
+    shared_access(offset, bytes, access, pc);
+    if (counting) [[unlikely]] count_access(p, bytes, access, pc);
+    return;
+  }
+  if (in_device_memory(p, bytes)) {
+    device_access(p, bytes, access, pc);
+    if (counting) [[unlikely]] count_access(p, bytes, access, pc);
+    return;
+  }
   const auto* parameters = static_cast<const char*>(w.launch->parameters);
   const bool constant =
       (p >= parameters && p < parameters + w.launch->parameters_size) || (p >= &__ehdr_start && p < &_end);

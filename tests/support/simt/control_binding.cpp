@@ -28,8 +28,18 @@ tvm::ffi::String last_error() { return simt::kind_name(simt::last_error); }
 
 bool checking() { return simt::kChecking; }
 
+// From now on, or no more; what was counted is forgotten.
+void count(bool on) {
+  if (!simt::kChecking) TVM_FFI_THROW(RuntimeError) << "a build without checks sees no access that it could count";
+  simt::start_counting(on);
+}
+
+tvm::ffi::String counted() { return simt::counted(); }
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_configure, configure);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_last_error, last_error);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_checking, checking);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_count, count);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(simt_counted, counted);

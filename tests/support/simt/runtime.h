@@ -145,6 +145,15 @@ void check_join(const int* threads, int count);
 void check_fence();
 void check_pdl_wait();
 void check_publish(const void* p);
+
+// count.cpp: only while `counting`
+extern bool counting;
+void start_counting(bool on);  // forgets what was counted
+void count_block();
+void count_access(const void* p, size_t bytes, Access access, const void* pc);
+void count_meeting(int warp);  // all of its lanes are here
+void count_block_end();
+std::string counted();
 #else
 inline void check_launch() {}
 inline void check_block() {}
@@ -154,6 +163,12 @@ inline void check_join(const int*, int) {}
 inline void check_fence() {}
 inline void check_pdl_wait() {}
 inline void check_publish(const void*) {}
+constexpr bool counting = false;
+inline void start_counting(bool) {}
+inline void count_block() {}
+inline void count_meeting(int) {}
+inline void count_block_end() {}
+inline std::string counted() { return ""; }
 #endif
 
 }  // namespace simt
