@@ -84,7 +84,7 @@ def products(ops: Ops) -> Iterator[Case]:
     packed = ops.pack_quantized(random_weight(Kind(8, 0, True), n, k), Activations.INT8)
     x = torch.randn(64, k).bfloat16()
     codes = x.numel() + x.numel() // 32 * 8  # a scale and a sum for every 32
-    yield Case("quantise x for w8a8", "quantize_kernel", x.nbytes, codes, lambda: ops.linear(x, packed))
+    yield Case("quantise x for w8a8", "quantize_blocks_kernel", x.nbytes, codes, lambda: ops.linear(x, packed))
     floats = PackedLinear((torch.randn(n, k) * k**-0.5).bfloat16(), n, k)
     for m in (1, 16, 64):
         yield product(ops, f"bf16 linear m={m}", "linear_kernel", floats, m)
@@ -213,17 +213,20 @@ def cases() -> Iterator[Case]:
 
 
 def wasted(site: Site) -> int:
-    """Wavefronts, or sectors, beyond the least."""
-    return site.wavefronts - site.ideal if site.space == "shared" else site.sectors - site.bytes // 32
+    return site.cost - site.ideal
 
 
 def lines(kernel: Kernel) -> Iterator[list[str]]:
     for site in sorted(kernel.sites, key=wasted, reverse=True)[:WORST]:
-        share = wasted(site) / max(1, kernel.sum("wavefronts" if site.space == "shared" else "sectors", site.space))
+        share = wasted(site) / kernel.sum("cost", site.space)
         if share >= WASTE:
             cost = [f"{site.excess:.2f}", "-"] if site.space == "shared" else ["-", f"{site.excess:.2f}"]
             what = f"{site.space} {site.access} {site.widest} B"
             yield [f"  {site.line} {what}", f"{site.requests:,}", *cost, f"{share:.0%}"]
+
+
+def ratio(a: int, b: int) -> str:
+    return f"{a / b:.2f}" if b else "-"
 
 
 def main() -> None:
@@ -241,21 +244,19 @@ def main() -> None:
         kernels = [kernel for kernel in counted.kernels if kernel.name.startswith(case.kernel)]
         assert kernels, f"{case.name}: no kernel {case.kernel} among {[kernel.name for kernel in counted.kernels]}"
         for kernel in kernels:
-            ideal, asked = kernel.sum("ideal", "shared"), kernel.sum("bytes", "device")
             moved = kernel.read_sectors + kernel.written_sectors
             needed = case.read + case.written
             rows.append(
                 [
                     f"{case.name}: {kernel.name}",
                     f"{sum(site.requests for site in kernel.sites):,}",
-                    f"{kernel.sum('wavefronts', 'shared') / ideal:.2f}" if ideal else "-",
-                    f"{32 * kernel.sum('sectors', 'device') / asked:.2f}" if asked else "-",
+                    *(ratio(kernel.sum("cost", space), kernel.sum("ideal", space)) for space in ("shared", "device")),
                     f"{moved / needed:.2f}" if case.kernel else f"{moved:,} B",
                 ]
             )
             rows.extend(lines(kernel))
             result.append({"case": case.name, "needed_read": case.read, "needed_written": case.written} | asdict(kernel))
-    header = ["case: kernel", "accesses", "wavefronts/ideal", "sectors/asked", "of device/needed"]
+    header = ["case: kernel", "accesses", "wavefronts/least", "sectors/least", "bytes moved/needed"]
     print(table("Accesses of emulated kernels, counted; of a line its waste as a share of the kernel's", header, rows))
     if arguments.save:
         save("cuda_accesses", {"cases": result})

@@ -20,8 +20,9 @@ _PRIMITIVES = ("prim.cuh", "simt.h")
 class Site:
     """The accesses of one source line to one memory, of all warps and launches.
 
-    `requests` counts warp-wide accesses of up to `widest` bytes a lane. Shared memory: `wavefronts` beside the `ideal`
-    number. Device memory: `sectors` of 32 bytes and `lines` of 128 a request, summed. `bytes`: different ones a request.
+    `requests` counts warp-wide accesses of up to `widest` bytes a lane; what follows are sums over them. `bytes`:
+    different ones of a request. Shared memory: `wavefronts`. Device memory: `sectors` of 32 bytes, `lines` of 128.
+    `ideal`: the least wavefronts or sectors that so many bytes take.
     """
 
     line: str  # file:number
@@ -37,8 +38,12 @@ class Site:
 
     @property
     def excess(self) -> float:
-        """Wavefronts over the ideal number, or bytes of sectors over the bytes asked for."""
-        return self.wavefronts / self.ideal if self.space == "shared" else 32 * self.sectors / self.bytes
+        return self.cost / self.ideal
+
+    @property
+    def cost(self) -> int:
+        """Wavefronts or sectors."""
+        return self.wavefronts if self.space == "shared" else self.sectors
 
 
 @dataclass(frozen=True)

@@ -81,26 +81,27 @@ void for_lanes(const Request& r, int first, int last, F f) {
 }
 
 // Passes over shared memory: 32 lanes of up to 4 bytes, 16 of 8 or 8 of 16 at a time, each as often as its busiest bank
-// has different words (atomics: accesses). Ideal is as many as the words would fill.
+// has different words (atomics: accesses), ideally as often as the words of a pass fill all banks.
 void count_shared(const Request& r, int widest, bool atomic, Counts& c) {
   const int lanes = widest <= 4 ? 32 : widest <= 8 ? 16 : 8;
-  std::vector<uintptr_t> all;
   for (int first = 0; first < 32; first += lanes) {
     std::vector<uintptr_t> words;
     for_lanes(r, first, first + lanes, [&](uintptr_t at, size_t bytes) {
       for (uintptr_t word = at / 4; word <= (at + bytes - 1) / 4; ++word) words.push_back(word);
     });
-    all.insert(all.end(), words.begin(), words.end());
+    uint64_t bank[kBanks] = {}, accesses = 0;
     std::sort(words.begin(), words.end());
-    if (!atomic) words.erase(std::unique(words.begin(), words.end()), words.end());
-    uint64_t bank[kBanks] = {};
-    for (uintptr_t word : words) ++bank[word % kBanks];
-    c.wavefronts += *std::max_element(bank, bank + kBanks);
+    if (atomic) {
+      for (uintptr_t word : words) accesses = std::max(accesses, ++bank[word % kBanks]);
+    }
+    words.erase(std::unique(words.begin(), words.end()), words.end());
+    if (!atomic) {
+      for (uintptr_t word : words) accesses = std::max(accesses, ++bank[word % kBanks]);
+    }
+    c.wavefronts += accesses;
+    c.ideal += (words.size() + kBanks - 1) / kBanks;
+    c.bytes += words.size() * 4;
   }
-  std::sort(all.begin(), all.end());
-  const auto different = size_t(std::unique(all.begin(), all.end()) - all.begin());
-  c.ideal += (different + kBanks - 1) / kBanks;
-  c.bytes += different * 4;
 }
 
 void count_device(const Request& r, Access access, Counts& c) {
@@ -109,14 +110,17 @@ void count_device(const Request& r, Access access, Counts& c) {
     for (size_t i = 0; i < bytes; ++i) sectors[(at + i) / kSector] |= 1u << (at + i) % kSector;
   });
   uintptr_t line = 0;
+  uint64_t bytes = 0;
   for (const auto& [sector, mask] : sectors) {
-    c.bytes += uint64_t(__builtin_popcount(mask));
+    bytes += uint64_t(__builtin_popcount(mask));
     ++c.sectors;
     c.lines += sector / (kLine / kSector) != line;
     line = sector / (kLine / kSector);
     if (access != Access::kWrite) running->read[sector] |= mask;
     if (access != Access::kRead) running->written[sector] |= mask;
   }
+  c.bytes += bytes;
+  c.ideal += (bytes + kSector - 1) / kSector;
 }
 
 void count_request(const Key& key, const Request& r) {
