@@ -41,6 +41,14 @@ struct Cache {
   static constexpr int kRowBytes = (kChunks | 1) * 16;      // odd: ldmatrix without bank conflicts
   static constexpr int kUnitBytes = 16 * kChunks * 16;      // of 16 keys in the cache
 
+  static constexpr bool kWholeRows = 32 % kChunks == 0;  // a turn of a warp that copies keys
+  // Which 16 bytes of the first turn a lane copies. Of rows of four pieces the 5th follows the first, for a row starts
+  // five banks of 16 bytes behind the one above and a quarter warp has two.
+  static OCTAVO_DEVICE unsigned first_piece(int lane) {
+    const auto at = unsigned(lane);
+    return kChunks == 4 ? (at & 3u) | (at & 4u) << 2 | (at & 24u) >> 1 : at;
+  }
+
   static OCTAVO_DEVICE void mma(FragC& d, const FragA& a, const FragB& b) {
     if constexpr (kBF16) {
       mma_bf16(d, a, b, d);
@@ -260,17 +268,28 @@ OCTAVO_DEVICE uint4 load_query(const void* queries, DType type, int64_t i) {
                     convert_pair<kBF16>(x.w, type));
 }
 
-// The cache's addresses, of 16 keys ("unit") at a multiple of 16: pages hold any multiple of 16 tokens. Sizes stay in
-// the kernel's parameters, which takes no registers.
-template <class C, int D>
+// A way over the cache of 16 keys ("unit") at a time, kStep units apart: pages hold any multiple of 16 tokens. It
+// divides once, at its start. Sizes stay in the kernel's parameters, which takes no registers.
+template <class C, int D, int kStep>
 struct Pages {
   const AttentionArgs& a;
-  int table, head;  // the sequence's first entry
-  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head)
-      : a(args), table(seq * args.max_pages), head(kv_head) {}
-  OCTAVO_DEVICE unsigned units() const { return unsigned(a.page_size) / 16u; }
-  OCTAVO_DEVICE int page(int unit) const { return a.page_table[table + int(unsigned(unit) / units())]; }
-  OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % units()); }
+  int entry, head;  // of the page table
+  int unit;         // in its page
+  int pages_a_step, units_a_step;
+  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head, int first_unit) : a(args), head(kv_head) {
+    const unsigned units = unsigned(a.page_size) / 16u;
+    entry = seq * args.max_pages + int(unsigned(first_unit) / units);
+    unit = int(unsigned(first_unit) % units);
+    pages_a_step = int(kStep / units);
+    units_a_step = int(kStep % units);
+  }
+  OCTAVO_DEVICE void step() {
+    entry += pages_a_step;
+    unit += units_a_step;
+    const int units = int(unsigned(a.page_size) / 16u);
+    if (unit >= units) unit -= units, ++entry;
+  }
+  OCTAVO_DEVICE int page() const { return a.page_table[entry]; }
   // One head's keys or values of one page, scales included.
   OCTAVO_DEVICE int64_t block(int page) const {
     return int64_t(page * a.num_kv_heads + head) * (a.page_size * (C::k8Bit ? D + 2 : 2 * D));

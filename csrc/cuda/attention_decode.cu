@@ -26,7 +26,8 @@ struct Decode : Cache<C, D> {
   // 140 KB, where 20 would do if demand were steady.
   static constexpr int kSlots = kSlotBytes > 52 * 1024 ? 2 : kSlotBytes > 18500 ? 3 : 4;
   static constexpr int kShared = kSlots * kSlotBytes;
-  static constexpr int kCtas = kShared > 108 * 1024 ? 1 : kShared > 72 * 1024 ? 2 : 3;
+  // Four where registers allow it too: with 8 bits a key of 64 dims has few bytes for as many steps.
+  static constexpr int kCtas = kShared > 108 * 1024 ? 1 : kShared > 72 * 1024 ? 2 : kShared > 48 * 1024 || D > 64 ? 3 : 4;
 };
 
 // All threads of the CTA: row r (16 of them) of the tile is query token first_token + (first_row + r) / group, head
@@ -112,29 +113,47 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
     const int begin_tile = begin / kTileKeys, end_tile = (end + kTileKeys - 1) / kTileKeys;
 
     // Warp w fetches keys 16 w .. 16 w + 15 of each tile, all of one page, whose number was read one tile ahead.
-    const Pages<K, D> pages(a, item.seq, head);
+    Pages<K, D, kTileKeys / 16> pages(a, item.seq, head, begin_tile * (kTileKeys / 16) + warp);
     const auto page_of = [&](int tile_index) {
       const int key = tile_index * kTileKeys + warp * 16;
-      return key + 16 > first && key < end ? pages.page(key / 16) : 0;
+      return key + 16 > first && key < end ? pages.page() : 0;
     };
     int next_page = page_of(begin_tile);
     const auto fetch = [&](int tile_index, int slot) {
       const int key = tile_index * kTileKeys + warp * 16;
       const bool any_key = key + 16 > first && key < end;
-      const int unit = pages.in_page(key / 16);
-      const int64_t block = pages.block(next_page), offset = any_key ? block + int64_t(unit) * K::kUnitBytes : 0;
+      const int unit = pages.unit;
+      const int64_t block = pages.block(next_page), offset = any_key ? block + unit * K::kUnitBytes : 0;
+      pages.step();
       next_page = page_of(tile_index + 1);
       unsigned char* to = ring + slot * K::kSlotBytes;
       const auto* key_cache = static_cast<const unsigned char*>(a.keys);
       const auto* value_cache = static_cast<const unsigned char*>(a.values);
+      // Addresses are one a lane and constants.
+      const auto copy = [&](bool whole) {
+        const unsigned piece = K::first_piece(lane);
+        const unsigned char *from_keys = key_cache + offset + piece * 16, *from_values = value_cache + offset + piece * 16;
+        unsigned char* const tile = to + warp * 16 * K::kRowBytes;
+        unsigned char* const first_line = tile + piece / K::kChunks * K::kRowBytes + piece % K::kChunks * 16;
 #pragma unroll
-      for (int i = 0; i < (16 * K::kChunks + 31) / 32; ++i) {
-        const unsigned c = unsigned(i * 32 + lane), row = c / K::kChunks, column = c % K::kChunks;
-        if (16 * K::kChunks % 32 != 0 && row >= 16) break;
-        const bool valid = key + int(row) >= first && key + int(row) < end;
-        unsigned char* line = to + (unsigned(warp * 16) + row) * K::kRowBytes + column * 16;
-        cp_async<16>(line, key_cache + offset + c * 16, valid);
-        cp_async<16>(line + K::kTensorBytes, value_cache + offset + c * 16, valid);
+        for (int i = 0; i < (16 * K::kChunks + 31) / 32; ++i) {
+          unsigned row = piece / K::kChunks + i * (32 / K::kChunks);
+          unsigned char* line = first_line + i * (32 / K::kChunks) * K::kRowBytes;
+          if constexpr (!K::kWholeRows) {
+            const unsigned c = unsigned(i * 32) + piece;
+            row = c / K::kChunks;
+            if (16 * K::kChunks % 32 != 0 && row >= 16) break;
+            line = tile + row * K::kRowBytes + c % K::kChunks * 16;
+          }
+          const bool valid = whole || (key + int(row) >= first && key + int(row) < end);
+          cp_async<16>(line, from_keys + i * 512, valid);
+          cp_async<16>(line + K::kTensorBytes, from_values + i * 512, valid);
+        }
+      };
+      if (key >= first && key + 16 <= end) {  // nearly always
+        copy(true);
+      } else {
+        copy(false);
       }
       if (K::k8Bit && lane < 4) {  // 32 bytes of keys' scales, 32 of values'
         const int v = lane >> 1, half = lane & 1;
@@ -170,29 +189,32 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
           s, [&](int step, int) { return query[step]; }, keys + warp * 16 * K::kRowBytes, lane);
       const int warp_key = index * kTileKeys + warp * 16;
       const bool masked = index * kTileKeys + kTileKeys - 1 > low || index * kTileKeys < first_of_all;
-      float largest[2] = {-INFINITY, -INFINITY};
+      if constexpr (K::k8Bit) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        if constexpr (K::k8Bit) {
+        for (int j = 0; j < 2; ++j) {
           const float2 scale = unpack_f16(reinterpret_cast<const uint32_t*>(key_scales)[warp * 8 + 4 * j + t]);
 #pragma unroll
           for (int i = 0; i < 4; ++i) s[0][j].r[i] = mul_rn(s[0][j].r[i], i & 1 ? scale.y : scale.x);
         }
+      }
+      if (a.scoring.adjusted || masked) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int key = warp_key + 8 * j + 2 * t + (i & 1), e = i >> 1;
-          float x = s[0][j].r[i];
-          if (a.scoring.adjusted) x = adjust(a.scoring, x, slope[e], key, position[e]);
-          if (masked && (key > position[e] || key < first_key(position[e], a.sliding_window))) x = -INFINITY;
-          s[0][j].r[i] = x;
-          largest[e] = fmaxf(largest[e], x);
+        for (int j = 0; j < 2; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int key = warp_key + 8 * j + 2 * t + (i & 1), e = i >> 1;
+            float& x = s[0][j].r[i];
+            if (a.scoring.adjusted) x = adjust(a.scoring, x, slope[e], key, position[e]);
+            if (masked && (key > position[e] || key < first_key(position[e], a.sliding_window))) x = -INFINITY;
+          }
         }
       }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        largest[e] = fmaxf(largest[e], shfl_xor(largest[e], 1));
-        largest[e] = fmaxf(largest[e], shfl_xor(largest[e], 2));
-        if (t == 0) row_max[warp][g + 8 * e] = largest[e];
+        float largest = fmaxf(fmaxf(s[0][0].r[2 * e], s[0][0].r[2 * e + 1]), fmaxf(s[0][1].r[2 * e], s[0][1].r[2 * e + 1]));
+        largest = fmaxf(largest, shfl_xor(largest, 1));
+        largest = fmaxf(largest, shfl_xor(largest, 2));
+        if (t == 0) row_max[warp][g + 8 * e] = largest;
       }
       bar_sync();
       // Two blocks of 32 keys: the row's reference before, between and behind.
@@ -257,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
       }
 
       // A chunk's end: onto the total, or to memory for the merge.
-      if ((index + 1) * kTileKeys % chunk_size == 0 || index + 1 == end_tile) {
+      if (((index + 1) * kTileKeys & (chunk_size - 1)) == 0 || index + 1 == end_tile) {
         if (item.slot < 0) {
           const float2 f[2] = {total[0].fold(a.scoring, reference[0], weight_sum.r[0]),
                                total[1].fold(a.scoring, reference[1], weight_sum.r[2])};

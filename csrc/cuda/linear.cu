@@ -22,7 +22,7 @@ namespace {
 constexpr int kSlices = 8;
 constexpr int kThreads = kSlices * 32;
 constexpr int kRows = 32;          // of the weight, a block
-constexpr int kPad = kRows + 1;    // of a row of partial sums in shared memory
+constexpr int kPad = kRows + 4;    // of a row of partial sums in shared memory: two rows are 8 banks apart
 constexpr int kWarpTokens = 8;     // of the float32 kernel
 constexpr int kWide = 128;         // rows of the weight and of x, a wide block
 constexpr int kStages = 6;         // chunks in its ring

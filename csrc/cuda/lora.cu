@@ -26,7 +26,7 @@ constexpr int kWarps = 8, kThreads = kWarps * 32;
 constexpr int kSlice = 256;              // of K, a warp
 constexpr int kGroup = kWarps * kSlice;  // of K, a block
 constexpr int kRanks = 16;               // a block that shrinks
-constexpr int kPad = kRanks + 1;
+constexpr int kPad = kRanks + 4;  // two rows are 8 banks apart
 constexpr int kColumns = 16;             // a warp that expands
 constexpr int kBlock = kWarps * kColumns;
 constexpr int kWideTiles = 4;

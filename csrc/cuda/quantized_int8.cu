@@ -156,7 +156,8 @@ struct QuantizedInt8Shape : QuantizedShape<kBits, kTokenTiles> {
   static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;  // units of x in shared memory at a time, a lane each half
   static constexpr int kPitch = kChunk * 64 + 64;           // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kXBytes = Base::kTokens * kPitch;
-  static constexpr int kFactorBytes = kChunk * 2 * Base::kTokens * 4;  // [block of 32][token]
+  static constexpr int kFactorPitch = Base::kTokens + 2;               // so that lanes that stage blocks hit all banks
+  static constexpr int kFactorBytes = kChunk * 2 * kFactorPitch * 4;   // [block of 32][token]
   static constexpr int kScaleBytes = kScales == Scales::kGroups ? Base::kTiles * kChunk * 2 * 32 : 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   // Two planes of codes and 32 tokens leave no registers for a second block: sm_80 takes some more than sm_90.
@@ -194,7 +195,7 @@ OCTAVO_DEVICE void stage_x_factors(const QuantizedArgs& a, const QuantizedPlace&
     const bool there = token < p.tokens && p.lane < units * 2;
     const int64_t row = there ? x_row_of<Shape>(a, p.token + token) : 0;
     const int64_t from = (row * a.layout.units() + unit) * 2 + p.lane;
-    const int at = p.lane * Shape::kTokens + token;
+    const int at = p.lane * Shape::kFactorPitch + token;
     if (p.lane >= Shape::kChunk * 2) continue;
     if constexpr (kScales == Scales::kOutliers) {
       reinterpret_cast<uint32_t*>(factors)[at] = there ? a.outliers[from] : 0u;
@@ -344,7 +345,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
 #pragma unroll
           for (int n = 0; n < kTokenTiles; ++n) {
             const FragB tokens{{word(b[n], 2 * h), word(b[n], 2 * h + 1)}};
-            const int at = block * Shape::kTokens + 8 * n + 2 * p.t;
+            const int at = block * Shape::kFactorPitch + 8 * n + 2 * p.t;
             const float2 x_scale = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(factors) + at);
             float2 x_sum{};
             if (kScales == Scales::kGroups && !a.layout.symmetric) {
@@ -376,7 +377,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
 #pragma unroll 1
       for (int block = 0; block < 2 * count; ++block) {
         add_outliers<Shape>(a, p, int64_t(unit) * 64 + block * 32,
-                            reinterpret_cast<const uint32_t*>(factors) + block * Shape::kTokens, sum);
+                            reinterpret_cast<const uint32_t*>(factors) + block * Shape::kFactorPitch, sum);
       }
     }
   }

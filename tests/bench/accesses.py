@@ -25,6 +25,7 @@ from tests.support.cuda import emulated_ops
 from tests.support.simt.accesses import Kernel, Site, counting
 
 F32, BF16, F16, INT8, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn
+SPACES = ("shared", "device")
 WORST = 6  # lines of a case
 WASTE = 0.02  # of the kernel's traffic, from which a line is named
 
@@ -100,7 +101,9 @@ def rows_of_tokens(ops: Ops) -> Iterator[Case]:
     t, h = 32, 2048
     x, weight = torch.randn(t, h), torch.randn(h)
     half = x.bfloat16()
-    yield Case("rms_norm", "norm_kernel", x.nbytes + weight.nbytes, t * h * 2, lambda: ops.rms_norm(x, weight, 1e-5, BF16))
+    yield Case(
+        "rms_norm", "norm_kernel", x.nbytes + weight.nbytes, t * h * 2, lambda: ops.rms_norm(x, weight, 1e-5, BF16)
+    )
     yield Case(
         "add_rms_norm",
         "norm_kernel",
@@ -109,7 +112,11 @@ def rows_of_tokens(ops: Ops) -> Iterator[Case]:
         lambda: ops.add_rms_norm(x, x.clone(), weight, 1e-5, BF16),  # type: ignore[attr-defined]
     )
     yield Case(
-        "layer_norm", "norm_kernel", x.nbytes + 2 * h * 4, t * h * 2, lambda: ops.layer_norm(x, weight, weight, 1e-5, BF16)
+        "layer_norm",
+        "norm_kernel",
+        x.nbytes + 2 * h * 4,
+        t * h * 2,
+        lambda: ops.layer_norm(x, weight, weight, 1e-5, BF16),
     )
     gated = PackedLinear(torch.randn(2 * 512, 128).bfloat16(), 1024, 128, gated=True)
     few = torch.randn(t, 128).bfloat16()
@@ -141,7 +148,9 @@ def rows_of_tokens(ops: Ops) -> Iterator[Case]:
     yield Case("embedding", "embedding", t * h * 2, t * h * 4, lambda: ops.embedding(ids, table_))
     heads = half.clone()
     w = torch.ones(h)
-    yield Case("head_norm", "head_norm", half.nbytes, half.nbytes, lambda: ops.head_norm_(heads, w, None, 1e-5, size=128))
+    yield Case(
+        "head_norm", "head_norm", half.nbytes, half.nbytes, lambda: ops.head_norm_(heads, w, None, 1e-5, size=128)
+    )
 
 
 def sampling(ops: Ops) -> Iterator[Case]:
@@ -250,12 +259,14 @@ def main() -> None:
                 [
                     f"{case.name}: {kernel.name}",
                     f"{sum(site.requests for site in kernel.sites):,}",
-                    *(ratio(kernel.sum("cost", space), kernel.sum("ideal", space)) for space in ("shared", "device")),
+                    *(ratio(kernel.sum("cost", space), kernel.sum("ideal", space)) for space in SPACES),
                     f"{moved / needed:.2f}" if case.kernel else f"{moved:,} B",
                 ]
             )
             rows.extend(lines(kernel))
-            result.append({"case": case.name, "needed_read": case.read, "needed_written": case.written} | asdict(kernel))
+            figures = asdict(kernel) | {"sites": [asdict(site) for site in kernel.sites if wasted(site)]}
+            sums = {f"{space}_{what}": kernel.sum(what, space) for space in SPACES for what in ("cost", "ideal")}
+            result.append({"case": case.name, "needed": needed} | sums | figures)
     header = ["case: kernel", "accesses", "wavefronts/least", "sectors/least", "bytes moved/needed"]
     print(table("Accesses of emulated kernels, counted; of a line its waste as a share of the kernel's", header, rows))
     if arguments.save:

@@ -1,4 +1,4 @@
-"""What kernels' accesses cost each memory, counted by the emulator (count.cpp): a property of the code, no measurement."""
+"""What kernels' accesses cost each memory, counted by the emulator (count.cpp): a property of code, no measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import groupby
 
 from tests.support.simt import library_path, load_emulated
 
-__all__ = ["Counted", "Kernel", "Site", "counting"]
+__all__ = ["Counted", "Kernel", "Site", "counting", "short_name"]
 
 _PRIMITIVES = ("prim.cuh", "simt.h")
 
@@ -48,12 +48,18 @@ class Site:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel's launches. Bytes of device memory are different ones over all of them: read, written, and of sectors."""
+    """One kernel's launches.
+
+    shared, in_flight: bytes of a block, the most it has and the most that its cp.async are bringing. Bytes of device
+    memory are different ones over all launches: read, written, and of the sectors that hold them.
+    """
 
     name: str
     launches: int
     blocks: int
     threads: int
+    shared: int
+    in_flight: int
     read: int
     read_sectors: int
     written: int
@@ -127,12 +133,12 @@ def _places(name: str, offsets: Sequence[str]) -> dict[str, tuple[str, str]]:
         frames = before.splitlines()[1::2]
         files = [frame.split(" ")[0].rpartition("/")[2] for frame in frames]
         line = next((each for each in files if not each.startswith(_PRIMITIVES)), files[0])
-        places[offset] = (_short(at.splitlines()[0]), line)
+        places[offset] = (short_name(at.splitlines()[0]), line)
     return places
 
 
-def _short(function: str) -> str:
-    """octavo::cuda::(anonymous namespace)::name<(octavo::cuda::CacheType)1, 128>(Args) -> name<1, 128>"""
-    text = re.sub(r"\(octavo::cuda::\w+\)|\(anonymous namespace\)::|octavo::\w+::|__nv_|\(bool\)", "", function)
-    text = re.sub(r"\([^()]*\)( const)?$", "", text)
-    return text.removeprefix("void ")
+def short_name(function: str) -> str:
+    """octavo::cuda::(anonymous namespace)::name<(octavo::CacheType)1, 128>(Args) -> name<1, 128>, of any compiler."""
+    text = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|octavo::|cuda::|__nv_", "", function)
+    text = re.sub(r"\(\w+\)(?=\d)", "", text)  # an enumerator's type
+    return re.sub(r"\([^()]*\)( const)?$", "", text).removeprefix("void ")

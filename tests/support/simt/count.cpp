@@ -67,11 +67,13 @@ using Sectors = std::unordered_map<uintptr_t, uint32_t>;  // a bit a byte
 struct Kernel {
   uint64_t launches = 0, blocks = 0;
   int threads = 0;
+  size_t shared = 0, in_flight = 0;  // bytes of a block, the most
   std::map<Key, Counts> sites;
   Sectors read, written;
 };
 std::map<const void*, Kernel> kernels;
 Kernel* running = nullptr;
+size_t in_flight = 0;  // bytes of cp.async, of the running block
 
 template <class F>
 void for_lanes(const Request& r, int first, int last, F f) {
@@ -147,7 +149,11 @@ bool extends(const Latest& latest, const Key& key, uintptr_t at, size_t bytes, i
 }  // namespace
 
 void count_access(const void* p, size_t bytes, Access access, const void* pc) {
-  if (access == Access::kCopyLanded) return;
+  if (access == Access::kCopyLanded) {
+    in_flight -= bytes;
+    return;
+  }
+  if (access == Access::kCopyIssued) running->in_flight = std::max(running->in_flight, in_flight += bytes);
   const int lane = worker->self->index & 31;
   Warp& warp = warps[worker->self->index >> 5];
   const Key key{pc, access, is_shared(p)};
@@ -193,6 +199,7 @@ void count_block() {
   running->launches += worker->block == 0;
   ++running->blocks;
   running->threads = worker->threads;
+  in_flight = 0;
   for (Warp& warp : warps) {
     warp.touched.clear();
     warp.sites.clear();
@@ -201,6 +208,9 @@ void count_block() {
 
 void count_block_end() {
   for (int warp = 0; warp * 32 < worker->threads; ++warp) count_meeting(warp);
+  size_t shared = worker->launch->dynamic_shared;
+  for (const Variable& v : worker->variables) shared += v.size;
+  running->shared = std::max(running->shared, shared);
 }
 
 void start_counting(bool on) {
@@ -219,7 +229,7 @@ std::string counted() {
   };
   for (const auto& [address, k] : kernels) {
     text += "kernel " + offset(address) + ' ' + std::to_string(k.launches) + ' ' + std::to_string(k.blocks) + ' ' +
-            std::to_string(k.threads) + ' ' + bytes(k.read) + ' ' + bytes(k.written) + '\n';
+            std::to_string(k.threads) + ' ' + std::to_string(k.shared) + ' ' + std::to_string(k.in_flight) + ' ' + bytes(k.read) + ' ' + bytes(k.written) + '\n';
     for (const auto& [key, c] : k.sites) {
       text += "site " + offset(key.pc) + ' ' + (key.shared ? "shared " : "device ");
       text += key.access == Access::kRead         ? "read"
