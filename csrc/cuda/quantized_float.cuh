@@ -23,7 +23,10 @@ namespace octavo::cuda {
 template <int kBits, int kGroup, int kTokenTiles>
 struct QuantizedFloatShape : QuantizedShape<kBits, kTokenTiles> {
   static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;       // units of x in shared memory at a time
-  static constexpr int kHalf = kChunk / 2;                       // one is multiplied with, the next is on its way
+  // Half of x's chunk is multiplied with while the next is on its way, where there are registers for it: where there are
+  // not, another block of the SM works meanwhile.
+  static constexpr bool kAhead = kTokenTiles == 1 || kTokenTiles == 8;
+  static constexpr int kHalves = kAhead ? 2 : 1, kPart = kChunk / kHalves;
   static constexpr int kPitch = kChunk * 128 + 64;               // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kSumGroup = kGroup ? kGroup : 128;        // k of one of x's sums
   static constexpr int kGroups = kChunk * 64 / kSumGroup;
@@ -95,23 +98,23 @@ OCTAVO_DEVICE float pair_sum(uint32_t pair) {
   return v.x + v.y;
 }
 
-// body(token, piece of 8 elements, place in shared memory) for half a chunk of x; whole warps take a token, and a lane
-// whose piece is not of this half gets no place.
+// body(token, piece of 8 elements, place in shared memory) for a part of x; whole warps take a token, and a lane whose
+// piece is not of this part gets no place.
 template <class Shape, class Body>
 OCTAVO_DEVICE void for_pieces(const QuantizedPlace& p, int units, unsigned char* x, const Body& body) {
 #pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
 #pragma unroll
-    for (int base = 0; base < Shape::kHalf * 8; base += 32) {
+    for (int base = 0; base < Shape::kPart * 8; base += 32) {
       if (base >= units * 8) break;
       const int piece = base + p.lane;
-      const bool mine = Shape::kHalf * 8 % 32 == 0 || piece < Shape::kHalf * 8;
+      const bool mine = Shape::kPart * 8 % 32 == 0 || piece < Shape::kPart * 8;
       body(token, piece, mine ? reinterpret_cast<uint4*>(x + token * Shape::kPitch + piece * 16) : nullptr);
     }
   }
 }
 
-// Half a chunk of x on its way to shared memory, zeros where there are no tokens or columns.
+// A part of x on its way to shared memory, zeros where there are no tokens or columns.
 template <class Shape>
 OCTAVO_DEVICE void copy_activations(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units,
                                     unsigned char* x) {
@@ -189,20 +192,21 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
   CodeRing<Shape> ring(a, p, shared);
   ring.fill_early();
   pdl_wait();
-  // The half from unit `first` of the slice on: x, scales and offsets.
+  constexpr int kPart = Shape::kPart, kPartGroups = Shape::kGroups / Shape::kHalves;
+  // The part from unit `first` of the slice on: x, scales and offsets.
   const auto stage = [&](int first) {
-    const int unit = p.first_unit + first, at_half = first / Shape::kHalf % 2;
+    const int unit = p.first_unit + first, half = first / kPart % Shape::kHalves;
     if constexpr (kGroup != 0) {
       const int shift = kGroup == 32 ? a.group_shift : 0, group = unit * 64 / kGroup >> shift;
-      const int groups = min(Shape::kGroups / 2 >> shift, int(a.layout.stored_groups()) - group);
-      const int to = at_half * (Shape::kGroups / 2 >> shift) * 32;
+      const int groups = min(kPartGroups >> shift, int(a.layout.stored_groups()) - group);
+      const int to = half * (kPartGroups >> shift) * 32;
       const int64_t at = a.layout.scales_at() + group * 32;
       stage_factors<Shape::kGroups * 32, true>(a, p, scales + to, at, groups * 2);
       if (!a.layout.symmetric) {
         stage_factors<Shape::kGroups * 32, true>(a, p, offsets + to, at + a.layout.factor_bytes(), groups * 2);
       }
     }
-    copy_activations<Shape>(a, p, unit, min(Shape::kHalf, p.units - first), x + at_half * Shape::kHalf * 128);
+    copy_activations<Shape>(a, p, unit, min(kPart, p.units - first), x + half * kPart * 128);
   };
   stage(0);
   cp_commit();
@@ -224,19 +228,24 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
     }
   };
 
-  // Before unit `first` of the slice, where a half begins. The half after it joins the group of the next unit's codes, so
+  // Before unit `first` of the slice, where a part begins. The part after it joins the group of the next unit's codes, so
   // that the ring does not run dry while x comes.
-  const auto begin_half = [&](int first) {
-    if (first) {
-      cp_wait<Shape::kHalf - 1>();
-    } else {
+  const auto begin_part = [&](int first) {
+    if (first == 0) {
       cp_wait<CodeRing<Shape>::kLate>();
+    } else if (Shape::kAhead) {
+      cp_wait<kPart - 1>();
+    } else {
+      bar_sync();  // everyone has read the part before
+      stage(first);
+      cp_commit();
+      cp_wait<0>();
     }
-    const int at_half = first / Shape::kHalf % 2, count = min(Shape::kHalf, p.units - first);
-    float* const sums = x_sums + at_half * (Shape::kGroups / 2) * Shape::kTokens;
-    sum_activations<X, Shape>(a, p, count, x + at_half * Shape::kHalf * 128, sums);
-    bar_sync();  // it is here, and everyone has read the half before
-    if (first + Shape::kHalf < p.units) stage(first + Shape::kHalf);
+    const int half = first / kPart % Shape::kHalves, count = min(kPart, p.units - first);
+    float* const sums = x_sums + half * kPartGroups * Shape::kTokens;
+    sum_activations<X, Shape>(a, p, count, x + half * kPart * 128, sums);
+    bar_sync();  // it is here, and everyone has read the part before
+    if (Shape::kAhead && first + kPart < p.units) stage(first + kPart);
     if (kGroup == 0 && !a.layout.symmetric) {
       for (int group = 0; group * 2 < count; ++group) {
 #pragma unroll
@@ -255,8 +264,8 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
 #pragma unroll
       for (int slot = 0; slot < Shape::kSlots; ++slot) {
         if (base + slot >= count) break;
-        // Either a turn of the ring has whole halves, or a half whole turns.
-        if (slot % Shape::kHalf == 0 && base % Shape::kHalf == 0) begin_half(first + base + slot);
+        // Either a turn of the ring has whole parts, or a part whole turns.
+        if (slot % kPart == 0 && base % kPart == 0) begin_part(first + base + slot);
         uint4 codes[2][Shape::kPlanes];
         ring.take(codes, slot);
 #pragma unroll
