@@ -130,3 +130,36 @@ def test_kernels_compiled_for_sm_80_do_not_overlap(ops: CudaOps) -> None:
     x = random(2, 64, seed=8)
     with emulated_device("sm_120", code=80):
         ops.rms_norm(x, torch.ones(64), 1e-5, BF16)
+
+
+def nothing(ops: CudaOps) -> Iterator[Tensor]:
+    """What every op makes of no rows."""
+    none = torch.zeros(0, dtype=torch.int32)
+    for dtype in (F32, BF16):
+        x, weight = torch.zeros(0, 64, dtype=dtype), ops.pack_linear(torch.zeros(32, 64, dtype=dtype))
+        yield torch.empty(0, 32, dtype=dtype)
+        ops._linear(torch.empty(0, 32, dtype=dtype), x, weight.data, None, 0, False, False, False)
+        for activations, kind in EVERY[::5]:
+            yield ops.linear(x, ops.pack_quantized(random_weight(kind, 32, 64), activations))
+        shape = Shape(4, 2, 64, activation=dtype, cache=dtype)
+        qkv, (keys, values) = (
+            torch.zeros(0, shape.columns, dtype=dtype),
+            (x[0] for x in ops.empty_cache(shape.layout(1))),
+        )
+        ops.rope_and_cache(qkv, keys, values, none, none, torch.zeros(1, 64), num_heads=4)
+        table, start = torch.zeros(0, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        yield ops.paged_attention(qkv, keys, values, table, start, none, num_heads=4, scale=1.0)
+        yield ops.embedding(none, weight)
+    yield ops.rms_norm(torch.zeros(0, 64), torch.ones(64), 1e-5, BF16)
+    yield ops.cast(torch.zeros(0, 64), F16)
+    yield sample(ops, torch.zeros(0, 50), settings(0, 1))
+    yield ops.logprobs(torch.zeros(0, 50), none, 5)[2]
+    mixture = Mixture(2, 2, 32, BF16, KINDS[0])
+    yield mixture.add(ops, *(x[:0] for x in mixture.inputs(1)))
+    pages = torch.zeros(2, 1, 2, 16, 64, dtype=BF16)
+    ops.copy_pages(pages, pages.clone(), none, none)
+
+
+def test_no_rows_are_no_launch(ops: CudaOps) -> None:
+    for out in nothing(ops):
+        assert len(out) == 0
