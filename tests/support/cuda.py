@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops import Ops, QuantizedWeight, load_ops
-from octavo_engine.ops.cuda import CudaOps
+from octavo_engine.ops.cuda import CudaOps, load_library
 from octavo_engine.ops.cuda_graphs import Graphs
 
-__all__ = ["OnDevice", "device_ops", "emulated_ops", "emulated_order"]
+__all__ = ["OnDevice", "device_ops", "emulated_library", "emulated_ops", "emulated_order"]
 
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
@@ -27,18 +27,25 @@ def emulated_ops(*, check: bool = True, invariant: bool = False, graphs: Graphs 
 
     Skips the test where nothing could have built them.
     """
+    return CudaOps(emulated=_emulated(check), invariant=invariant, graphs=graphs)
+
+
+def emulated_library(*, check: bool = True) -> Any:
+    """The same kernels as a TVM FFI module."""
+    return load_library(_emulated(check))
+
+
+def _emulated(check: bool) -> Path:
     path = _EMULATED / f"liboctavo_cuda_emulated{'' if check else '_fast'}.so"
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
-    return CudaOps(emulated=path, invariant=invariant, graphs=graphs)
+    return path
 
 
 @contextmanager
 def emulated_order(order: str) -> Iterator[None]:
     """Emulated threads and blocks run in another order: "descending" or "random"."""
-    from octavo_engine.ops.cuda import load_library
-
-    library = load_library(_EMULATED / "liboctavo_cuda_emulated.so")
+    library = emulated_library()
     library.simt_configure(order, 3, 1)
     try:
         yield
