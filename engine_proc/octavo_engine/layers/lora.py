@@ -137,7 +137,7 @@ def _pinned(parts: Sequence[ReadyPart]) -> list[ReadyPart]:
     block = torch.empty(sum(x.numel() for x in matrices), dtype=matrices[0].dtype, pin_memory=True)
     places = [
         place.view(x.shape).copy_(x)
-        for place, x in zip(block.split([x.numel() for x in matrices]), matrices, strict=True)
+        for place, x in zip(block.split_with_sizes([x.numel() for x in matrices]), matrices, strict=True)
     ]
     return [replace(part, down=places[2 * i], up=places[2 * i + 1]) for i, part in enumerate(parts)]
 

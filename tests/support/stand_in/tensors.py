@@ -166,6 +166,12 @@ def _written(func: Any) -> tuple[str, ...]:
 
 
 @lru_cache(None)
+def _composite(func: Any) -> bool:
+    """Whether torch makes it of others; in inference mode it comes here whole."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@lru_cache(None)
 def _view(func: Any) -> bool:
     """Whether what it returns shares an argument's memory."""
     infos = [r.alias_info for r in func._schema.returns]
@@ -182,6 +188,9 @@ class Dispatcher:
         there = on is not None and torch.device(on).type == "cuda"
         if func in (aten.copy_.default, aten._to_copy.default) and (there or any(map(_is_there, flat))):
             return self.copy(func, args, kwargs)
+        if there and flat and _composite(func):
+            with DeviceMode(self.device):
+                return func.decompose(*args, **kwargs)
         if not there and not any(map(_is_there, flat)):
             if kwargs.get("pin_memory"):
                 return self.pinned.empty(args[0], kwargs.get("dtype") or torch.get_default_dtype())
