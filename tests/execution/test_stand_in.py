@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +78,23 @@ def test_steps_never_wait_and_give_what_they_give_without_a_device() -> None:
     assert found == drive(emulated_ops(check=False, graphs=CallGraphs()), DeviceRunner)
 
 
+@pytest.mark.gpu
+def test_steps_never_wait_on_a_device() -> None:
+    """As torch itself tells of it."""
+
+    class Unwaited(DeviceRunner):
+        def submit(self, plan: Plan) -> Any:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it is a prototype, it says
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    return super().submit(plan)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+
+    assert [len(output) for output, _, _ in drive(CudaOps(), Unwaited)] == [6, 6, 6, 6]
+
+
 def test_what_a_decode_step_launches(gpu: Device) -> None:
     """Two in flight; one copy there, one back, the inputs of the graph at once."""
     ops = CudaOps()
@@ -112,6 +130,21 @@ def test_adapters_come_and_go_without_a_wait(gpu: Device) -> None:
     adapters.drop(1)
     assert gpu.waits == []
     assert outputs[0] != outputs[1]
+
+
+def test_what_was_fetched_holds_until_its_step_is_dropped(gpu: Device) -> None:
+    queue, found = CudaQueue(torch.device("cuda", 0)), list[torch.Tensor]()
+    first, second = (queue.enqueue(lambda: found.append(queue.fetch(torch.ones(3, device="cuda")))) for _ in range(2))
+    again = queue.enqueue(lambda: found.append(queue.fetch(torch.zeros(100, dtype=torch.int64, device="cuda"))))
+    assert len({x.data_ptr() for x in found}) == 3
+    address = found[0].data_ptr()
+    del first
+    again = queue.enqueue(lambda: found.append(queue.fetch(torch.full((2, 2), 7.0, device="cuda"))))
+    again.wait()
+    second.wait()
+    assert found[3].data_ptr() == address
+    assert found[3].equal(torch.full((2, 2), 7.0))
+    assert found[1].equal(torch.ones(3))
 
 
 # ---- what the stand-in is strict about --------------------------------------------------------------------------

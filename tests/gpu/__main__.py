@@ -32,7 +32,13 @@ MOST_SECONDS = 480.0
 TARGETS = ("octavo_cuda", "octavo_cpu", "primitives_cuda")
 # Where tests are marked gpu: files alone, since what others import may be missing on a machine with a GPU.
 OPS = "tests/ops/test_cuda_*.py"
-TESTS = (OPS, "tests/simt", "tests/models/test_cuda*.py", "tests/models/test_fallback.py")
+TESTS = (
+    OPS,
+    "tests/simt",
+    "tests/models/test_cuda*.py",
+    "tests/models/test_fallback.py",
+    "tests/execution/test_stand_in.py",
+)
 SERVED = ("tests/e2e/test_device.py",)  # engines, which measure the device's memory: with nobody beside them
 # A few small cases of every kernel family: each access of every thread is looked at, a hundred times slower.
 SMALL = (
