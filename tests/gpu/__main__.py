@@ -172,11 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 },
             )
             if asked.out is not None:
+                asked.out.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, asked.out)
-                logs = [
-                    f"==== {o.name}\n{(folder / o.name).with_suffix('.log').read_text()}" for o in outcomes if o.seconds
-                ]
-                (asked.out / "gpu.log").write_text("\n".join(logs))
+                with (asked.out / "gpu.log").open("w") as file:
+                    for path in sorted(folder.glob("*.log"), key=os.path.getmtime):
+                        file.write(f"==== {path.stem}\n{path.read_text(errors='replace')}\n")
 
         outcomes = run(todo, folder, environment(), keep)
     bad = [o.name for o in outcomes if o.status != "ok" and o.name in _DECISIVE]

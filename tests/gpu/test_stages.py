@@ -13,6 +13,7 @@ import torch
 
 from tests.gpu.__main__ import MOST_SECONDS, SMALL, environment, figures, main, run, stages
 from tests.gpu.stages import ROOT, Outcome, Stage, run_stage
+from tests.support import stand_in
 
 
 def python(code: str, limit: float = 30.0, *, name: str = "stage", needed: bool = False) -> Stage:
@@ -61,6 +62,18 @@ def test_what_is_known_is_kept_after_every_stage(tmp_path: Path) -> None:
     todo = [python("pass", name="a"), python("raise SystemExit(1)", name="b"), python("pass", name="c")]
     run(todo, tmp_path, os.environ, lambda outcomes: kept.append([f"{o.name} {o.status}" for o in outcomes]))
     assert kept == [["a ok"], ["a ok", "b failed"], ["a ok", "b failed", "c ok"]]
+
+
+def test_it_is_written_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    todo = [python("print('done')", name="tests"), python("raise SystemExit(1)", name="lora"), python("", name="never")]
+    monkeypatch.setattr("tests.gpu.__main__.stages", lambda folder: todo)
+    monkeypatch.setattr("tests.bench.machine.RESULTS", tmp_path / "results")
+    with stand_in.device():
+        assert main(["--skip", "never", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert found["device"]["device"] == "a stand-in"
+    assert [(stage["name"], stage["status"]) for stage in found["stages"]] == [("tests", "ok"), ("lora", "failed")]
+    assert (tmp_path / "out" / "gpu.log").read_text() == "==== tests\ndone\n\n==== lora\n\n"
 
 
 def test_time_that_is_left_is_for_who_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
