@@ -1,4 +1,4 @@
-"""CUDA ops for tests: emulated on the CPU, or a device's, seen as if their tensors lay on the host."""
+"""CUDA ops for tests: emulated on the CPU in two ways, or a device's, seen as if their tensors lay on the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from octavo_engine.ops import Ops, QuantizedWeight, load_ops
 from octavo_engine.ops.cuda import CudaOps, load_library
 from octavo_engine.ops.cuda_graphs import Graphs
 
-__all__ = ["OnDevice", "device_ops", "emulated_library", "emulated_ops", "emulated_order"]
+__all__ = ["OnDevice", "device_ops", "emulated_library", "emulated_ops", "emulated_order", "ptx_ops"]
 
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
@@ -35,8 +35,20 @@ def emulated_library(*, check: bool = True) -> Any:
     return load_library(_emulated(check))
 
 
+def ptx_ops(*, invariant: bool = False, graphs: Graphs | None = None) -> CudaOps:
+    """What nvcc made of the kernels, run by the PTX machine (tests/support/ptx).
+
+    Skips the test where nothing could have built it.
+    """
+    return CudaOps(emulated=_built("liboctavo_cuda_ptx.so"), invariant=invariant, graphs=graphs)
+
+
 def _emulated(check: bool) -> Path:
-    path = _EMULATED / f"liboctavo_cuda_emulated{'' if check else '_fast'}.so"
+    return _built(f"liboctavo_cuda_emulated{'' if check else '_fast'}.so")
+
+
+def _built(name: str) -> Path:
+    path = _EMULATED / name
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
     return path
