@@ -32,11 +32,23 @@ def device(total: int = 1 << 30) -> Iterator[Device]:
     with (
         mock.patch.multiple(torch.cuda, **_names(found)),
         mock.patch.object(torch.version, "cuda", "13.0"),
+        mock.patch.object(torch, "empty", _empty(found)),  # in all threads, of which others may pin memory too
         mock.patch.object(cuda_ops, "load_library", return_value=_Library(found)),
         FactoryMode(found),
         DeviceMode(found),
     ):
         yield found
+
+
+def _empty(on: Device) -> Callable[..., Tensor]:
+    plain = torch.empty
+
+    def empty(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            return on.pinned.empty(size[0] if len(size) == 1 else size, options.get("dtype"))
+        return plain(*size, **options)
+
+    return empty
 
 
 class _Library:

@@ -96,8 +96,8 @@ class Pinned:
     def __init__(self) -> None:
         self._kept: dict[int, Tensor] = {}
 
-    def empty(self, shape: Any, dtype: torch.dtype) -> Tensor:
-        made = torch.empty(shape, dtype=dtype)
+    def empty(self, shape: Any, dtype: torch.dtype | None) -> Tensor:
+        made = torch.zeros(shape, dtype=dtype)
         made.untyped_storage().fill_(GARBAGE) if made.numel() else None
         self._kept[made.untyped_storage().data_ptr()] = made
         return made

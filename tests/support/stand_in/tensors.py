@@ -192,8 +192,6 @@ class Dispatcher:
             with DeviceMode(self.device):
                 return func.decompose(*args, **kwargs)
         if not there and not any(map(_is_there, flat)):
-            if kwargs.get("pin_memory"):
-                return self.pinned.empty(args[0], kwargs.get("dtype") or torch.get_default_dtype())
             return func(*args, **kwargs)
         if func is aten._pin_memory.default or func is aten.is_pinned.default:
             raise RuntimeError("cannot pin 'torch.cuda.FloatTensor'; only dense CPU tensors can be pinned")
