@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from octavo_engine.ops.lora import LowRank
 from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart, SeqStep
 from tests.execution.driver import Driver, RandomSource, tiny_llama
 from tests.support.call_graphs import CallGraphs
-from tests.support.cuda import emulated_ops
+from tests.support.cuda import OnDevice, emulated_ops
 from tests.support.stand_in import Device, Forbidden, device
 
 BF16 = torch.bfloat16
@@ -198,6 +199,13 @@ def test_waits_are_seen(gpu: Device) -> None:
         gpu.clear()
         work()
         assert gpu.waits, work
+
+
+def test_tensors_of_tests_lie_there_as_they_lie_here(gpu: Device) -> None:
+    """Strides, and an address that is no multiple of 16, for what an op refuses to be refused there too."""
+    ops: Any = SimpleNamespace(device=torch.device("cuda", 0), look=lambda x: (x.data_ptr() % 16, x.stride(), x.sum()))
+    x = torch.ones((3, 24), dtype=BF16)[:, 4:-4]
+    assert OnDevice(ops).look(x) == (8, (24, 1), 48)
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------

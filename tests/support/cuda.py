@@ -19,6 +19,7 @@ from octavo_engine.ops.cuda_graphs import Graphs
 
 __all__ = ["OnDevice", "device_ops", "emulated_library", "emulated_ops", "emulated_order", "ptx_ops"]
 
+_ALIGNED = 64  # elements
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
 
@@ -74,8 +75,8 @@ def device_ops() -> Ops:
 class OnDevice:
     """`Ops` whose tensors may lie on the host.
 
-    What a test hands over is copied to the device, strides included, and what an op may have written into is copied
-    back. Packed weights and caches stay where the op put them.
+    What a test hands over is copied to the device, strides and alignment included, and what an op may have written into
+    is copied back. Packed weights and caches stay where the op put them.
     """
 
     _AS_THEY_ARE = ("activation_dtype", "empty_cache", "page_bytes", "record", "weight_memory")
@@ -98,7 +99,10 @@ class OnDevice:
             for host, copy in moved:
                 if host is x:
                     return copy
-            moved.append((x, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self._ops.device)))
+            first = x.storage_offset() % _ALIGNED
+            size = first + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1
+            memory = torch.empty(size if x.numel() else first, dtype=x.dtype, device=self._ops.device)
+            moved.append((x, memory.as_strided(x.shape, x.stride(), first)))
             moved[-1][1].copy_(x)
             return moved[-1][1]
 
