@@ -16,11 +16,12 @@ from octavo.options import replace
 from octavo.speculation import Draft
 from octavo_engine import serve
 from octavo_engine.execution.device_runner import DeviceRunner
-from tests.e2e.test_adapters import LAYERS
 from tests.support.adapters import write_adapter
+from tests.support.checkpoints import tiny_llama
 from tests.support.stand_in import device
 
 PROMPT = [5, 6, 7]
+ADAPTED = {f"model.layers.{i}.{name}": (32, 32) for i in range(2) for name in ("self_attn.q_proj", "self_attn.o_proj")}
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
@@ -59,11 +60,12 @@ def run(
     return found[0]
 
 
-def test_an_engine_serves(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory measured, graphs captured, a draft model, adapters, processors, logprobs and embeddings: as on the CPU."""
-    write_adapter(tmp_path / "a", LAYERS, rank=8, size=0.3, seed=1)
+    model = str(tiny_llama(tmp_path / "model"))
+    write_adapter(tmp_path / "a", ADAPTED, rank=8, size=0.3, seed=1)
     options = EngineOptions(
-        model=str(tiny),
+        model=model,
         device="cuda",
         max_num_seqs=4,
         max_model_len=128,
@@ -71,7 +73,7 @@ def test_an_engine_serves(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         gpu_memory_utilization=0.2,
         batch_invariant=True,
         enable_lora=True,
-        speculation=Draft(str(tiny), num_speculative_tokens=3),
+        speculation=Draft(model, num_speculative_tokens=3),
         logits_processors={"only": "tests.support.processors:only"},
     )
     only = replace(GREEDY, logits_processors={"only": {"token_ids": [5, 9, 11]}})
