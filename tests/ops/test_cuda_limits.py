@@ -17,10 +17,10 @@ from octavo_engine.ops import Activation, Activations, PackedLinear
 from octavo_engine.ops.cuda import CudaOps
 from tests.ops.batches import Chunk, Shape, attend, sequence
 from tests.ops.quantized import KINDS, Kind, random_weight
-from tests.ops.test_cuda_lora import random
 from tests.ops.test_cuda_moe import Mixture
 from tests.ops.test_cuda_quantized import EVERY, rows_of, sliced
 from tests.ops.test_cuda_sampling import sample, settings
+from tests.ops.test_lora import random
 from tests.support.cuda import emulated_device, emulated_ops
 
 F32, BF16, F16, INT8, FP8 = torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn
