@@ -20,6 +20,8 @@ from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 if TYPE_CHECKING:
     from octavo_engine.core import Core
     from octavo_engine.execution.processors import Processors
+    from octavo_engine.layers.rope import Regimes
+    from octavo_engine.models.base import ModelConfig
     from octavo_engine.ops import Ops
     from octavo_engine.text import Text
     from octavo_engine.weights import QuantizedCache
@@ -294,7 +296,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     )
 
 
-def _regimes(options: EngineOptions, shape: Any) -> Any:
+def _regimes(options: EngineOptions, shape: ModelConfig) -> Regimes | None:
     regimes = shape.regimes
     if regimes is None or regimes.growth is None:
         return regimes
