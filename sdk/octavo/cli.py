@@ -231,10 +231,13 @@ class _LoadBar:
         self.started = time.perf_counter()
         self.live = sys.stderr.isatty()
         self.stage = ""
+        self.ready = False
         self._line(f"starting the engine{'' if self.live else ' ...'}")
 
     def update(self, progress: Progress) -> None:
-        """The client's on_progress."""
+        """The client's on_progress. An engine that is started again later has no bar."""
+        if self.ready:
+            return
         share = min(1.0, progress.done / progress.total) if progress.total else 0.0
         whole = f"{progress.total} graphs" if progress.stage == "capture" else f"{progress.total / 1e6:,.0f} MB"
         if self.live:
@@ -247,6 +250,7 @@ class _LoadBar:
 
     def close(self) -> None:
         """The engine is ready."""
+        self.ready = True
         self._line(f"ready after {time.perf_counter() - self.started:.1f} s", last=True)
 
     def _line(self, text: str, last: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,7 +13,7 @@ from octavo import wire
 from octavo.best_of import best, drawn
 from octavo.chats import template_variables
 from octavo.checks import flag
-from octavo.errors import ClientClosed, EngineUnresponsive, InvalidRequest
+from octavo.errors import ClientClosed, EngineUnresponsive, InvalidRequest, OctavoError
 from octavo.options import EngineOptions, SamplingParams
 from octavo.prompts import (
     DEFAULT_PARAMS,
@@ -23,7 +23,6 @@ from octavo.prompts import (
     checked_ids,
     generate_message,
     ids_of,
-    items_of,
     lora_name,
     named_options,
     read_params,
@@ -35,7 +34,9 @@ from octavo.stream import Stream, completion, end_of
 if TYPE_CHECKING:
     from typing import Self
 
-    from octavo.session import JoinedEngine
+    from octavo.engines import JoinedEngine
+    from octavo.router import Router
+    from octavo.session import Session
     from octavo.transport import Transport
 
 __all__ = ["AsyncClient", "Prompt"]
@@ -68,10 +69,15 @@ class AsyncClient:
     ) -> None:
         options = named_options(model, options)
         # Here, and not with the module: ZeroMQ and what spawning needs are half of what importing octavo would cost.
-        from octavo.session import Session, SpawnedEngine
+        from octavo.engines import SpawnedEngine
+        from octavo.session import Session
 
-        self._asked = options
-        self._session = Session(SpawnedEngine(options, _command, share), options, on_progress)
+        self._begin(Session(SpawnedEngine(options, _command, share), options, on_progress), options)
+
+    def _begin(self, session: Session, options: EngineOptions) -> None:
+        from octavo.succession import Succession
+
+        self._asked, self._session, self._succession = options, session, Succession()
 
     @classmethod
     async def connect(
@@ -90,7 +96,7 @@ class AsyncClient:
         Waits up to ready_timeout seconds for an engine that still loads or is not there yet. Closing leaves it running.
         heartbeat_timeout: as in EngineOptions.
         """
-        from octavo.session import JoinedEngine
+        from octavo.engines import JoinedEngine
         from octavo.transport import curve_keys
 
         options = EngineOptions(ready_timeout=ready_timeout, heartbeat_timeout=heartbeat_timeout)
@@ -106,14 +112,13 @@ class AsyncClient:
         from octavo.session import Session
 
         client = cls.__new__(cls)
-        client._asked = options
-        client._session = Session(engine, options, on_progress)
+        client._begin(Session(engine, options, on_progress), options)
         return client
 
     @classmethod
     def over(cls, transport: Transport) -> Self:
         """A client, yet to be opened, of whatever answers at the other end of transport (see octavo.testing)."""
-        from octavo.session import JoinedEngine
+        from octavo.engines import JoinedEngine
 
         return cls._over(JoinedEngine("memory", None, transport), EngineOptions())
 
@@ -132,6 +137,22 @@ class AsyncClient:
         """
         return await self._session.close()
 
+    async def died(self) -> OctavoError:
+        """Wait until the engine has died, and say of what. Raises ClientClosed where the client is closed instead."""
+        return await self._session.died()
+
+    async def restart(self) -> Self:
+        """A new engine in place of one that has died (or of this one); a shared one is joined again.
+
+        The adapters of the last one are loaded again. What ran has ended in its error; requests raise EngineDead until
+        this returns. Raises what opening raises, and may be called again then; by one task at a time.
+        """
+        with self._succession.next_engine():
+            self._session = await self._session.succeeded()
+            await self._session.open(self)
+            await self._succession.load_again(self._session.router)
+        return self
+
     async def __aenter__(self) -> Self:
         return await self.open()
 
@@ -143,6 +164,7 @@ class AsyncClient:
     @property
     def ready(self) -> wire.Ready:
         """What the engine said when it became ready: its pid, resolved options, architecture, vocabulary size..."""
+        self._succession.check()
         ready = self._session.ready
         if ready is None:
             raise ClientClosed("the client has not been opened: use `async with` or await open()")
@@ -157,6 +179,12 @@ class AsyncClient:
     def options(self) -> EngineOptions:
         """As resolved by the engine once it is ready; before, as given."""
         return self._asked if self._session.ready is None else self._session.ready.options
+
+    @property
+    def _router(self) -> Router:
+        """Raises why nothing can be asked."""
+        self._succession.check()
+        return self._session.router
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -177,7 +205,7 @@ class AsyncClient:
         """
         if isinstance(params, SamplingParams) and params.best_of is not None:
             return best(await self.generate(prompt, drawn(params)), params)
-        router = self._session.router
+        router = self._router
         request = router.submit(False, generate_message(prompt, params, template, lora))
         finished = await end_of(router, request)
         done = completion(request.pending, finished)
@@ -200,7 +228,7 @@ class AsyncClient:
             params = DEFAULT_PARAMS
         if isinstance(params, SamplingParams) and params.best_of is not None:
             raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
-        router = self._session.router
+        router = self._router
         return Stream(self, router, router.submit(True, generate_message(prompt, params, template, lora)), params.n)
 
     async def chat(
@@ -239,7 +267,7 @@ class AsyncClient:
 
         prompts = reading.prompts_of(inputs, checked_ids)
         task = wire.Embed(pooling, bool(normalize), dimensions)
-        return await reading.embed(self._session.router, prompts, task, read_params(params), lora_name(lora))
+        return await reading.embed(self._router, prompts, task, read_params(params), lora_name(lora))
 
     async def score(
         self,
@@ -258,36 +286,12 @@ class AsyncClient:
         """
         from octavo import reading
 
-        router, params = self._session.router, read_params(params, prompt_logprobs=0)
-        if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
-            raise InvalidRequest(f"continuations: a list of texts or token ids, not {type(continuations).__name__}")
-        text, special, prefix = await self._prefix(prompt)
-        requests = []
-        for continuation in continuations:
-            if isinstance(continuation, str):
-                if text is None:
-                    raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
-                whole = await router.tokenize(text + continuation, special, None, None)
-            else:
-                whole = prefix + ids_of(continuation, "continuations: texts or token ids")
-            requests.append(reading.score_request(prefix, whole, params, lora_name(lora)))
-        first = await reading.read_all(router, [make for make, _ in requests[:1]])
-        rest = await reading.read_all(router, [make for make, _ in requests[1:]])
-        return [reading.scored(done, count) for done, (_, count) in zip(first + rest, requests, strict=True)]
-
-    async def _prefix(self, prompt: Prompt) -> tuple[str | None, bool, list[int]]:
-        """Of a prompt its text, whether special tokens are put around that, and its token ids."""
-        if isinstance(prompt, str):
-            return prompt, True, await self.tokenize(prompt)
-        items = items_of(prompt)
-        if items and isinstance(items[0], (Mapping, wire.Message)):
-            text = await self.apply_chat_template(items)
-            return text, False, await self.tokenize(text, special=False)
-        return None, False, checked_ids(items)
+        params = read_params(params, prompt_logprobs=0)
+        return await reading.score(self, self._router, prompt, continuations, params, lora_name(lora))
 
     async def abort(self, *streams: Stream) -> None:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
-        router = self._session.router
+        router = self._router
         if streams:
             if wrong := [stream for stream in streams if not isinstance(stream, Stream)]:
                 raise InvalidRequest(f"streams: what AsyncClient.stream returns is needed, not {wrong[0]!r:.40}")
@@ -306,9 +310,9 @@ class AsyncClient:
         """
         flag("special", special)
         if isinstance(text, str):
-            return await self._session.router.tokenize(text, special, None, None)
+            return await self._router.tokenize(text, special, None, None)
         turns = turns_of("text: a string or chat messages", text)
-        return await self._session.router.tokenize("", special, turns, template_variables(template))
+        return await self._router.tokenize("", special, turns, template_variables(template))
 
     @overload
     async def apply_chat_template(
@@ -349,18 +353,18 @@ class AsyncClient:
         flag("add_generation_prompt", add_generation_prompt)
         variables = template_variables(template, add_generation_prompt=add_generation_prompt)
         if tokenize:
-            return await self._session.router.tokenize("", False, turns, variables)
-        return await self._session.router.render(turns, variables)
+            return await self._router.tokenize("", False, turns, variables)
+        return await self._router.render(turns, variables)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
         flag("skip_special_tokens", skip_special_tokens)
-        texts = await self._session.router.detokenize(ids_of(token_ids), skip_special_tokens, False)
+        texts = await self._router.detokenize(ids_of(token_ids), skip_special_tokens, False)
         return texts[0]
 
     async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """What each token stands for by itself, special ones by their names; U+FFFD for a part of a character."""
-        return list(await self._session.router.detokenize(ids_of(token_ids), False, True))
+        return list(await self._router.detokenize(ids_of(token_ids), False, True))
 
     # ---- adapters --------------------------------------------------------------------------------------------------
 
@@ -371,23 +375,25 @@ class AsyncClient:
         under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
         and where EngineOptions.max_loras are loaded.
         """
-        await self._session.router.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path)))
+        await self._succession.loras(
+            self._router, lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path))
+        )
 
     async def unload_lora(self, name: str) -> None:
         """No new request can name it from now on; returns when those that run with it have ended.
 
         Raises LoraError where none of that name is loaded.
         """
-        await self._session.router.loras(lambda number: wire.UnloadLora(number, lora_name(name) or ""))
+        await self._succession.loras(self._router, lambda number: wire.UnloadLora(number, lora_name(name) or ""))
 
     async def loras(self) -> tuple[wire.LoraInfo, ...]:
         """The adapters that are loaded: name, path, rank, modules."""
-        return await self._session.router.loras(wire.ListLoras)
+        return await self._succession.loras(self._router, wire.ListLoras)
 
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""
         with anyio.move_on_after(timeout):
-            return await self._session.router.stats()
+            return await self._router.stats()
         raise EngineUnresponsive(
             f"the engine's step loop did not answer within timeout={timeout:g} s: it hangs, is stopped, or a step "
             "takes that long"

@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,15 +17,23 @@ import msgspec
 import uvicorn
 
 from octavo.client import AsyncClient
-from octavo.errors import InvalidOption
+from octavo.errors import InvalidOption, OctavoError
 from octavo.openai.app import create_app
+from octavo.openai.cors import cors
+from octavo.openai.dialogue import check_parsers
+from octavo.openai.keeping import keep_engine
 from octavo.serving import ServeOptions
 
-__all__ = ["listen", "run", "serve"]
+__all__ = ["Keeper", "listen", "run", "serve"]
+
+Keeper = Callable[[], Awaitable[OctavoError]]
+"""Sees to it that there is an engine; returns why there will be none any more."""
 
 
 def listen(options: ServeOptions) -> socket.socket:
-    """The place, taken before anything slow begins; nobody is let in yet. Raises InvalidOption."""
+    """The place, taken before anything slow begins; nobody is let in yet. Raises InvalidOption, for any option."""
+    check_parsers(options.tool_parser, options.reasoning_parser)
+    cors(**options.cors())
     try:
         places = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -46,21 +55,26 @@ def _occupied(options: ServeOptions, error: OSError) -> InvalidOption:
 
 
 async def serve(client: AsyncClient, options: ServeOptions, listening: socket.socket) -> None:
-    """Serve at what `listen` has taken until SIGTERM or SIGINT; what runs has drain_timeout seconds to end then."""
+    """Serve at what `listen` has taken until SIGTERM or SIGINT; what runs has drain_timeout seconds to end then.
+
+    Raises EngineDead where the engine died more than engine_restarts times.
+    """
     with listening:
         try:
             listening.listen(2048)
         except OSError as error:  # somebody began to listen meanwhile
             raise _occupied(options, error) from None
         print(f"octavo: {_names(client, options)} on http://{_place(listening)}", file=sys.stderr, flush=True)
+        keep = partial(keep_engine, client, options.engine_restarts)
         if options.workers == 1:
-            await run(client, options, listening)
+            await run(client, options, listening, keep)
         else:
-            await _supervise(client.address, options, listening)
+            await _supervise(client.address, options, listening, keep)
 
 
-async def run(client: AsyncClient, options: ServeOptions, listening: socket.socket) -> None:
-    """One process's share: the app over this client on this socket, until SIGTERM or SIGINT."""
+async def run(client: AsyncClient, options: ServeOptions, listening: socket.socket, keeper: Keeper) -> None:
+    """One process's share: the app over this client on this socket, until SIGTERM or SIGINT, or until `keeper`
+    gives up: raises what that returns."""
     if options.access_log:
         _log_accesses()
     app = create_app(
@@ -73,16 +87,29 @@ async def run(client: AsyncClient, options: ServeOptions, listening: socket.sock
         reasoning_parser=options.reasoning_parser,
         response_store_bytes=options.response_store_bytes if options.workers == 1 else 0,
         page=options.page,
+        **options.cors(),
     )
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", timeout_graceful_shutdown=max(1, round(options.drain_timeout))
     )
     # uvicorn raises the signal once more behind itself, when there is still an engine to close.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    server = uvicorn.Server(config)
+    ends: list[OctavoError] = []
+
+    async def keep() -> None:
+        ends.append(await keeper())
+        server.should_exit = True
+
     try:
-        await uvicorn.Server(config).serve(sockets=[listening])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep)
+            await server.serve(sockets=[listening])
+            tasks.cancel_scope.cancel()
     finally:
         signal.signal(signal.SIGTERM, before)
+    if ends:
+        raise ends[0]
 
 
 def _log_accesses() -> None:
@@ -98,12 +125,15 @@ def _log_accesses() -> None:
 # ---- several workers ---------------------------------------------------------------------------------------------
 
 
-async def _supervise(address: str, options: ServeOptions, listening: socket.socket) -> None:
-    """Keep the workers running, each with its own client of the engine at `address`, until a signal comes."""
+async def _supervise(address: str, options: ServeOptions, listening: socket.socket, keeper: Keeper) -> None:
+    """Keep the workers running, each with its own client of the engine at `address`, until a signal comes or
+    `keeper` gives up."""
     listening.set_inheritable(True)
     settings = msgspec.json.encode({"address": address, "options": options}).decode()
     command = [sys.executable, "-m", "octavo.openai.worker", str(listening.fileno())]
     workers: list[anyio.abc.Process] = []
+    ends: list[OctavoError] = []
+    serving = anyio.CancelScope()
 
     async def keep() -> None:
         while True:
@@ -115,10 +145,15 @@ async def _supervise(address: str, options: ServeOptions, listening: socket.sock
             print(f"octavo: a web worker ended with {code}; starting another", file=sys.stderr, flush=True)
             await anyio.sleep(max(0.0, 1.0 - (anyio.current_time() - started)))
 
+    async def keep_the_engine() -> None:
+        ends.append(await keeper())
+        serving.cancel()
+
     async with anyio.create_task_group() as tasks:
         for _ in range(options.workers):
             tasks.start_soon(keep)
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        tasks.start_soon(keep_the_engine)
+        with serving, anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 break
         with anyio.move_on_after(options.drain_timeout + 1):
@@ -128,6 +163,8 @@ async def _supervise(address: str, options: ServeOptions, listening: socket.sock
             for process in ending:
                 await process.wait()
         tasks.cancel_scope.cancel()
+    if ends:
+        raise ends[0]
 
 
 @asynccontextmanager
