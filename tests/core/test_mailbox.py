@@ -71,6 +71,33 @@ def test_any_deadline_can_be_waited_for(mailbox: Mailbox, seconds: float) -> Non
     assert list(mailbox.receive(seconds)) == []
 
 
+def test_goodbye_is_said_for_a_client_that_can_not_say_it(mailbox: Mailbox, tmp_path: Path) -> None:
+    """Killed, say. Those that stay are asked with a frame that holds nothing; nobody is asked while nobody leaves."""
+    context = zmq.Context()
+    stays, leaves = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    try:
+        for socket in (stays, leaves):
+            socket.linger = 0
+            socket.connect(f"ipc://{tmp_path}/s")
+            socket.send(wire.encode([wire.Hello(7)]))
+        came: list[tuple[bytes, wire.ToEngine]] = []
+        while len(came) < 2:
+            came += mailbox.receive(20)
+        assert not stays.poll(0)
+        leaves.close()
+        while len(came) < 3:  # woken by the end of the connection, however long nothing else happens
+            came += mailbox.receive(20)
+        left, message = came[-1]
+        assert message == wire.Goodbye()
+        assert left in [client for client, _ in came[:2]]
+        assert stays.recv() == wire.encode([])
+        assert wire.decode_to_client(wire.encode([])) == []
+        assert not mailbox.send(left, [])
+    finally:
+        stays.close()
+        context.term()
+
+
 def test_deadlines_of_what_has_ended_do_not_pile_up() -> None:
     requests = Requests()
     kept, _ = requests.begin(b"a", wire.Generate(0, SamplingParams()), 0.0)
