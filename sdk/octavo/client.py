@@ -125,15 +125,16 @@ class AsyncClient:
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> Self:
-        """Start (or join) the engine and wait until it is ready; at once if it is."""
+        """Start (or join) the engine and wait until it is ready; at once if it is. ClientClosed on another loop."""
         await self._session.open(self)
         return self
 
     async def close(self) -> str:
         """End the engine, or leave it if it is shared; requests that still run get ClientClosed. Idempotent.
 
-        Returns how it ended: "drained" (asked), "terminated" (SIGTERM), "killed" (SIGKILL), "gone" (it was dead
-        already) or "left" (it is shared). The process has been reaped then, however the caller was cancelled meanwhile.
+        On the loop that opened the client, or, once that has ended, on any. Returns how the engine ended: "drained"
+        (asked), "terminated" (SIGTERM), "killed" (SIGKILL), "gone" (it was dead already) or "left" (it is shared). The
+        process has been reaped then, however the caller was cancelled meanwhile.
         """
         return await self._session.close()
 

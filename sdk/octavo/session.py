@@ -43,6 +43,7 @@ log.addHandler(logging.NullHandler())
 _HELLO_EVERY = 0.5
 _LAST_WORDS = 0.5
 _TAIL_IN_MESSAGE = 12
+_ELSEWHERE = "the client belongs to the event loop that opened it, and this is another one"
 
 
 class Session:
@@ -92,13 +93,15 @@ class Session:
         if os.getpid() != self._owner[0]:
             raise ClientClosed("the client belongs to the process that opened it, and this is a fork of that")
         if not self._loop.is_current():
-            raise ClientClosed("the client belongs to the event loop that opened it, and this is another one")
+            raise ClientClosed(_ELSEWHERE)
         return self._router
 
     # ---- open ------------------------------------------------------------------------------------------------------
 
     async def open(self, owner: object) -> None:
-        if self._opened is not None:
+        if self._state in ("opening", "open") and self._loop is not None and not self._loop.is_current():
+            raise ClientClosed(f"{_ELSEWHERE}; restart() begins anew on this one")
+        if self._state == "opening" and self._opened is not None:
             await self._opened.wait()
         if self._state == "open":
             return
@@ -280,6 +283,9 @@ class Session:
         return Session(engine, self._options, self.on_progress)
 
     async def close(self) -> str:
+        ours = self._loop is None or self._loop.is_current() or os.getpid() != self._owner[0]
+        if self._state in ("opening", "open") and not ours and self._loop is not None and self._loop.is_running():
+            raise ClientClosed(f"{_ELSEWHERE}; that one still runs: close the client there")
         self._final = True
         try:
             return await self._close()
@@ -288,7 +294,7 @@ class Session:
 
     async def _close(self) -> str:
         here = self._loop is not None and self._loop.is_current()
-        if self._opened is not None and here:
+        if self._state == "opening" and self._opened is not None and here:
             await self._opened.wait()
         if self._state == "new":
             self._state = "closed"

@@ -199,3 +199,32 @@ async def test_closing_while_another_task_opens(anyio_backend: Any) -> None:
         await anyio.wait_all_tasks_blocked()
         assert await client.close() == "drained"
     assert children() == before
+
+
+def test_another_loop_may_not_open_or_close_it_but_begins_anew_once_the_first_has_ended() -> None:
+    before = children()
+    client = fake_client()
+
+    async def first() -> None:
+        await client.open()
+        pid = client.ready.pid
+
+        async def stranger() -> None:
+            with pytest.raises(octavo.ClientClosed, match="still runs: close the client there"):
+                await client.close()
+            with pytest.raises(octavo.ClientClosed, match="another one; restart"):
+                await client.open()
+
+        await anyio.to_thread.run_sync(anyio.run, stranger)
+        assert (client.ready.pid, (await client.generate("words 1")).text) == (pid, "w0 ")
+
+    async def second() -> None:
+        with pytest.raises(octavo.ClientClosed, match="another one; restart"):
+            await client.open()
+        await client.restart()
+        assert (await client.generate("words 1")).text == "w0 "
+        await client.close()
+
+    anyio.run(first)
+    anyio.run(second)
+    assert children() == before
