@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -351,11 +352,22 @@ def _ready(
 
 
 def _obey_signals(core: Core, spawned: bool) -> None:
-    """This process is the engine's own: SIGTERM (and Ctrl-C on a terminal) end it in good order."""
+    """This process is the engine's own: SIGTERM (and Ctrl-C on a terminal) end it in good order; where it has a parent,
+    that one's SIGTERM alone, and only who waits for a signal is told whose it is."""
 
     def drain(number: int, frame: Any) -> None:
         core.ask_drain()
 
-    signal.signal(signal.SIGTERM, drain)
-    if not spawned:
+    def wait() -> None:
+        while True:
+            sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+            if sender == os.getppid():
+                core.ask_drain()
+            else:
+                log.warning("SIGTERM from process %d is left to pid %d, which started this", sender, os.getppid())
+
+    if spawned:
+        threading.Thread(target=wait, name="octavo-sigterm", daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, drain)
         signal.signal(signal.SIGINT, drain)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -194,11 +195,17 @@ async def _serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise OctavoError(f'octavo serve needs {error.name}: pip install "octavo[server]"') from error
     engine, server = _engine_options(options), server_options(options)
+    signal.signal(signal.SIGTERM, _terminated)
     with listen(server) as listening:
         bar = _LoadBar()
         async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
             bar.close()
             await serve(client, server, listening)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """While the engine loads, which has files to be removed; afterwards the server sees to signals."""
+    raise SystemExit(128 + number)
 
 
 # ---- the chat --------------------------------------------------------------------------------------------------

@@ -28,3 +28,5 @@ if __name__ == "__main__":
         anyio.run(main)
     except OctavoError as error:
         raise SystemExit(f"octavo: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,4 +44,4 @@ def serving(
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         rest.join()
-    assert "Traceback" not in "".join(lines), "".join(lines)
+    assert not re.search("Traceback|Fatal Python error", "".join(lines)), "".join(lines)

@@ -58,6 +58,21 @@ def test_the_engine_is_started_again(workers: str) -> None:
         assert process.wait(20) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_to_all_ends_all_without_a_word(workers: str, number: signal.Signals) -> None:
+    """As a terminal and systemd send it: neither the engine that ends by it nor a worker is started again."""
+    said: list[str] = []
+    with serving("fake", "--workers", workers, command=FAKE, said=said) as (url, process):
+        http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=30)
+        with http:
+            until(lambda: http.post("/v1/completions", json=PROMPT), 200)
+        os.killpg(process.pid, number)
+        process.wait(20)
+    after = "".join(said).partition(" on http://")[2].splitlines()[1:]
+    assert [line for line in after if "/v1/" not in line] == []
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_server_ends_with_its_engine_where_it_is_told_to(workers: str, capfd: Any) -> None:
     said: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -18,6 +20,7 @@ import uvicorn
 
 from octavo.client import AsyncClient
 from octavo.errors import InvalidOption, OctavoError
+from octavo.loop import running_loop
 from octavo.openai.app import create_app
 from octavo.openai.cors import cors
 from octavo.openai.dialogue import check_parsers
@@ -94,22 +97,36 @@ async def run(client: AsyncClient, options: ServeOptions, listening: socket.sock
     )
     # uvicorn raises the signal once more behind itself, when there is still an engine to close.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(config)
     ends: list[OctavoError] = []
+    loop, keeping = running_loop(), anyio.CancelScope()
+    server = _Server(config, lambda: loop.soon(keeping.cancel))
 
     async def keep() -> None:
-        ends.append(await keeper())
-        server.should_exit = True
+        with keeping:
+            ends.append(await keeper())
+            server.should_exit = True
 
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(keep)
             await server.serve(sockets=[listening])
-            tasks.cancel_scope.cancel()
+            keeping.cancel()
     finally:
         signal.signal(signal.SIGTERM, before)
     if ends:
         raise ends[0]
+
+
+class _Server(uvicorn.Server):
+    """on_signal: it is to end; an engine that ends now, too (the signal may have reached all), is not started again."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_signal()
+        super().handle_exit(sig, frame)
 
 
 def _log_accesses() -> None:
@@ -130,24 +147,28 @@ async def _supervise(address: str, options: ServeOptions, listening: socket.sock
     `keeper` gives up."""
     listening.set_inheritable(True)
     settings = msgspec.json.encode({"address": address, "options": options}).decode()
-    command = [sys.executable, "-m", "octavo.openai.worker", str(listening.fileno())]
+    # -P: as for the engine, a module in the working directory must not shadow what is imported.
+    command = [sys.executable, "-P", "-m", "octavo.openai.worker", str(listening.fileno())]
     workers: list[anyio.abc.Process] = []
     ends: list[OctavoError] = []
-    serving = anyio.CancelScope()
+    serving, keeping, stopping = anyio.CancelScope(), anyio.CancelScope(), anyio.Event()
 
     async def keep() -> None:
-        while True:
+        while not stopping.is_set():
             started = anyio.current_time()
             async with _worker(command, settings, listening) as process:
                 workers.append(process)
                 code = await process.wait()
                 workers.remove(process)
+            if stopping.is_set():
+                return
             print(f"octavo: a web worker ended with {code}; starting another", file=sys.stderr, flush=True)
             await anyio.sleep(max(0.0, 1.0 - (anyio.current_time() - started)))
 
     async def keep_the_engine() -> None:
-        ends.append(await keeper())
-        serving.cancel()
+        with keeping:
+            ends.append(await keeper())
+            serving.cancel()
 
     async with anyio.create_task_group() as tasks:
         for _ in range(options.workers):
@@ -156,6 +177,8 @@ async def _supervise(address: str, options: ServeOptions, listening: socket.sock
         with serving, anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 break
+        stopping.set()
+        keeping.cancel()
         with anyio.move_on_after(options.drain_timeout + 1):
             ending = list(workers)
             for process in ending:
@@ -169,13 +192,20 @@ async def _supervise(address: str, options: ServeOptions, listening: socket.sock
 
 @asynccontextmanager
 async def _worker(command: list[str], settings: str, listening: socket.socket) -> AsyncIterator[Any]:
-    """A worker process with its settings on stdin (a key given as an argument could be read by everybody)."""
+    """A worker process with its settings on stdin (a key given as an argument could be read by everybody), in a session
+    of its own: what Ctrl-C on the terminal means is ours to say."""
     process = await anyio.open_process(
-        command, stdin=subprocess.PIPE, stdout=None, stderr=None, pass_fds=[listening.fileno()]
+        command,
+        stdin=subprocess.PIPE,
+        stdout=None,
+        stderr=None,
+        pass_fds=[listening.fileno()],
+        start_new_session=True,
     )
     try:
         assert process.stdin is not None
-        await process.stdin.send(settings.encode() + b"\n")
+        with contextlib.suppress(anyio.BrokenResourceError):  # it has ended already, as is seen at once
+            await process.stdin.send(settings.encode() + b"\n")
         yield process
     finally:
         if process.returncode is None:

@@ -29,7 +29,9 @@ class _Settings(msgspec.Struct):
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock this thread would hold when the interpreter exits, which is fatal to it.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
