@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from octavo import wire
+from octavo_engine.address import BadAddress, Place
 
 __all__ = ["Client", "Mailbox", "wrong_protocol"]
 
@@ -40,9 +41,11 @@ def wrong_protocol(spoken: int) -> wire.Dying:
 
 class Mailbox:
     """Frames in, frames out. `on_malformed(client, error)` is told of frames that can't be decoded and are dropped;
-    of the first, second, fourth, eighth, ... one, so that a client that sends nothing else does not fill the log."""
+    of the first, second, fourth, eighth, ... one, so that a client that sends nothing else does not fill the log.
+    Raises BadAddress."""
 
     def __init__(self, address: str, on_malformed: Callable[[Client, str], None] | None = None) -> None:
+        self._place = Place(address)
         self.on_malformed = on_malformed
         self.num_malformed = 0
         self._context = zmq.Context()
@@ -54,7 +57,12 @@ class Mailbox:
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._heard: set[Client] = set()
         self._look_at: float | None = None
-        self._socket.bind(address)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise BadAddress(f"--bind={address!r}: one that can be bound: {error.strerror}") from None
+        self._place.bound()
         # Other threads (tokenising, signals) end the engine thread's poll by writing here.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = zmq.Poller()
@@ -132,4 +140,5 @@ class Mailbox:
         self._monitor.close(linger=0)
         self._socket.close(linger=int(linger_seconds * 1000))
         self._context.term()
+        self._place.remove()
         os.close(self._wake_fd)

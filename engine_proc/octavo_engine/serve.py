@@ -15,6 +15,7 @@ import msgspec
 from octavo import wire
 from octavo.options import EngineOptions, replace
 from octavo_engine import config
+from octavo_engine.address import BadAddress
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
@@ -44,7 +45,11 @@ class StartFailed(Exception):
 
 def serve(address: str, options_json: str, *, model: str | None, spawned: bool) -> int:
     """Run one engine until it is drained or signalled; the process's exit status."""
-    mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
+    try:
+        mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
+    except BadAddress as error:
+        log.error("%s", error)
+        return 1
     greeter = _Greeter(mailbox)
     try:
         core = _start(options_json, model, greeter, owned=spawned)
