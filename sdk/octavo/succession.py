@@ -40,7 +40,7 @@ class Succession:
             self.down = None  # there will be none, and the session says why
             raise
         except BaseException as error:
-            self.down = f"the engine has died, and starting it again failed: {error or type(error).__name__}"
+            self.down = f"the engine has died, and starting it again failed: {str(error) or type(error).__name__}"
             raise
         self.down = None
 

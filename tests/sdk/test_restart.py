@@ -74,6 +74,21 @@ async def test_a_restart_that_fails_may_be_tried_again(anyio_backend: Any) -> No
         assert (await client.generate("words 1")).text == "w0 "
 
 
+async def test_a_cancelled_restart_leaves_no_engine_and_says_so(anyio_backend: Any) -> None:
+    before = children()
+    async with fake_client() as client:
+        await _kill(client.ready.pid)
+        await client.died()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await client.restart()
+        assert children() == before
+        with pytest.raises(octavo.EngineDead, match=r"starting it again failed: (?i:cancelled)"):
+            await client.generate("x")
+        await client.restart()
+        assert (await client.generate("words 1")).text == "w0 "
+
+
 async def test_closed_while_it_restarts(anyio_backend: Any) -> None:
     before = children()
     client = await fake_client().open()
