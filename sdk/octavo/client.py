@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from octavo.engines import JoinedEngine
-    from octavo.router import Router
-    from octavo.session import Session
     from octavo.transport import Transport
 
 __all__ = ["AsyncClient", "Prompt"]
@@ -72,12 +70,8 @@ class AsyncClient:
         from octavo.engines import SpawnedEngine
         from octavo.session import Session
 
-        self._begin(Session(SpawnedEngine(options, _command, share), options, on_progress), options)
-
-    def _begin(self, session: Session, options: EngineOptions) -> None:
-        from octavo.succession import Succession
-
-        self._asked, self._session, self._succession = options, session, Succession()
+        self._asked = options
+        self._session = Session(SpawnedEngine(options, _command, share), options, on_progress)
 
     @classmethod
     async def connect(
@@ -112,7 +106,8 @@ class AsyncClient:
         from octavo.session import Session
 
         client = cls.__new__(cls)
-        client._begin(Session(engine, options, on_progress), options)
+        client._asked = options
+        client._session = Session(engine, options, on_progress)
         return client
 
     @classmethod
@@ -148,10 +143,10 @@ class AsyncClient:
         The adapters of the last one are loaded again. What ran has ended in its error; requests raise EngineDead until
         this returns. Raises what opening raises, and may be called again then; by one task at a time.
         """
-        with self._succession.next_engine():
+        with self._session.succession.next_engine():
             self._session = await self._session.succeeded()
             await self._session.open(self)
-            await self._succession.load_again(self._session.router)
+            await self._session.load_again()
         return self
 
     async def __aenter__(self) -> Self:
@@ -165,7 +160,7 @@ class AsyncClient:
     @property
     def ready(self) -> wire.Ready:
         """What the engine said when it became ready: its pid, resolved options, architecture, vocabulary size..."""
-        self._succession.check()
+        self._session.succession.check()
         ready = self._session.ready
         if ready is None:
             raise ClientClosed("the client has not been opened: use `async with` or await open()")
@@ -180,12 +175,6 @@ class AsyncClient:
     def options(self) -> EngineOptions:
         """As resolved by the engine once it is ready; before, as given."""
         return self._asked if self._session.ready is None else self._session.ready.options
-
-    @property
-    def _router(self) -> Router:
-        """Raises why nothing can be asked."""
-        self._succession.check()
-        return self._session.router
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -206,7 +195,7 @@ class AsyncClient:
         """
         if isinstance(params, SamplingParams) and params.best_of is not None:
             return best(await self.generate(prompt, drawn(params)), params)
-        router = self._router
+        router = self._session.router
         request = router.submit(False, generate_message(prompt, params, template, lora))
         finished = await end_of(router, request)
         done = completion(request.pending, finished)
@@ -229,7 +218,7 @@ class AsyncClient:
             params = DEFAULT_PARAMS
         if isinstance(params, SamplingParams) and params.best_of is not None:
             raise InvalidRequest("best_of: which are best is known only at the end; ask for them with generate")
-        router = self._router
+        router = self._session.router
         return Stream(self, router, router.submit(True, generate_message(prompt, params, template, lora)), params.n)
 
     async def chat(
@@ -268,7 +257,7 @@ class AsyncClient:
 
         prompts = reading.prompts_of(inputs, checked_ids)
         task = wire.Embed(pooling, bool(normalize), dimensions)
-        return await reading.embed(self._router, prompts, task, read_params(params), lora_name(lora))
+        return await reading.embed(self._session.router, prompts, task, read_params(params), lora_name(lora))
 
     async def score(
         self,
@@ -288,11 +277,11 @@ class AsyncClient:
         from octavo import reading
 
         params = read_params(params, prompt_logprobs=0)
-        return await reading.score(self, self._router, prompt, continuations, params, lora_name(lora))
+        return await reading.score(self, self._session.router, prompt, continuations, params, lora_name(lora))
 
     async def abort(self, *streams: Stream) -> None:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
-        router = self._router
+        router = self._session.router
         if streams:
             if wrong := [stream for stream in streams if not isinstance(stream, Stream)]:
                 raise InvalidRequest(f"streams: what AsyncClient.stream returns is needed, not {wrong[0]!r:.40}")
@@ -311,9 +300,9 @@ class AsyncClient:
         """
         flag("special", special)
         if isinstance(text, str):
-            return await self._router.tokenize(text, special, None, None)
+            return await self._session.router.tokenize(text, special, None, None)
         turns = turns_of("text: a string or chat messages", text)
-        return await self._router.tokenize("", special, turns, template_variables(template))
+        return await self._session.router.tokenize("", special, turns, template_variables(template))
 
     @overload
     async def apply_chat_template(
@@ -354,18 +343,18 @@ class AsyncClient:
         flag("add_generation_prompt", add_generation_prompt)
         variables = template_variables(template, add_generation_prompt=add_generation_prompt)
         if tokenize:
-            return await self._router.tokenize("", False, turns, variables)
-        return await self._router.render(turns, variables)
+            return await self._session.router.tokenize("", False, turns, variables)
+        return await self._session.router.render(turns, variables)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of token ids. Raises InvalidRequest where the checkpoint has no tokenizer."""
         flag("skip_special_tokens", skip_special_tokens)
-        texts = await self._router.detokenize(ids_of(token_ids), skip_special_tokens, False)
+        texts = await self._session.router.detokenize(ids_of(token_ids), skip_special_tokens, False)
         return texts[0]
 
     async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """What each token stands for by itself, special ones by their names; U+FFFD for a part of a character."""
-        return list(await self._router.detokenize(ids_of(token_ids), False, True))
+        return list(await self._session.router.detokenize(ids_of(token_ids), False, True))
 
     # ---- adapters --------------------------------------------------------------------------------------------------
 
@@ -376,25 +365,23 @@ class AsyncClient:
         under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
         and where EngineOptions.max_loras are loaded.
         """
-        await self._succession.loras(
-            self._router, lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path))
-        )
+        await self._session.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path)))
 
     async def unload_lora(self, name: str) -> None:
         """No new request can name it from now on; returns when those that run with it have ended.
 
         Raises LoraError where none of that name is loaded.
         """
-        await self._succession.loras(self._router, lambda number: wire.UnloadLora(number, lora_name(name) or ""))
+        await self._session.loras(lambda number: wire.UnloadLora(number, lora_name(name) or ""))
 
     async def loras(self) -> tuple[wire.LoraInfo, ...]:
         """The adapters that are loaded: name, path, rank, modules."""
-        return await self._succession.loras(self._router, wire.ListLoras)
+        return await self._session.loras(wire.ListLoras)
 
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""
         with anyio.move_on_after(timeout):
-            return await self._router.stats()
+            return await self._session.router.stats()
         raise EngineUnresponsive(
             f"the engine's step loop did not answer within timeout={timeout:g} s: it hangs, is stopped, or a step "
             "takes that long"

@@ -13,6 +13,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 
@@ -32,6 +33,7 @@ from octavo.errors import (
 from octavo.loop import Loop, running_loop
 from octavo.options import EngineOptions
 from octavo.router import Router
+from octavo.succession import Succession
 
 __all__ = ["Session"]
 
@@ -54,8 +56,10 @@ class Session:
         engine: SpawnedEngine | JoinedEngine,
         options: EngineOptions,
         on_progress: Callable[[wire.Progress], None] | None,
+        succession: Succession | None = None,
     ) -> None:
         self.on_progress = on_progress
+        self.succession = succession or Succession()
         self._engine = engine
         self._options = options
         self._state = "new"
@@ -86,7 +90,8 @@ class Session:
 
     @property
     def router(self) -> Router:
-        """Raises ClientClosed unless open, and called on the loop that opened it."""
+        """Raises ClientClosed unless open, and called on the loop that opened it; EngineDead between two engines."""
+        self.succession.check()
         if self._state != "open" or self._router is None or self._loop is None:
             what = "has been closed" if self._state in ("closing", "closed") else "is not open yet"
             raise ClientClosed(f"the client {what}")
@@ -280,13 +285,22 @@ class Session:
         except BaseException:
             engine.remove_files(last=True)
             raise
-        return Session(engine, self._options, self.on_progress)
+        return Session(engine, self._options, self.on_progress, self.succession)
+
+    async def loras(self, make: Callable[[int], Any]) -> tuple[wire.LoraInfo, ...]:
+        """Load, unload or list adapters: what is loaded then. Raises LoraError."""
+        return self.succession.know(await self.router.loras(make))
+
+    async def load_again(self) -> None:
+        """The adapters that the last engine had."""
+        if self._router is not None:
+            await self.succession.load_again(self._router)
 
     async def close(self) -> str:
         ours = self._loop is None or self._loop.is_current() or os.getpid() != self._owner[0]
         if self._state in ("opening", "open") and not ours and self._loop is not None and self._loop.is_running():
             raise ClientClosed(f"{_ELSEWHERE}; that one still runs: close the client there")
-        self._final = True
+        self._final, self.succession.down = True, None
         try:
             return await self._close()
         finally:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from octavo import wire
 from octavo.errors import ClientClosed, EngineDead, LoraError
@@ -44,14 +44,10 @@ class Succession:
             raise
         self.down = None
 
-    async def loras(self, router: Router, make: Callable[[int], Any]) -> tuple[wire.LoraInfo, ...]:
-        """As of the router."""
-        return self._know(await router.loras(make))
-
-    def _know(self, infos: Iterable[wire.LoraInfo]) -> tuple[wire.LoraInfo, ...]:
-        known = tuple(infos)
-        self._loras = {info.name: info.path for info in known}
-        return known
+    def know(self, loras: tuple[wire.LoraInfo, ...]) -> tuple[wire.LoraInfo, ...]:
+        """Those that are loaded now."""
+        self._loras = {info.name: info.path for info in loras}
+        return loras
 
     async def load_again(self, router: Router) -> None:
         """The adapters of the last engine; one that can't be had any more is no reason to have no engine."""

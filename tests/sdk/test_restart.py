@@ -155,6 +155,8 @@ async def test_a_failed_restart_keeps_the_place_and_closing_gives_it_back(anyio_
         assert client.address == address
         assert Path(address.removeprefix("ipc://")).parent.is_dir()
     await client.close()
+    with pytest.raises(octavo.ClientClosed):
+        await client.generate("x")
     assert not Path(address.removeprefix("ipc://")).parent.exists()
 
 
