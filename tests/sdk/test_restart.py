@@ -19,6 +19,7 @@ from octavo.testing import ScriptedEngine
 from tests.sdk.conftest import FAKE_ENGINE, children, fake_client
 
 pytestmark = pytest.mark.anyio
+once = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # what is the same on every loop
 
 
 async def test_a_dead_engine_is_followed_by_another(anyio_backend: Any) -> None:
@@ -44,6 +45,7 @@ async def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@once
 async def test_meanwhile_requests_say_why(anyio_backend: Any) -> None:
     async with fake_client() as client:
         await _kill(client.ready.pid)
@@ -59,6 +61,7 @@ async def test_meanwhile_requests_say_why(anyio_backend: Any) -> None:
         await client.health()
 
 
+@once
 async def test_a_restart_that_fails_may_be_tried_again(anyio_backend: Any) -> None:
     async with fake_client() as client:
         engine = client._session._engine
@@ -144,6 +147,7 @@ async def test_those_who_joined_find_the_next_one_where_the_last_was(anyio_backe
     assert not folder.exists()
 
 
+@once
 async def test_a_failed_restart_keeps_the_place_and_closing_gives_it_back(anyio_backend: Any) -> None:
     command = [sys.executable, str(FAKE_ENGINE)]
     client = await AsyncClient("fake", share=True, _command=command).open()
@@ -160,6 +164,7 @@ async def test_a_failed_restart_keeps_the_place_and_closing_gives_it_back(anyio_
     assert not Path(address.removeprefix("ipc://")).parent.exists()
 
 
+@once
 async def test_joining_survives_an_engine_that_dies_while_it_loads(anyio_backend: Any, tmp_path: Path) -> None:
     """The next one at that address has never heard of us: it has to be greeted again."""
     address = f"ipc://{tmp_path}/engine.sock"
@@ -185,6 +190,7 @@ async def test_joining_survives_an_engine_that_dies_while_it_loads(anyio_backend
         second.wait()
 
 
+@once
 async def test_adapters_are_loaded_again(anyio_backend: Any) -> None:
     engine = ScriptedEngine(default="x")
     async with engine.client() as client:
