@@ -18,6 +18,7 @@ ROOMS = {
     "quantize": {"config", "models", "ops", "weights"},
     "serve": {
         "core",
+        "address",
         "adapters",
         "config",
         "guessing",
@@ -54,7 +55,8 @@ ROOMS = {
     "machine": {"config", "execution", "layers", "models", "ops"},
     "intake": {"chats", "scheduling", "execution", "text"},
     "delivery": {"scheduling", "execution", "text", "mailbox", "adapters"},
-    "mailbox": set(),
+    "mailbox": {"address"},
+    "address": set(),
     "config": set(),
     "text": {"weights"},
     "scheduling": set(),

@@ -88,7 +88,7 @@ def test_keys_and_values_are_written_to_slots_at_the_end(
     moved = torch.where(slots < 0, slots, slots + (pages - 2) * 16)
     got, wanted = qkv.clone(), qkv.clone()
     ops.rope_and_cache(wanted, keys, values, slots, positions, angles, num_heads=shape.num_heads)
-    ops.rope_and_cache(got, *far, moved, positions, angles, num_heads=shape.num_heads)
+    ops.rope_and_cache(got, far[0], far[1], moved, positions, angles, num_heads=shape.num_heads)
     assert torch.equal(got, wanted)
     for x, y in zip(far, (keys, values), strict=True):
         assert torch.equal(x[-2:].view(torch.uint8), y.view(torch.uint8))

@@ -58,7 +58,7 @@ def load_library(path: Path = _LIBRARY) -> Any:
 def why_no_device() -> str:
     """What CUDA says where torch, built with it, finds no device: no driver, an old one's version, none visible."""
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return str(error).partition(". ")[0].rstrip(".")
     return "no device is visible"
