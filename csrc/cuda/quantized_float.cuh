@@ -23,10 +23,6 @@ namespace octavo::cuda {
 template <int kBits, int kGroup, int kTokenTiles, bool kLess>
 struct QuantizedFloatShape : QuantizedShape<kBits, kTokenTiles, kLess> {
   using Base = QuantizedShape<kBits, kTokenTiles, kLess>;
-  // Half of x's chunk is multiplied with while the next is on its way, where there are registers for it: where there are
-  // not, another block of the SM works meanwhile.
-  static constexpr bool kAhead = !kLess && (kTokenTiles == 1 || kTokenTiles == 8);
-  static constexpr int kHalves = kAhead ? 2 : 1, kPart = Base::kChunk / kHalves;
   static constexpr int kPitch = Base::kChunk * 128 + 64;    // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kSumGroup = kGroup ? kGroup : 128;   // k of one of x's sums
   static constexpr int kGroups = Base::kChunk * 64 / kSumGroup;
@@ -98,28 +94,25 @@ OCTAVO_DEVICE float pair_sum(uint32_t pair) {
   return v.x + v.y;
 }
 
-// body(token, piece of 8 elements, place in shared memory) for a part of x; whole warps take a token, and a lane whose
-// piece is not of this part gets no place.
+// body(token, piece of 8 elements, place in shared memory) for a chunk of x; whole warps take a token.
 template <class Shape, class Body>
 OCTAVO_DEVICE void for_pieces(const QuantizedPlace& p, int units, unsigned char* x, const Body& body) {
 #pragma unroll 1
   for (int token = p.warp; token < Shape::kTokens; token += Shape::kWarps) {
 #pragma unroll
-    for (int base = 0; base < Shape::kPart * 8; base += 32) {
+    for (int base = 0; base < Shape::kChunk * 8; base += 32) {
       if (base >= units * 8) break;
       const int piece = base + p.lane;
-      const bool mine = Shape::kPart * 8 % 32 == 0 || piece < Shape::kPart * 8;
-      body(token, piece, mine ? reinterpret_cast<uint4*>(x + token * Shape::kPitch + piece * 16) : nullptr);
+      body(token, piece, reinterpret_cast<uint4*>(x + token * Shape::kPitch + piece * 16));
     }
   }
 }
 
-// A part of x on its way to shared memory, zeros where there are no tokens or columns.
+// A chunk of x on its way to shared memory, zeros where there are no tokens or columns.
 template <class Shape>
 OCTAVO_DEVICE void copy_activations(const QuantizedArgs& a, const QuantizedPlace& p, int unit, int units,
                                     unsigned char* x) {
   for_pieces<Shape>(p, units, x, [&](int token, int piece, uint4* to) {
-    if (!to) return;
     const int64_t k = int64_t(unit) * 64 + piece * 8;
     const bool there = token < p.tokens && k < a.layout.k;
     const int64_t row = there ? x_row_of<Shape>(a, p.token + token) : 0;
@@ -133,6 +126,7 @@ OCTAVO_DEVICE void copy_activations(const QuantizedArgs& a, const QuantizedPlace
       }
     }
   });
+  cp_commit();
 }
 
 // Of an asymmetric weight: the sums of x over each group, out of what this thread has copied: eight elements a lane
@@ -142,11 +136,11 @@ OCTAVO_DEVICE void sum_activations(const QuantizedArgs& a, const QuantizedPlace&
                                    float* sums) {
   if (a.layout.symmetric) return;
   for_pieces<Shape>(p, units, x, [&](int token, int piece, const uint4* own) {
-    const uint4 v = own ? *own : make_uint4(0, 0, 0, 0);
+    const uint4 v = *own;
     float sum = (pair_sum<X>(v.x) + pair_sum<X>(v.y)) + (pair_sum<X>(v.z) + pair_sum<X>(v.w));
 #pragma unroll
     for (int d = 1; d < Shape::kSumGroup / 8; d *= 2) sum += shfl_xor(sum, d);
-    if (own && p.lane % (Shape::kSumGroup / 8) == 0) sums[piece * 8 / Shape::kSumGroup * Shape::kTokens + token] = sum;
+    if (p.lane % (Shape::kSumGroup / 8) == 0) sums[piece * 8 / Shape::kSumGroup * Shape::kTokens + token] = sum;
   });
 }
 
@@ -192,24 +186,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
   CodeRing<Shape> ring(a, p, shared);
   ring.fill_early();
   pdl_wait();
-  constexpr int kPart = Shape::kPart, kPartGroups = Shape::kGroups / Shape::kHalves;
-  // The part from unit `first` of the slice on: x, scales and offsets.
-  const auto stage = [&](int first) {
-    const int unit = p.first_unit + first, half = first / kPart % Shape::kHalves;
-    if constexpr (kGroup != 0) {
-      const int shift = kGroup == 32 ? a.group_shift : 0, group = unit * 64 / kGroup >> shift;
-      const int groups = min(kPartGroups >> shift, int(a.layout.stored_groups()) - group);
-      const int to = half * (kPartGroups >> shift) * 32;
-      const int64_t at = a.layout.scales_at() + group * 32;
-      stage_factors<Shape::kGroups * 32, true>(a, p, scales + to, at, groups * 2);
-      if (!a.layout.symmetric) {
-        stage_factors<Shape::kGroups * 32, true>(a, p, offsets + to, at + a.layout.factor_bytes(), groups * 2);
-      }
-    }
-    copy_activations<Shape>(a, p, unit, min(kPart, p.units - first), x + half * kPart * 128);
-  };
-  stage(0);
-  cp_commit();
+  copy_activations<Shape>(a, p, p.first_unit, min(Shape::kChunk, p.units), x);
   ring.fill_late();
 
   FragC sum[2][kTokenTiles] = {}, part[2][kTokenTiles];  // one group a row has no parts
@@ -228,44 +205,33 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
     }
   };
 
-  // Before unit `first` of the slice, where a part begins. The part after it joins the group of the next unit's codes, so
-  // that the ring does not run dry while x comes.
-  const auto begin_part = [&](int first) {
-    if (first == 0) {
-      cp_wait<CodeRing<Shape>::kLate>();
-    } else if (Shape::kAhead) {
-      cp_wait<kPart - 1>();
-    } else {
-      bar_sync();  // everyone has read the part before
-      stage(first);
-      cp_commit();
-      cp_wait<0>();
+  for (int first = 0; first < p.units; first += Shape::kChunk) {
+    const int count = min(Shape::kChunk, p.units - first), unit = p.first_unit + first;
+    if (first) {
+      bar_sync();  // everyone has read the chunk before
+      copy_activations<Shape>(a, p, unit, count, x);
     }
-    const int half = first / kPart % Shape::kHalves, count = min(kPart, p.units - first);
-    float* const sums = x_sums + half * kPartGroups * Shape::kTokens;
-    sum_activations<X, Shape>(a, p, count, x + half * kPart * 128, sums);
-    bar_sync();  // it is here, and everyone has read the part before
-    if (Shape::kAhead && first + kPart < p.units) stage(first + kPart);
-    if (kGroup == 0 && !a.layout.symmetric) {
-      for (int group = 0; group * 2 < count; ++group) {
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n) {
-          const float2 v = *reinterpret_cast<const float2*>(sums + group * Shape::kTokens + 8 * n + 2 * p.t);
-          row_sums[n][0] += v.x;
-          row_sums[n][1] += v.y;
-        }
+    if constexpr (kGroup != 0) {
+      const int shift = kGroup == 32 ? a.group_shift : 0, group = unit * 64 / kGroup >> shift;
+      const int groups = min(Shape::kGroups >> shift, int(a.layout.stored_groups()) - group);
+      const int64_t at = a.layout.scales_at() + group * 32;
+      stage_factors<Shape::kGroups * 32>(a, p, scales, at, groups * 2);
+      if (!a.layout.symmetric) {
+        stage_factors<Shape::kGroups * 32>(a, p, offsets, at + a.layout.factor_bytes(), groups * 2);
       }
     }
-  };
+    if (first) {
+      cp_wait<0>();
+    } else {
+      cp_wait<CodeRing<Shape>::kLate>();
+    }
+    sum_activations<X, Shape>(a, p, count, x, x_sums);
+    bar_sync();
 
-  for (int first = 0; first < p.units; first += Shape::kChunk) {
-    const int count = min(Shape::kChunk, p.units - first);
     for (int base = 0; base < count; base += Shape::kSlots) {
 #pragma unroll
       for (int slot = 0; slot < Shape::kSlots; ++slot) {
         if (base + slot >= count) break;
-        // Either a turn of the ring has whole parts, or a part whole turns.
-        if (slot % kPart == 0 && base % kPart == 0) begin_part(first + base + slot);
         uint4 codes[2][Shape::kPlanes];
         ring.take(codes, slot);
 #pragma unroll
@@ -305,6 +271,16 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
     if (kGroup == 128 && count % 2) {  // the last group of a row is short
       end_group(0, count / 2);
       end_group(1, count / 2);
+    }
+    if (kGroup == 0 && !a.layout.symmetric) {
+      for (int group = 0; group * 2 < count; ++group) {
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          const float2 v = *reinterpret_cast<const float2*>(x_sums + group * Shape::kTokens + 8 * n + 2 * p.t);
+          row_sums[n][0] += v.x;
+          row_sums[n][1] += v.y;
+        }
+      }
     }
   }
   pdl_launch();

@@ -159,8 +159,8 @@ struct CodeRing {
 OCTAVO_DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // Copies `count` pieces of 16 bytes, `at` bytes into each of the warp's two tiles, to `to`, kPitch bytes a tile of the
-// block; with kAsync into the present group of cp.async.
-template <int kPitch, bool kAsync = false>
+// block.
+template <int kPitch>
 OCTAVO_DEVICE void stage_factors(const QuantizedArgs& a, const QuantizedPlace& p, unsigned char* to,
                                               int64_t at, int count) {
 #pragma unroll
@@ -168,13 +168,7 @@ OCTAVO_DEVICE void stage_factors(const QuantizedArgs& a, const QuantizedPlace& p
     const uint4* from = reinterpret_cast<const uint4*>(tile_of(a, p, r) + at);
     uint4* out = reinterpret_cast<uint4*>(to + (p.warp * 2 + r) * kPitch);
 #pragma unroll 1
-    for (int i = p.lane; i < count; i += 32) {
-      if constexpr (kAsync) {
-        cp_async<16>(out + i, from + i);
-      } else {
-        out[i] = from[i];
-      }
-    }
+    for (int i = p.lane; i < count; i += 32) out[i] = from[i];
   }
 }
 
