@@ -46,9 +46,7 @@ struct QuantizedLayout {
   OCTAVO_LAYOUT groups() const { return group_size ? (k + group_size - 1) / group_size : 1; }
   OCTAVO_LAYOUT scales_at() const { return units() * unit_bytes(); }
   // Stored ones: every unit is covered, with zeros beyond K.
-  OCTAVO_LAYOUT stored_groups() const {  // kernels ask, and would divide by group_size by hand
-    return group_size == 0 ? 1 : group_size == 32 ? 2 * units() : group_size == 64 ? units() : (units() + 1) / 2;
-  }
+  OCTAVO_LAYOUT stored_groups() const { return group_size ? (units() * 64 + group_size - 1) / group_size : 1; }
   OCTAVO_LAYOUT factor_bytes() const { return stored_groups() * (group_size ? 32 : 64); }  // scales, or offsets
   OCTAVO_LAYOUT tile_bytes() const { return (scales_at() + factor_bytes() * (symmetric ? 1 : 2) + 127) / 128 * 128; }
   // The row of the plain matrix at row r of a tile; n where there is none.
