@@ -141,7 +141,7 @@ __global__ void __launch_bounds__((Prefill<C, D, kLess>::kThreads), (Prefill<C, 
           cp_async<16>(line, first_from + i * kPieces * 16, whole || (at >= first && at < end));
         }
       };
-      if (key >= first && key + 16 <= end) {  // nearly always
+      if (!kLess && key >= first && key + 16 <= end) {  // nearly always; where there is less room, registers are short
         copy(true);
       } else {
         copy(false);
