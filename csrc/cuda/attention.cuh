@@ -270,28 +270,17 @@ OCTAVO_DEVICE uint4 load_query(const void* queries, DType type, int64_t i) {
                     convert_pair<kBF16>(x.w, type));
 }
 
-// A way over the cache of 16 keys ("unit") at a time, kStep units apart: pages hold any multiple of 16 tokens. It
-// divides once, at its start. Sizes stay in the kernel's parameters, which takes no registers.
-template <class C, int D, int kStep>
+// The cache's addresses, of 16 keys ("unit") at a multiple of 16: pages hold any multiple of 16 tokens. Sizes stay in
+// the kernel's parameters, which takes no registers.
+template <class C, int D>
 struct Pages {
   const AttentionArgs& a;
-  int entry, head;  // of the page table
-  int unit;         // in its page
-  int pages_a_step, units_a_step;
-  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head, int first_unit) : a(args), head(kv_head) {
-    const unsigned units = unsigned(a.page_size) / 16u;
-    entry = seq * args.max_pages + int(unsigned(first_unit) / units);
-    unit = int(unsigned(first_unit) % units);
-    pages_a_step = int(kStep / units);
-    units_a_step = int(kStep % units);
-  }
-  OCTAVO_DEVICE void step() {
-    entry += pages_a_step;
-    unit += units_a_step;
-    const int units = int(unsigned(a.page_size) / 16u);
-    if (unit >= units) unit -= units, ++entry;
-  }
-  OCTAVO_DEVICE int page() const { return a.page_table[entry]; }
+  int table, head;  // the sequence's first entry
+  OCTAVO_DEVICE Pages(const AttentionArgs& args, int seq, int kv_head)
+      : a(args), table(seq * args.max_pages), head(kv_head) {}
+  OCTAVO_DEVICE unsigned units() const { return unsigned(a.page_size) / 16u; }
+  OCTAVO_DEVICE int page(int unit) const { return a.page_table[table + int(unsigned(unit) / units())]; }
+  OCTAVO_DEVICE int in_page(int unit) const { return int(unsigned(unit) % units()); }
   // One head's keys or values of one page, scales included.
   OCTAVO_DEVICE int64_t block(int page) const {
     return int64_t(page * a.num_kv_heads + head) * (a.page_size * (C::k8Bit ? D + 2 : 2 * D));
@@ -310,5 +299,27 @@ inline auto with_head_dim(int head_dim, const F& f) {
     default: return f(std::integral_constant<int, 256>());
   }
 }
+
+// A way over them, kStep units apart: it divides once, at its start.
+template <class C, int D, int kStep>
+struct PageWalk : Pages<C, D> {
+  int entry;  // of the page table
+  int unit;   // in its page
+  int pages_a_step, units_a_step;
+  OCTAVO_DEVICE PageWalk(const AttentionArgs& args, int seq, int kv_head, int first_unit)
+      : Pages<C, D>(args, seq, kv_head) {
+    const unsigned units = this->units();
+    entry = this->table + int(unsigned(first_unit) / units);
+    unit = int(unsigned(first_unit) % units);
+    pages_a_step = int(kStep / units);
+    units_a_step = int(kStep % units);
+  }
+  OCTAVO_DEVICE void step() {
+    entry += pages_a_step;
+    unit += units_a_step;
+    if (unit >= int(this->units())) unit -= int(this->units()), ++entry;
+  }
+  OCTAVO_DEVICE int next_page() const { return this->a.page_table[entry]; }
+};
 
 }  // namespace octavo::cuda

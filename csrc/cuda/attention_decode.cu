@@ -121,10 +121,10 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D, kLess>::kCtas)) decode
     const int begin_tile = begin / kTileKeys, end_tile = (end + kTileKeys - 1) / kTileKeys;
 
     // Warp w fetches keys 16 w .. 16 w + 15 of each tile, all of one page, whose number was read one tile ahead.
-    Pages<K, D, kTileKeys / 16> pages(a, item.seq, head, begin_tile * (kTileKeys / 16) + warp);
+    PageWalk<K, D, kTileKeys / 16> pages(a, item.seq, head, begin_tile * (kTileKeys / 16) + warp);
     const auto page_of = [&](int tile_index) {
       const int key = tile_index * kTileKeys + warp * 16;
-      return key + 16 > first && key < end ? pages.page() : 0;
+      return key + 16 > first && key < end ? pages.next_page() : 0;
     };
     int next_page = page_of(begin_tile);
     const auto fetch = [&](int tile_index, int slot) {

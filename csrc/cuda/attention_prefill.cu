@@ -98,53 +98,34 @@ __global__ void __launch_bounds__((Prefill<C, D, kLess>::kThreads), (Prefill<C, 
     const int begin_block = first / kBlockKeys, end_block = (end + kBlockKeys - 1) / kBlockKeys;
 
     // A warp fetches one unit of 16 keys (or half of it) of keys or of values, all of one page.
+    const Pages<K, D> pages(a, item.seq, head);
     const int fetched_unit = warp & 1, fetched_values = warp >> 1 & 1;
     constexpr int kFetchedRows = 64 / kWarps;
     const int fetched_row = (warp >> 2) * kFetchedRows;
     const auto* fetched_cache = static_cast<const unsigned char*>(fetched_values ? a.values : a.keys);
-    Pages<K, D, kBlockKeys / 16> pages(a, item.seq, head, begin_block * (kBlockKeys / 16) + fetched_unit);
     const auto page_of = [&](int block) {
       const int key = block * kBlockKeys + fetched_unit * 16;
-      return key + 16 > first && key < end ? pages.page() : 0;
+      return key + 16 > first && key < end ? pages.page(key / 16) : 0;
     };
     int next_page = page_of(begin_block);
     const auto fetch = [&](int block, int slot) {
       const int key = block * kBlockKeys + fetched_unit * 16;
       const bool any_key = key + 16 > first && key < end;
-      const int unit = pages.unit;
+      const int unit = pages.in_page(key / 16);
       const unsigned char* from = fetched_cache + pages.block(next_page);
       const int offset = any_key ? unit * K::kUnitBytes + fetched_row * K::kChunks * 16 : 0;
-      pages.step();
       next_page = page_of(block + 1);
       unsigned char* to = ring + slot * K::kSlotBytes + fetched_values * K::kTensorBytes +
                           (fetched_unit * 16 + fetched_row) * K::kRowBytes;
       // Two lanes a key where its bytes are no power of two: no division, no addresses to keep.
       constexpr bool kByRow = kFetchedRows == 16 && K::kChunks % 2 == 0 && (K::kChunks & (K::kChunks - 1)) != 0;
-      constexpr int kPieces = kByRow ? 2 : 32, kRowsATurn = kByRow ? 0 : 32 / K::kChunks;
-      const auto copy = [&](bool whole) {
-        const unsigned piece = K::first_piece(lane);
-        const unsigned first_row = kByRow ? unsigned(lane) >> 1 : piece / K::kChunks;
-        const unsigned column = kByRow ? lane & 1 : piece % K::kChunks;
-        const unsigned char* const first_from = from + offset + (first_row * K::kChunks + column) * 16;
-        unsigned char* const first_line = to + first_row * K::kRowBytes + column * 16;
 #pragma unroll
-        for (int i = 0; i < (kFetchedRows * K::kChunks + 31) / 32; ++i) {
-          unsigned row = first_row + i * kRowsATurn;
-          unsigned char* line = first_line + (kByRow ? i * 32 : i * kRowsATurn * K::kRowBytes);
-          if constexpr (!kByRow && !K::kWholeRows) {
-            const unsigned c = unsigned(i * 32) + piece;
-            row = c / K::kChunks;
-            if (kFetchedRows * K::kChunks % 32 != 0 && row >= kFetchedRows) break;
-            line = to + row * K::kRowBytes + c % K::kChunks * 16;
-          }
-          const int at = key + fetched_row + int(row);
-          cp_async<16>(line, first_from + i * kPieces * 16, whole || (at >= first && at < end));
-        }
-      };
-      if (!kLess && key >= first && key + 16 <= end) {  // nearly always; where there is less room, registers are short
-        copy(true);
-      } else {
-        copy(false);
+      for (int i = 0; i < (kFetchedRows * K::kChunks + 31) / 32; ++i) {
+        const unsigned c = kByRow ? (unsigned(lane) >> 1) * K::kChunks + 2 * i + (lane & 1) : unsigned(i * 32 + lane);
+        const unsigned row = kByRow ? unsigned(lane) >> 1 : c / K::kChunks, column = c - row * K::kChunks;
+        if (kFetchedRows * K::kChunks % 32 != 0 && row >= kFetchedRows) break;
+        const int at = key + fetched_row + int(row);
+        cp_async<16>(to + row * K::kRowBytes + column * 16, from + offset + c * 16, at >= first && at < end);
       }
       if (K::k8Bit && warp < 4 && lane < 2) {  // 32 bytes of scales
         const int64_t scales = any_key ? int64_t(a.page_size) * D + unit * 32 + lane * 16 : 0;
