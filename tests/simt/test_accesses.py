@@ -93,6 +93,11 @@ def test_bytes_of_a_launch_count_once() -> None:
     assert (together.read, together.read_sectors) == (0, 0)
 
 
+def test_copies_are_in_flight_until_waited_for(emulator: Any) -> None:
+    kernel = count(emulator, "copies 16")
+    assert (kernel.in_flight, kernel.shared) == (512, 512)
+
+
 def test_only_what_runs_meanwhile_is_counted() -> None:
     library = load_emulated("simt_tests")
     first = count(library, "fours")

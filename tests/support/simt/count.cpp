@@ -73,7 +73,9 @@ struct Kernel {
 };
 std::map<const void*, Kernel> kernels;
 Kernel* running = nullptr;
-size_t in_flight = 0;  // bytes of cp.async, of the running block
+// Bytes of cp.async of each thread of the running block, and the most they were: threads run one after the other, so a
+// ring without barriers is never seen full in all of them at once.
+size_t in_flight[kMaxThreads], most_in_flight[kMaxThreads];
 
 template <class F>
 void for_lanes(const Request& r, int first, int last, F f) {
@@ -149,13 +151,16 @@ bool extends(const Latest& latest, const Key& key, uintptr_t at, size_t bytes, i
 }  // namespace
 
 void count_access(const void* p, size_t bytes, Access access, const void* pc) {
+  const int thread = worker->self->index;
   if (access == Access::kCopyLanded) {
-    in_flight -= bytes;
+    in_flight[thread] -= bytes;
     return;
   }
-  if (access == Access::kCopyIssued) running->in_flight = std::max(running->in_flight, in_flight += bytes);
-  const int lane = worker->self->index & 31;
-  Warp& warp = warps[worker->self->index >> 5];
+  if (access == Access::kCopyIssued) {
+    most_in_flight[thread] = std::max(most_in_flight[thread], in_flight[thread] += bytes);
+  }
+  const int lane = thread & 31;
+  Warp& warp = warps[thread >> 5];
   const Key key{pc, access, is_shared(p)};
   Latest& latest = warp.latest[lane];
   auto at = reinterpret_cast<uintptr_t>(p);
@@ -199,7 +204,8 @@ void count_block() {
   running->launches += worker->block == 0;
   ++running->blocks;
   running->threads = worker->threads;
-  in_flight = 0;
+  std::fill_n(in_flight, kMaxThreads, 0);
+  std::fill_n(most_in_flight, kMaxThreads, 0);
   for (Warp& warp : warps) {
     warp.touched.clear();
     warp.sites.clear();
@@ -211,6 +217,9 @@ void count_block_end() {
   size_t shared = worker->launch->dynamic_shared;
   for (const Variable& v : worker->variables) shared += v.size;
   running->shared = std::max(running->shared, shared);
+  size_t flying = 0;
+  for (size_t bytes : most_in_flight) flying += bytes;
+  running->in_flight = std::max(running->in_flight, flying);
 }
 
 void start_counting(bool on) {
