@@ -196,12 +196,19 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   }
   return r;
 }
-// The sum in double, rounded once to the 16-bit type.
+// In double, rounded to odd, so that rounding to the 16-bit type is as if it were the only one.
+inline double fma_to_odd(double a, double b, double c) {
+  const double product = a * b, sum = product + c, of_c = sum - product;  // the product is exact
+  const double lost = (product - (sum - of_c)) + (c - of_c);
+  const auto word = simt::bits<uint64_t>(sum);
+  if (!(lost != 0) || lost - lost != 0 || word & 1) return sum;
+  return simt::bits<double>((lost > 0) == (sum > 0) ? word + 1 : word - 1);
+}
 inline uint32_t fma_bf162(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r = 0;
   for (int i = 0; i < 32; i += 16) {
     const auto value = [i](uint32_t x) { return double(simt::bits<float>(x >> i << 16)); };
-    r |= uint32_t(simt::bits<uint16_t>(__double2bfloat16(value(a) * value(b) + value(c)))) << i;
+    r |= uint32_t(simt::bits<uint16_t>(__double2bfloat16(fma_to_odd(value(a), value(b), value(c))))) << i;
   }
   return r;
 }
@@ -209,7 +216,7 @@ inline uint32_t fma_h2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r = 0;
   for (int i = 0; i < 32; i += 16) {
     const auto value = [i](uint32_t x) { return double(__half2float(simt::bits<__half>(uint16_t(x >> i)))); };
-    r |= uint32_t(simt::bits<uint16_t>(__double2half(value(a) * value(b) + value(c)))) << i;
+    r |= uint32_t(simt::bits<uint16_t>(__double2half(fma_to_odd(value(a), value(b), value(c))))) << i;
   }
   return r;
 }
@@ -253,8 +260,13 @@ OCTAVO_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(r) : "r"(a), "r"(b), "r"(c), "n"(Lut));
   return r;
 }
-// Nibble i of the selector picks byte i of the result from the bytes of b:a; its bit 3 replicates that byte's sign.
-OCTAVO_DEVICE uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+// Nibble i of the selector picks byte i of the result from the bytes of b:a; its bit 3 replicates that byte's sign, which
+// __byte_perm would mask away.
+OCTAVO_DEVICE uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t r;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
+  return r;
+}
 // Two 16-bit values a register.
 OCTAVO_DEVICE uint32_t fma_bf162(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r;
@@ -417,10 +429,6 @@ inline T ldcg(const T* p) {
   return *p;
 }
 template <class T>
-inline T ldg(const T* p) {
-  return *p;
-}
-template <class T>
 inline T ldcs(const T* p) {
   return *p;
 }
@@ -440,15 +448,13 @@ OCTAVO_DEVICE uint64_t atom_max_u64(uint64_t* p, uint64_t v) {
   return atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(v));
 }
 OCTAVO_DEVICE uint32_t atom_inc(uint32_t* p, uint32_t last) { return atomicInc(p, last); }  // 0 follows `last`
+// fence.sc.gpu. All threads fence, then a barrier, then one counts: of acq_rel fences only its own would order anything.
 OCTAVO_DEVICE void fence_gpu() { __threadfence(); }
-// Loads past L1 (.cg), through the read-only path (.nc), streaming (.cs); a streaming store.
+// Loads past L1 (.cg) and streaming (.cs); a streaming store. None through the read-only path (.nc), for what the kernel
+// before wrote while this one ran is not read-only.
 template <class T>
 OCTAVO_DEVICE T ldcg(const T* p) {
   return __ldcg(p);
-}
-template <class T>
-OCTAVO_DEVICE T ldg(const T* p) {
-  return __ldg(p);
 }
 template <class T>
 OCTAVO_DEVICE T ldcs(const T* p) {

@@ -297,6 +297,15 @@ __global__ void copy_pending_at_exit(Args a) {
   if (a.good) cp_wait<0>();
 }
 
+__global__ void misaligned_source_of_zeros(Args a) {  // its address must be one, even where nothing is read
+  OCTAVO_SHARED(float, s, [64]);
+  if (thread() == 0) {
+    cp_async<16>(s, a.in + (a.good ? 4 : 2), false);
+    cp_commit();
+    cp_wait<0>();
+  }
+}
+
 __global__ void copy_past_shared(Args a) {
   OCTAVO_SHARED(float4, s, [16]);
   const int t = thread();
@@ -461,6 +470,13 @@ __global__ void too_much_shared(Args a) {
   a.out[thread()] = 0.f;
 }
 
+// 20 KB of its own: a launch asks where the other part alone is large.
+__global__ void shared_not_asked_for(Args a) {
+  OCTAVO_SHARED(float, s, [5120]);
+  s[thread()] = 0.f;
+  a.out[thread()] = 0.f;
+}
+
 __global__ void nothing(Args) {}
 
 void run_grid_too_high(const Memory&, bool good) {
@@ -500,6 +516,7 @@ const Case cases[] = {
     {"ldmatrix_of_device_memory", run<ldmatrix_of_device_memory>},
     {"copy_of_shared_memory", run<copy_of_shared_memory>},
     {"misaligned_copy", run<misaligned_copy>},
+    {"misaligned_source_of_zeros", run<misaligned_source_of_zeros>},
     {"uninitialised_shared", run<uninitialised_shared>},
     {"uninitialised_ldmatrix", run<uninitialised_ldmatrix>},
     {"copy_not_waited", run<copy_not_waited>},
@@ -525,7 +542,8 @@ const Case cases[] = {
     {"launch_before_wait", run<launch_before_wait, 1, 64, 0, 0, true>},
     {"read_before_wait", run_read_before_wait},
     {"exit_before_wait", run<exit_before_wait, 1, 64, 0, 0, true>},
-    {"too_much_shared", run<too_much_shared, 1, 64, 230000, 232448>},
+    {"too_much_shared", run<too_much_shared, 1, 64, 166000, 166912>},
+    {"shared_not_asked_for", run<shared_not_asked_for, 1, 64, 16384, 32768>},
     {"grid_too_high", run_grid_too_high},
 };
 const int num_cases = int(sizeof cases / sizeof cases[0]);

@@ -34,6 +34,7 @@ KINDS: dict[str, set[str]] = {
     "ldmatrix_of_device_memory": {"out_of_bounds"},
     "copy_of_shared_memory": {"out_of_bounds"},
     "misaligned_copy": {"misaligned"},
+    "misaligned_source_of_zeros": {"misaligned"},
     "uninitialised_shared": {"uninitialised"},
     "uninitialised_ldmatrix": {"uninitialised"},
     "copy_not_waited": {"async_pending"},
@@ -60,6 +61,7 @@ KINDS: dict[str, set[str]] = {
     "read_before_wait": {"before_wait"},
     "exit_before_wait": {"before_wait"},
     "too_much_shared": {"unsupported"},
+    "shared_not_asked_for": {"unsupported"},
     "grid_too_high": {"unsupported"},
 }
 # Found by the runtime, not by looking at accesses: in a build without checks too.
