@@ -4,10 +4,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 
 #ifdef OCTAVO_SIMT
 #include "simt.h"
@@ -37,30 +35,11 @@ struct LaunchOptions {
   bool overlap = true;
 };
 
-// Without asking, a block has 48 KB of shared memory, its static variables included: 16 KB are theirs. What a kernel has
-// asked for is never lowered, for a graph may hold a launch that needs it.
-inline void ask_for_shared(const void* kernel, size_t dynamic_shared) {
-  if (dynamic_shared <= 32 * 1024) return;
-  static std::mutex mutex;
-  static std::unordered_map<const void*, size_t> asked;
-  const std::lock_guard<std::mutex> lock(mutex);
-  size_t& most = asked[kernel];
-  if (dynamic_shared <= most) return;
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(dynamic_shared)) != cudaSuccess) {
-    cudaGetLastError();  // or torch would report it
-    throw std::runtime_error("a kernel needs " + std::to_string(dynamic_shared) +
-                             " bytes of shared memory a block; the device has " +
-                             std::to_string(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)));
-  }
-  most = dynamic_shared;
-}
-
 #ifdef OCTAVO_SIMT
 template <class... P, class... A>
 void launch(LaunchOptions options, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, cudaStream_t,
             A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  ask_for_shared(reinterpret_cast<const void*>(kernel), dynamic_shared);
   simt::launch(options.overlap, kernel, grid, block, dynamic_shared, static_cast<A&&>(arguments)...);
 }
 #else
@@ -78,7 +57,10 @@ template <class... P, class... A>
 void launch(LaunchOptions options, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared,
             cudaStream_t stream, A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  ask_for_shared(reinterpret_cast<const void*>(kernel), dynamic_shared);
+  if (dynamic_shared > 48 * 1024) {  // more than every kernel may have without asking
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(dynamic_shared)),
+          "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

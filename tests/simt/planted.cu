@@ -470,13 +470,6 @@ __global__ void too_much_shared(Args a) {
   a.out[thread()] = 0.f;
 }
 
-// 20 KB of its own: a launch asks where the other part alone is large.
-__global__ void shared_not_asked_for(Args a) {
-  OCTAVO_SHARED(float, s, [5120]);
-  s[thread()] = 0.f;
-  a.out[thread()] = 0.f;
-}
-
 __global__ void nothing(Args) {}
 
 void run_grid_too_high(const Memory&, bool good) {
@@ -542,8 +535,7 @@ const Case cases[] = {
     {"launch_before_wait", run<launch_before_wait, 1, 64, 0, 0, true>},
     {"read_before_wait", run_read_before_wait},
     {"exit_before_wait", run<exit_before_wait, 1, 64, 0, 0, true>},
-    {"too_much_shared", run<too_much_shared, 1, 64, 166000, 166912>},
-    {"shared_not_asked_for", run<shared_not_asked_for, 1, 64, 16384, 32768>},
+    {"too_much_shared", run<too_much_shared, 1, 64, 230000, 232448>},
     {"grid_too_high", run_grid_too_high},
 };
 const int num_cases = int(sizeof cases / sizeof cases[0]);

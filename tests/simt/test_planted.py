@@ -61,7 +61,6 @@ KINDS: dict[str, set[str]] = {
     "read_before_wait": {"before_wait"},
     "exit_before_wait": {"before_wait"},
     "too_much_shared": {"unsupported"},
-    "shared_not_asked_for": {"unsupported"},
     "grid_too_high": {"unsupported"},
 }
 # Found by the runtime, not by looking at accesses: in a build without checks too.

@@ -157,8 +157,8 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
   leave_block();
 }
 
-void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, const void* function, void (*kernel)(void*),
-         void* parameters, size_t size) {
+void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters,
+         size_t size) {
   const auto refuse = [](const std::string& text) {
     throw Error(last_error = Kind::kUnsupported, "unsupported: " + text);
   };
@@ -171,17 +171,14 @@ void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, const void*
            " blocks; 2147483647 x 65535 x 65535 are allowed");
   }
   if (kChecking && uint64_t(grid.x) * grid.y * grid.z >> 24) refuse("more than 2^24 blocks in a checked launch");
-  const size_t asked = asked_shared(function), most_shared = asked ? kMaxShared : kUnaskedShared;
-  if (dynamic_shared > (asked ? asked : kUnaskedShared)) {
-    refuse(std::to_string(dynamic_shared) + " bytes of shared memory; the kernel has asked for " +
-           std::to_string(asked));
+  if (dynamic_shared > kMaxShared) {
+    refuse(std::to_string(dynamic_shared) + " bytes of shared memory; a block has up to " + std::to_string(kMaxShared));
   }
   Launch launch;
   launch.overlap = overlap;
   launch.grid = grid;
   launch.block = block;
   launch.dynamic_shared = dynamic_shared;
-  launch.most_shared = most_shared;
   launch.kernel = kernel;
   launch.parameters = parameters;
   launch.parameters_size = size;
@@ -289,10 +286,8 @@ void* static_shared(const void* key, size_t bytes, size_t align) {
   const size_t offset = (w.arena_used + align - 1) / align * align;
   size_t total = w.launch->dynamic_shared + bytes;
   for (const Variable& v : w.variables) total += v.size;
-  const size_t most = w.launch->most_shared;
-  if (total > most) {
-    fail(Kind::kUnsupported, nullptr, "%zu bytes of shared memory, static variables included; a block has up to %zu%s",
-         total, most, most < kMaxShared ? ", for the kernel has not asked for more" : "");
+  if (total > kMaxShared) {
+    fail(Kind::kUnsupported, nullptr, "%zu bytes of shared memory; a block has up to %zu", total, kMaxShared);
   }
   w.arena_used = offset + (bytes + 15) / 16 * 16 + kRedZone;
   memset(w.arena + offset, 0xFF, bytes);

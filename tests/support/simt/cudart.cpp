@@ -1,23 +1,7 @@
 // The calls of the CUDA runtime that launchers and bindings make, on the host: no stream ever runs late.
 #include <cstdlib>
 
-#include <mutex>
-#include <unordered_map>
-
 #include "runtime.h"
-
-namespace {
-
-std::mutex asked_mutex;
-std::unordered_map<const void*, size_t> asked;
-
-}  // namespace
-
-size_t simt::asked_shared(const void* function) {
-  const std::lock_guard<std::mutex> lock(asked_mutex);
-  const auto found = asked.find(function);
-  return found == asked.end() ? 0 : found->second;
-}
 
 extern "C" {
 
@@ -41,13 +25,6 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   memset(p, value, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || size_t(value) > simt::kMaxShared)
-    return cudaErrorInvalidValue;
-  const std::lock_guard<std::mutex> lock(asked_mutex);
-  asked[function] = size_t(value);
-  return cudaSuccess;
-}
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -62,8 +39,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = 4; return cudaSuccess;  // few, so that persistent kernels loop
     case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(simt::kMaxShared); return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(simt::kMaxShared); return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 233472; return cudaSuccess;
     default: return cudaErrorInvalidValue;
   }
 }

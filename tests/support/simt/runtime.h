@@ -22,8 +22,7 @@ namespace simt {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / 32;
-constexpr size_t kMaxShared = 166912;     // 163 KiB, what one block can have on sm_80; sm_90 has more
-constexpr size_t kUnaskedShared = 49152;  // of that, static variables included, what a kernel has without asking
+constexpr size_t kMaxShared = 232448;  // 227 KiB, what one block can have on sm_90
 constexpr size_t kRedZone = 128;       // between shared variables
 constexpr size_t kArena = 2 * kMaxShared;
 constexpr size_t kStack = 256 << 10;
@@ -78,7 +77,7 @@ struct Variable {
 struct Launch {
   bool overlap;
   dim3 grid, block;
-  size_t dynamic_shared, most_shared;  // the latter of dynamic and static memory together
+  size_t dynamic_shared;
   void (*kernel)(void*);
   void* parameters;
   size_t parameters_size;
@@ -118,9 +117,6 @@ struct Settings {
 };
 extern Settings settings;
 extern Kind last_error;
-
-// cudart.cpp
-size_t asked_shared(const void* function);  // dynamic bytes, by cudaFuncSetAttribute
 
 // fiber.cpp
 void start_fibers(Worker& w);     // returns when the last fiber of the block is done, or one failed
