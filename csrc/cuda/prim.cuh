@@ -196,19 +196,12 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   }
   return r;
 }
-// In double, rounded to odd, so that rounding to the 16-bit type is as if it were the only one.
-inline double fma_to_odd(double a, double b, double c) {
-  const double product = a * b, sum = product + c, of_c = sum - product;  // the product is exact
-  const double lost = (product - (sum - of_c)) + (c - of_c);
-  const auto word = simt::bits<uint64_t>(sum);
-  if (!(lost != 0) || lost - lost != 0 || word & 1) return sum;
-  return simt::bits<double>((lost > 0) == (sum > 0) ? word + 1 : word - 1);
-}
+// The sum in double, rounded once to the 16-bit type.
 inline uint32_t fma_bf162(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r = 0;
   for (int i = 0; i < 32; i += 16) {
     const auto value = [i](uint32_t x) { return double(simt::bits<float>(x >> i << 16)); };
-    r |= uint32_t(simt::bits<uint16_t>(__double2bfloat16(fma_to_odd(value(a), value(b), value(c))))) << i;
+    r |= uint32_t(simt::bits<uint16_t>(__double2bfloat16(value(a) * value(b) + value(c)))) << i;
   }
   return r;
 }
@@ -216,7 +209,7 @@ inline uint32_t fma_h2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r = 0;
   for (int i = 0; i < 32; i += 16) {
     const auto value = [i](uint32_t x) { return double(__half2float(simt::bits<__half>(uint16_t(x >> i)))); };
-    r |= uint32_t(simt::bits<uint16_t>(__double2half(fma_to_odd(value(a), value(b), value(c))))) << i;
+    r |= uint32_t(simt::bits<uint16_t>(__double2half(value(a) * value(b) + value(c)))) << i;
   }
   return r;
 }

@@ -3,11 +3,15 @@
 // k at a time and 24 bits. So what must agree to the bit is tried on sums whose grouping shows.
 #include "tensor_core.h"
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#ifdef __x86_64__
 #include <immintrin.h>
+#endif
 
-#include "simt.h"
-
-namespace simt {
+namespace tensor_core {
 namespace {
 
 constexpr int kFraction = 25;
@@ -18,18 +22,18 @@ struct Operands {
   int a_exponent[16][16], b_exponent[16][8];
 };
 
-double power_of_two(int exponent) { return bits<double>(uint64_t(exponent + 1023) << 52); }
+double power_of_two(int exponent) { return std::bit_cast<double>(uint64_t(exponent + 1023) << 52); }
 
 float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7FFF;
-  if (magnitude >= 0x7C00) return bits<float>(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
+  if (magnitude >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
   // A power of two does the exponent, subnormals included: exact.
-  return bits<float>(sign | bits<uint32_t>(bits<float>(magnitude << 13) * 0x1p112f));
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f));
 }
 
 template <bool Bf16>
 void read(float& value, int& exponent, uint16_t x) {
-  value = Bf16 ? bits<float>(uint32_t(x) << 16) : half_to_float(x);
+  value = Bf16 ? std::bit_cast<float>(uint32_t(x) << 16) : half_to_float(x);
   const int field = Bf16 ? x >> 7 & 255 : x >> 10 & 31;
   // Of a zero the least there is, so that it never moves the others.
   exponent = value == 0 ? -126 : std::max(field, 1) - (Bf16 ? 127 : 15);
@@ -37,14 +41,14 @@ void read(float& value, int& exponent, uint16_t x) {
 
 // Towards zero; there is one NaN.
 float truncated(double x) {
-  if (x != x) return bits<float>(0x7fffffffu);
+  if (x != x) return std::bit_cast<float>(0x7fffffffu);
   if (std::fabs(x) < 0x1p-126) return float(std::trunc(x * 0x1p149) * 0x1p-149);
-  return float(bits<double>(bits<uint64_t>(x) >> 29 << 29));
+  return float(std::bit_cast<double>(std::bit_cast<uint64_t>(x) >> 29 << 29));
 }
 
 void sum_row(const Operands& o, int m, float* c) {
   for (int n = 0; n < 8; ++n) {
-    int largest = std::max(int(bits<uint32_t>(c[n]) >> 23 & 255), 1) - 127;
+    int largest = std::max(int(std::bit_cast<uint32_t>(c[n]) >> 23 & 255), 1) - 127;
     for (int k = 0; k < 16; ++k) largest = std::max(largest, o.a_exponent[m][k] + o.b_exponent[k][n]);
     const double scale = power_of_two(kFraction - largest);
     double sum = std::trunc(double(c[n]) * scale);
@@ -53,6 +57,7 @@ void sum_row(const Operands& o, int m, float* c) {
   }
 }
 
+#ifdef __x86_64__
 // The same where float32 and int32 hold all that counts: of products below its range nothing is left. Most of an emulated
 // kernel's time goes here.
 __attribute__((target("avx2"))) void sum_row_avx2(const Operands& o, int m, float* c) {
@@ -79,18 +84,21 @@ __attribute__((target("avx2"))) void sum_row_avx2(const Operands& o, int m, floa
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(exponents), largest);
   for (int n = 0; n < 8; ++n) c[n] = truncated((double(even[n]) + odd[n]) * power_of_two(exponents[n] - kFraction));
 }
+const auto fastest = __builtin_cpu_supports("avx2") ? sum_row_avx2 : sum_row;
+#else
+constexpr auto fastest = sum_row;
+#endif
 
 }  // namespace
 
 template <bool Bf16>
-void multiply(TensorCoreTile& t) {
+void multiply(Tile& t) {
   Operands o;
   for (int i = 0; i < 256; ++i) read<Bf16>(o.a[i / 16][i % 16], o.a_exponent[i / 16][i % 16], t.a[i / 16][i % 16]);
   for (int i = 0; i < 128; ++i) read<Bf16>(o.b[i / 8][i % 8], o.b_exponent[i / 8][i % 8], t.b[i / 8][i % 8]);
-  static const bool avx2 = __builtin_cpu_supports("avx2");
-  for (int m = 0; m < 16; ++m) (avx2 ? sum_row_avx2 : sum_row)(o, m, t.c[m]);
+  for (int m = 0; m < 16; ++m) fastest(o, m, t.c[m]);
 }
-template void multiply<false>(TensorCoreTile& t);
-template void multiply<true>(TensorCoreTile& t);
+template void multiply<false>(Tile& t);
+template void multiply<true>(Tile& t);
 
-}  // namespace simt
+}  // namespace tensor_core

@@ -72,7 +72,7 @@ struct MmaIn {
 
 template <bool Bf16>
 void mma_float_body(WarpOp& op, int) {
-  TensorCoreTile tile;
+  tensor_core::Tile tile;
   for (int lane = 0; lane < 32; ++lane) {
     const auto& in = *static_cast<const MmaIn*>(op.in[lane]);
     const int g = lane >> 2, t = (lane & 3) * 2;
@@ -84,7 +84,7 @@ void mma_float_body(WarpOp& op, int) {
       for (int e = 0; e < 2; ++e) tile.b[t + e + 8 * i][g] = uint16_t(in.b[i] >> (16 * e));
     }
   }
-  multiply<Bf16>(tile);
+  tensor_core::multiply<Bf16>(tile);
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane >> 2, t = (lane & 3) * 2;
     for (int i = 0; i < 4; ++i) static_cast<float*>(op.out[lane])[i] = tile.c[g + 8 * (i >> 1)][t + (i & 1)];
