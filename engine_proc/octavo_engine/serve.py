@@ -30,6 +30,9 @@ log = logging.getLogger("octavo.engine")
 
 VERSION = config.VERSION
 
+# What a lost device leaves: to free its tensors would end the process (execution.device), which ends soon anyway.
+_left: list[object] = []
+
 
 class StartFailed(Exception):
     """Loading failed in a way that the client has a type for: `code` as in wire.Dying."""
@@ -48,6 +51,8 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
     except Exception as error:
         code = error.code if isinstance(error, StartFailed) else "start_failed"
         log.error("%s", error, exc_info=None if isinstance(error, StartFailed) else error)
+        if isinstance(error, DeviceLost):
+            _left.append(error)
         greeter.farewell(wire.Dying(code, str(error) or type(error).__name__))
         mailbox.close()
         return 1
@@ -56,6 +61,8 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
         core.run()
     except Exception as error:
         log.exception("the engine failed")
+        if isinstance(error, DeviceLost):
+            _left.extend((error, core))
         for client in greeter.clients:
             with contextlib.suppress(Exception):  # it is dying: each client gets what can still be said
                 mailbox.send(client, [last_words(error)])
