@@ -10,6 +10,8 @@
 // it does not matter which rows share a tile, which warp holds which keys, or whether a chunk had a CTA of its own.
 #pragma once
 
+#include <type_traits>
+
 #include "attention.h"
 #include "prim.cuh"
 
@@ -276,5 +278,18 @@ struct Pages {
     return int64_t(page * a.num_kv_heads + head) * (a.page_size * (C::k8Bit ? D + 2 : 2 * D));
   }
 };
+
+// f of the head size as a constant, of those that the tensor core kernels are made for.
+template <class F>
+inline auto with_head_dim(int head_dim, const F& f) {
+  switch (head_dim) {
+    case 64: return f(std::integral_constant<int, 64>());
+    case 80: return f(std::integral_constant<int, 80>());
+    case 96: return f(std::integral_constant<int, 96>());
+    case 112: return f(std::integral_constant<int, 112>());
+    case 128: return f(std::integral_constant<int, 128>());
+    default: return f(std::integral_constant<int, 256>());
+  }
+}
 
 }  // namespace octavo::cuda

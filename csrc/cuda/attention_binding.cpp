@@ -96,6 +96,10 @@ AttentionArgs read_arguments(TensorView out, TensorView qkv, TensorView keys, Te
   a.query_start = device_indices(query_start, "query_start", {a.num_seqs + 1});
   a.page_table = device_indices(page_table, "page_table", {a.num_seqs, -1});
   a.max_pages = int32_t(page_table.size(1));
+  if (page_table.numel() > INT32_MAX) {
+    TVM_FFI_THROW(ValueError) << "page_table has shape " << shape_text(page_table) << "; CUDA takes at most " << INT32_MAX
+                              << " entries; lower EngineOptions.max_num_seqs or max_model_len, or raise page_size";
+  }
   bool rounded = false;
   if (alibi_slopes.has_value()) {
     check_shape(*alibi_slopes, "alibi_slopes", {num_heads});

@@ -5,6 +5,7 @@
 // memory, in a ring filled by cp.async. For scores each warp holds 16 keys, for P V a quarter of the head's dims; the
 // weights cross through shared memory. So sums run over keys in one order, as in prefill, and there are no accumulators
 // of warps to merge. Bound by memory: 64 keys of 128 dims are 32 KB, 2500 cycles of an SM of an H100.
+// Where a block has no room for such a ring, it is one of two tiles, or the tile itself, and the bits are the same.
 // An item that holds all of a tile's chunks writes the output; else each chunk's result waits in work.partials, and the
 // item that arrives last folds them in the order of chunks. What a row comes to does not depend on how items were cut.
 #include "attention.cuh"
@@ -15,7 +16,8 @@ namespace {
 
 constexpr int kThreads = 128, kWarps = 4, kTileKeys = 64;
 
-template <CacheType C, int D>
+// kLess: for devices of kLeastShared.
+template <CacheType C, int D, bool kLess>
 struct Decode : Cache<C, D> {
   using Base = Cache<C, D>;
   static constexpr int kUnits = D / 16, kWarpUnits = (kUnits + kWarps - 1) / kWarps;  // of 16 dims
@@ -24,9 +26,14 @@ struct Decode : Cache<C, D> {
   static constexpr int kSlotBytes = 2 * (kTensorBytes + kScaleBytes);
   // All but one are in flight: with the CTAs that fit an SM of sm_90 (228 KB, of which one takes 5 KB besides) 70 to
   // 140 KB, where 20 would do if demand were steady.
-  static constexpr int kSlots = kSlotBytes > 52 * 1024 ? 2 : kSlotBytes > 18500 ? 3 : 4;
+  static constexpr int kSlots = kLess ? (kSlotBytes > 46 * 1024 ? 1 : 2)
+                                      : kSlotBytes > 52 * 1024 ? 2 : kSlotBytes > 18500 ? 3 : 4;
   static constexpr int kShared = kSlots * kSlotBytes;
-  static constexpr int kCtas = kShared > 108 * 1024 ? 1 : kShared > 72 * 1024 ? 2 : 3;
+  static constexpr int kStatic = kWarps * 16 * 4 + (Base::k8Bit ? 2 : 1) * kWarps * 32 * 16 + 16;
+  static constexpr int kAll = kShared + kStatic;
+  static constexpr int kCtas = kLess || kShared > 108 * 1024 ? 1 : kShared > 72 * 1024 ? 2 : 3;
+  static constexpr bool kFitsAll = kAll <= kLeastShared;
+  static_assert(!kLess || kFitsAll);
 };
 
 // All threads of the CTA: row r (16 of them) of the tile is query token first_token + (first_row + r) / group, head
@@ -63,9 +70,9 @@ OCTAVO_DEVICE void merge(const AttentionArgs& a, const Tile& tile, const DecodeI
   }
 }
 
-template <CacheType C, int D>
-__global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel(AttentionArgs a) {
-  using K = Decode<C, D>;
+template <CacheType C, int D, bool kLess>
+__global__ void __launch_bounds__(kThreads, (Decode<C, D, kLess>::kCtas)) decode_kernel(AttentionArgs a) {
+  using K = Decode<C, D, kLess>;
   OCTAVO_DYNAMIC_SHARED(unsigned char, ring);
   OCTAVO_SHARED(float, row_max, [kWarps][16]);
   OCTAVO_SHARED(uint4, weights, [K::k8Bit ? 2 : 1][kWarps][32]);  // P as A registers; [1] times the values' scales
@@ -156,11 +163,19 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
     }
     int slot = 0, chunk_slot = item.slot;
     for (int index = begin_tile; index < end_tile; ++index) {
-      cp_wait<K::kSlots - 2>();
-      bar_sync();  // the tile is here, and everyone has left the one before it
-      const int free_slot = slot == 0 ? K::kSlots - 1 : slot - 1;
-      if (index + K::kSlots - 1 < end_tile) fetch(index + K::kSlots - 1, free_slot);
-      cp_commit();
+      if constexpr (K::kSlots == 1) {
+        if (index != begin_tile) bar_sync();  // everyone has left the tile before it
+        fetch(index, 0);
+        cp_commit();
+        cp_wait<0>();
+        bar_sync();
+      } else {
+        cp_wait<K::kSlots - 2>();
+        bar_sync();  // the tile is here, and everyone has left the one before it
+        const int free_slot = slot == 0 ? K::kSlots - 1 : slot - 1;
+        if (index + K::kSlots - 1 < end_tile) fetch(index + K::kSlots - 1, free_slot);
+        cp_commit();
+      }
       const unsigned char *keys = ring + slot * K::kSlotBytes, *values = keys + K::kTensorBytes;
       const unsigned char *key_scales = keys + 2 * K::kTensorBytes, *value_scales = key_scales + K::kScaleBytes;
       slot = slot + 1 == K::kSlots ? 0 : slot + 1;
@@ -329,36 +344,36 @@ __global__ void __launch_bounds__(kThreads, (Decode<C, D>::kCtas)) decode_kernel
   }
 }
 
-template <CacheType C, int D>
+template <CacheType C, int D, bool kLess>
 void run(const AttentionArgs& a, cudaStream_t stream) {
-  launch(decode_kernel<C, D>, dim3(unsigned(a.work.decode_grid)), dim3(kThreads), Decode<C, D>::kShared, stream, a);
+  using K = Decode<C, D, kLess>;
+  if constexpr (!K::kFitsAll) {
+    if (block_shared() < K::kAll) return run<C, D, true>(a, stream);
+  }
+  launch(decode_kernel<C, D, kLess>, dim3(unsigned(a.work.decode_grid)), dim3(kThreads), K::kShared, stream, a);
 }
 
 template <CacheType C>
 void run_head_dim(const AttentionArgs& a, cudaStream_t stream) {
-  switch (a.head_dim) {
-    case 64: return run<C, 64>(a, stream);
-    case 80: return run<C, 80>(a, stream);
-    case 96: return run<C, 96>(a, stream);
-    case 112: return run<C, 112>(a, stream);
-    case 128: return run<C, 128>(a, stream);
-    case 256: return run<C, 256>(a, stream);
+  with_head_dim(a.head_dim, [&](auto d) { run<C, decltype(d)::value, false>(a, stream); });
+}
+
+template <CacheType C, int D>
+int ctas() {
+  using K = Decode<C, D, false>;
+  if constexpr (!K::kFitsAll) {
+    if (block_shared() < K::kAll) return blocks_of_sm(Decode<C, D, true>::kAll, K::kCtas);
   }
+  return blocks_of_sm(K::kAll, K::kCtas);
 }
 
 }  // namespace
 
 int decode_ctas(CacheType cache, int head_dim) {
   const bool wide = cache == CacheType::kBFloat16 || cache == CacheType::kFloat16;
-  switch (head_dim) {
-    case 64: return wide ? Decode<CacheType::kFloat16, 64>::kCtas : Decode<CacheType::kInt8, 64>::kCtas;
-    case 80: return wide ? Decode<CacheType::kFloat16, 80>::kCtas : Decode<CacheType::kInt8, 80>::kCtas;
-    case 96: return wide ? Decode<CacheType::kFloat16, 96>::kCtas : Decode<CacheType::kInt8, 96>::kCtas;
-    case 112: return wide ? Decode<CacheType::kFloat16, 112>::kCtas : Decode<CacheType::kInt8, 112>::kCtas;
-    case 128: return wide ? Decode<CacheType::kFloat16, 128>::kCtas : Decode<CacheType::kInt8, 128>::kCtas;
-    case 256: return wide ? Decode<CacheType::kFloat16, 256>::kCtas : Decode<CacheType::kInt8, 256>::kCtas;
-  }
-  return 1;
+  return with_head_dim(head_dim, [&](auto d) {
+    return wide ? ctas<CacheType::kFloat16, decltype(d)::value>() : ctas<CacheType::kInt8, decltype(d)::value>();
+  });
 }
 
 void attention_decode(const AttentionArgs& a, cudaStream_t stream) {

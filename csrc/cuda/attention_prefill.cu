@@ -12,53 +12,60 @@
 namespace octavo::cuda {
 namespace {
 
-constexpr int kSlots = 2;
-
-template <CacheType C, int D>
+// kLess: for devices of kLeastShared, where an item is two tiles of 64 rows and the ring may be of one block.
+template <CacheType C, int D, bool kLess>
 struct Prefill : Cache<C, D> {
   using Base = Cache<C, D>;
   static constexpr int kTiles = D > 128 ? 1 : 2;  // of 16 rows a warp
-  static constexpr int kWarps = kPrefillRows / (16 * kTiles), kThreads = 32 * kWarps;
+  static constexpr int kRows = kLess ? kPrefillRows / 2 : kPrefillRows;
+  static constexpr int kWarps = kRows / (16 * kTiles), kThreads = 32 * kWarps;
   static constexpr int kUnits = D / 16;
-  static constexpr int kQueryRowBytes = (D / 8 | 1) * 16, kQueryBytes = kPrefillRows * kQueryRowBytes;
+  static constexpr int kQueryRowBytes = (D / 8 | 1) * 16, kQueryBytes = kRows * kQueryRowBytes;
   static constexpr int kTensorBytes = kBlockKeys * Base::kRowBytes;
   static constexpr int kScaleBytes = Base::k8Bit ? kBlockKeys * 2 : 0;
   static constexpr int kSlotBytes = 2 * (kTensorBytes + kScaleBytes);
-  static constexpr int kShared = kQueryBytes + kSlots * kSlotBytes;
+  static constexpr int kStatic = kRows * 12 + 2 * kTiles * kThreads * 8 + kWarps * 16;
+  static constexpr int kSlots = kQueryBytes + 2 * kSlotBytes + kStatic <= kLeastShared || !kLess ? 2 : 1;
+  static constexpr int kShared = kQueryBytes + kSlots * kSlotBytes, kAll = kShared + kStatic;
   static constexpr int kCtas = D > 128 ? 1 : 2;
+  static constexpr bool kFitsAll = kAll <= kLeastShared;
+  static_assert(!kLess || kFitsAll);
 };
 
-template <CacheType C, int D>
-__global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCtas)) prefill_kernel(AttentionArgs a) {
-  using K = Prefill<C, D>;
-  constexpr int kTiles = K::kTiles, kWarps = K::kWarps;
+template <CacheType C, int D, bool kLess>
+__global__ void __launch_bounds__((Prefill<C, D, kLess>::kThreads), (Prefill<C, D, kLess>::kCtas))
+    prefill_kernel(AttentionArgs a) {
+  using K = Prefill<C, D, kLess>;
+  constexpr int kTiles = K::kTiles, kWarps = K::kWarps, kRows = K::kRows, kParts = kPrefillRows / kRows;
   OCTAVO_DYNAMIC_SHARED(unsigned char, shared);
-  OCTAVO_SHARED(int, row_position, [kPrefillRows]);
-  OCTAVO_SHARED(float, row_slope, [kPrefillRows]);
-  OCTAVO_SHARED(int, row_out, [kPrefillRows]);                 // query token * heads + head; -1: past the end
+  OCTAVO_SHARED(int, row_position, [kRows]);
+  OCTAVO_SHARED(float, row_slope, [kRows]);
+  OCTAVO_SHARED(int, row_out, [kRows]);                 // query token * heads + head; -1: past the end
   OCTAVO_SHARED(float2, row_total, [kTiles][2][K::kThreads]);  // a thread's own: reference and weight
   OCTAVO_SHARED(int4, warp_keys, [kWarps]);  // positions of its first and last row, and the first keys that they see
   pdl_wait();
   pdl_launch();
   unsigned char* ring = shared + K::kQueryBytes;
   const int thread = int(threadIdx.x), lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
-  const int group = a.num_heads / a.num_kv_heads, num_items = a.work.counts[1] * a.num_kv_heads;
+  const int group = a.num_heads / a.num_kv_heads, num_items = a.work.counts[1] * a.num_kv_heads * kParts;
   const auto totals = [&] {
     return reinterpret_cast<float4*>(a.work.totals) +
            (int64_t(blockIdx.x) * kWarps + warp) * (kTiles * K::kUnits * 2 * 32) + lane;
   };
 
   for (int work = int(blockIdx.x); work < num_items; work += int(gridDim.x)) {
-    const PrefillItem item = a.work.prefill[work / a.num_kv_heads];
-    const int head = work % a.num_kv_heads;
+    PrefillItem item = a.work.prefill[work / kParts / a.num_kv_heads];
+    item.first_row += work % kParts * kRows;
+    const int head = work / kParts % a.num_kv_heads;
     const int first_query = a.query_start[item.seq], queries = a.query_start[item.seq + 1] - first_query;
     const int first_position = a.seq_lens[item.seq] - queries;
-    const int rows = min(kPrefillRows, queries * group - item.first_row);
+    const int rows = min(kRows, queries * group - item.first_row);
+    if (kParts > 1 && rows <= 0) continue;
     const auto position_of = [&](int row) { return first_position + (item.first_row + row) / group; };
     const int warp_row = warp * 16 * kTiles;
 
     bar_sync();  // shared memory, the last item's
-    for (int row = thread; row < kPrefillRows; row += K::kThreads) {
+    for (int row = thread; row < kRows; row += K::kThreads) {
       const int live = row < rows ? row : rows - 1;  // rows past the end see what the last one does, with zero queries
       const int row_head = head * group + (item.first_row + live) % group;
       row_position[row] = position_of(live);
@@ -71,7 +78,7 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
       warp_keys[warp] = make_int4(low, high, first_key(low, a.sliding_window), first_key(high, a.sliding_window));
     }
     bar_sync();
-    for (int i = thread; i < kPrefillRows * (D / 8); i += K::kThreads) {
+    for (int i = thread; i < kRows * (D / 8); i += K::kThreads) {
       const int row = i / (D / 8), d = i % (D / 8) * 8, out = row_out[row];
       uint4 x = make_uint4(0, 0, 0, 0);
       if (out >= 0) {
@@ -134,14 +141,21 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
     for (int tile = 0; tile < kTiles; ++tile) reference[tile][0] = reference[tile][1] = kNoScore;
     bool has_total = false;
 
-    fetch(begin_block, begin_block & 1);
+    fetch(begin_block, begin_block % K::kSlots);
     cp_commit();
     for (int block = begin_block; block < end_block; ++block) {
-      const int slot = block & 1;
+      const int slot = block % K::kSlots;
+      if (K::kSlots == 1 && block != begin_block) {
+        bar_sync();  // everyone has left the block before it
+        fetch(block, slot);
+        cp_commit();
+      }
       cp_wait<0>();
       bar_sync();  // the block is here, and everyone has left the one before it
-      if (block + 1 < end_block) fetch(block + 1, slot ^ 1);
-      cp_commit();
+      if (K::kSlots > 1) {
+        if (block + 1 < end_block) fetch(block + 1, slot ^ 1);
+        cp_commit();
+      }
       const int block_key = block * kBlockKeys;
       const int4 seen = warp_keys[warp];
       if (block_key > seen.y || block_key + kBlockKeys <= seen.z) continue;  // nothing that its rows see
@@ -350,27 +364,29 @@ __global__ void __launch_bounds__((Prefill<C, D>::kThreads), (Prefill<C, D>::kCt
   }
 }
 
-template <CacheType C, int D>
+template <CacheType C, int D, bool kLess>
 void run(const AttentionArgs& a, cudaStream_t stream) {
-  using K = Prefill<C, D>;
-  launch(prefill_kernel<C, D>, dim3(unsigned(a.work.prefill_grid)), dim3(K::kThreads), K::kShared, stream, a);
+  using K = Prefill<C, D, kLess>;
+  if constexpr (!K::kFitsAll) {
+    if (block_shared() < K::kAll) return run<C, D, true>(a, stream);
+  }
+  launch(prefill_kernel<C, D, kLess>, dim3(unsigned(a.work.prefill_grid)), dim3(K::kThreads), K::kShared, stream, a);
 }
 
 template <CacheType C>
 void run_head_dim(const AttentionArgs& a, cudaStream_t stream) {
-  switch (a.head_dim) {
-    case 64: return run<C, 64>(a, stream);
-    case 80: return run<C, 80>(a, stream);
-    case 96: return run<C, 96>(a, stream);
-    case 112: return run<C, 112>(a, stream);
-    case 128: return run<C, 128>(a, stream);
-    case 256: return run<C, 256>(a, stream);
-  }
+  with_head_dim(a.head_dim, [&](auto d) { run<C, decltype(d)::value, false>(a, stream); });
 }
 
 }  // namespace
 
-int prefill_ctas(CacheType, int head_dim) { return head_dim > 128 ? 1 : 2; }
+// As many as of the widest cache.
+int prefill_ctas(CacheType, int head_dim) {
+  return with_head_dim(head_dim, [](auto d) {
+    using K = Prefill<CacheType::kFloat16, decltype(d)::value, false>;
+    return blocks_of_sm(K::kAll, K::kCtas);
+  });
+}
 
 void attention_prefill(const AttentionArgs& a, cudaStream_t stream) {
   switch (a.cache_type) {

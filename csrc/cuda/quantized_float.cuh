@@ -20,19 +20,19 @@
 namespace octavo::cuda {
 
 // kGroup: k after which sums are scaled. 128 and 0 (one group a row) are the weight's own, 32 serves every group.
-template <int kBits, int kGroup, int kTokenTiles>
-struct QuantizedFloatShape : QuantizedShape<kBits, kTokenTiles> {
-  static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;       // units of x in shared memory at a time
-  static constexpr int kPitch = kChunk * 128 + 64;               // 64 beyond, so that a quarter warp hits all banks
-  static constexpr int kSumGroup = kGroup ? kGroup : 128;        // k of one of x's sums
-  static constexpr int kGroups = kChunk * 64 / kSumGroup;
-  static constexpr int kXBytes = QuantizedShape<kBits, kTokenTiles>::kTokens * kPitch;
-  static constexpr int kScaleBytes = kGroup ? QuantizedShape<kBits, kTokenTiles>::kTiles * kGroups * 32 : 0;
-  static constexpr int kSumBytes = kGroups * QuantizedShape<kBits, kTokenTiles>::kTokens * 4;
+template <int kBits, int kGroup, int kTokenTiles, bool kLess>
+struct QuantizedFloatShape : QuantizedShape<kBits, kTokenTiles, kLess> {
+  using Base = QuantizedShape<kBits, kTokenTiles, kLess>;
+  static constexpr int kPitch = Base::kChunk * 128 + 64;    // 64 beyond, so that a quarter warp hits all banks
+  static constexpr int kSumGroup = kGroup ? kGroup : 128;   // k of one of x's sums
+  static constexpr int kGroups = Base::kChunk * 64 / kSumGroup;
+  static constexpr int kXBytes = Base::kTokens * kPitch;
+  static constexpr int kScaleBytes = kGroup ? Base::kTiles * kGroups * 32 : 0;
+  static constexpr int kSumBytes = kGroups * Base::kTokens * 4;
   // Ring, x, scales; of an asymmetric weight also offsets and the sums of x.
   static constexpr int shared_bytes(bool symmetric) {
-    return QuantizedShape<kBits, kTokenTiles>::kRingBytes + kXBytes + kScaleBytes +
-           (symmetric ? 0 : kScaleBytes + kSumBytes);
+    const int bytes = Base::kRingBytes + kXBytes + kScaleBytes + (symmetric ? 0 : kScaleBytes + kSumBytes);
+    return bytes > Base::kSumsBytes ? bytes : Base::kSumsBytes;
   }
 };
 
@@ -169,11 +169,11 @@ OCTAVO_DEVICE void add_group(FragC (&sum)[kTokenTiles], const FragC (&part)[kTok
   }
 }
 
-template <class X, int kBits, int kGroup, int kTokenTiles>
-__global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
-                                  QuantizedShape<kBits, kTokenTiles>::kBlocks)
+template <class X, int kBits, int kGroup, int kTokenTiles, bool kLess>
+__global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kThreads,
+                                  QuantizedShape<kBits, kTokenTiles, kLess>::kBlocks)
     quantized_float_kernel(const __grid_constant__ QuantizedArgs a) {
-  using Shape = QuantizedFloatShape<kBits, kGroup, kTokenTiles>;
+  using Shape = QuantizedFloatShape<kBits, kGroup, kTokenTiles, kLess>;
   constexpr float kZero = float(1 << (kBits - 1));
   OCTAVO_DYNAMIC_SHARED(unsigned char, shared);
   unsigned char* const x = shared + Shape::kRingBytes;

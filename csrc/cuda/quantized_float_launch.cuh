@@ -8,10 +8,12 @@ namespace octavo::cuda {
 
 template <class X, int kBits, int kGroup>
 void launch_quantized_float(const QuantizedArgs& args, cudaStream_t stream) {
-  for_launches(args, [&](const QuantizedArgs& a, auto token_tiles) {
+  for_launches(args, [&](const QuantizedArgs& a, auto token_tiles, auto less) {
     constexpr int kTokenTiles = decltype(token_tiles)::value;
-    using Shape = QuantizedFloatShape<kBits, kGroup, kTokenTiles>;
-    launch(quantized_float_kernel<X, kBits, kGroup, kTokenTiles>, grid_of<Shape>(a), dim3(Shape::kThreads),
+    constexpr bool kLess = decltype(less)::value;
+    using Shape = QuantizedFloatShape<kBits, kGroup, kTokenTiles, kLess>;
+    static_assert(Shape::shared_bytes(false) + 16 <= shared_of(kTokenTiles, kLess));
+    launch(quantized_float_kernel<X, kBits, kGroup, kTokenTiles, kLess>, grid_of<Shape>(a), dim3(Shape::kThreads),
            Shape::shared_bytes(a.layout.symmetric), stream, a);
   });
 }

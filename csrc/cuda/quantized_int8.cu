@@ -150,21 +150,21 @@ OCTAVO_DEVICE FragA unpack_int8(const uint4 (&codes)[kBits / 4], int f) {
 
 enum class Scales { kGroups, kRow, kOutliers };  // of the weight; kOutliers: one a row, and LLM.int8()
 
-template <int kBits, Scales kScales, int kTokenTiles>
-struct QuantizedInt8Shape : QuantizedShape<kBits, kTokenTiles> {
-  using Base = QuantizedShape<kBits, kTokenTiles>;
-  static constexpr int kChunk = kTokenTiles == 1 ? 16 : 8;  // units of x in shared memory at a time, a lane each half
-  static constexpr int kPitch = kChunk * 64 + 64;           // 64 beyond, so that a quarter warp hits all banks
+template <int kBits, Scales kScales, int kTokenTiles, bool kLess>
+struct QuantizedInt8Shape : QuantizedShape<kBits, kTokenTiles, kLess> {
+  using Base = QuantizedShape<kBits, kTokenTiles, kLess>;
+  static constexpr int kPitch = Base::kChunk * 64 + 64;  // 64 beyond, so that a quarter warp hits all banks
   static constexpr int kXBytes = Base::kTokens * kPitch;
-  static constexpr int kFactorBytes = kChunk * 2 * Base::kTokens * 4;  // [block of 32][token]
-  static constexpr int kScaleBytes = kScales == Scales::kGroups ? Base::kTiles * kChunk * 2 * 32 : 0;
+  static constexpr int kFactorBytes = Base::kChunk * 2 * Base::kTokens * 4;  // [block of 32, a lane each][token]
+  static constexpr int kScaleBytes = kScales == Scales::kGroups ? Base::kTiles * Base::kChunk * 2 * 32 : 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   // Two planes of codes and 32 tokens leave no registers for a second block: sm_80 takes some more than sm_90.
   static constexpr int kBlocks = kBits == 8 && kTokenTiles == 4 ? 1 : Base::kBlocks;
 #endif
   // Ring, x, its scales (or outliers), the weight's scales; of an asymmetric weight x's sums and offsets too.
   static constexpr int shared_bytes(bool symmetric) {
-    return Base::kRingBytes + kXBytes + (kFactorBytes + kScaleBytes) * (symmetric || !kScaleBytes ? 1 : 2);
+    const int bytes = Base::kRingBytes + kXBytes + (kFactorBytes + kScaleBytes) * (symmetric || !kScaleBytes ? 1 : 2);
+    return bytes > Base::kSumsBytes ? bytes : Base::kSumsBytes;
   }
 };
 
@@ -256,11 +256,11 @@ OCTAVO_DEVICE void add_outliers(const QuantizedArgs& a, const QuantizedPlace& p,
   }
 }
 
-template <int kBits, Scales kScales, int kTokenTiles>
-__global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
-                                  QuantizedInt8Shape<kBits, kScales, kTokenTiles>::kBlocks)
+template <int kBits, Scales kScales, int kTokenTiles, bool kLess>
+__global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kThreads,
+                                  QuantizedInt8Shape<kBits, kScales, kTokenTiles, kLess>::kBlocks)
     quantized_int8_kernel(const __grid_constant__ QuantizedArgs a) {
-  using Shape = QuantizedInt8Shape<kBits, kScales, kTokenTiles>;
+  using Shape = QuantizedInt8Shape<kBits, kScales, kTokenTiles, kLess>;
   constexpr float kZero = float(1 << (kBits - 1));
   OCTAVO_DYNAMIC_SHARED(unsigned char, shared);
   unsigned char* const x = shared + Shape::kRingBytes;
@@ -406,10 +406,12 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles>::kThreads,
 
 template <int kBits, Scales kScales>
 void launch_quantized_int8(const QuantizedArgs& args, cudaStream_t stream) {
-  for_launches(args, [&](const QuantizedArgs& a, auto token_tiles) {
+  for_launches(args, [&](const QuantizedArgs& a, auto token_tiles, auto less) {
     constexpr int kTokenTiles = decltype(token_tiles)::value;
-    using Shape = QuantizedInt8Shape<kBits, kScales, kTokenTiles>;
-    launch(quantized_int8_kernel<kBits, kScales, kTokenTiles>, grid_of<Shape>(a), dim3(Shape::kThreads),
+    constexpr bool kLess = decltype(less)::value;
+    using Shape = QuantizedInt8Shape<kBits, kScales, kTokenTiles, kLess>;
+    static_assert(Shape::shared_bytes(false) + 16 <= shared_of(kTokenTiles, kLess));
+    launch(quantized_int8_kernel<kBits, kScales, kTokenTiles, kLess>, grid_of<Shape>(a), dim3(Shape::kThreads),
            Shape::shared_bytes(a.layout.symmetric), stream, a);
   });
 }

@@ -8,17 +8,28 @@
 
 namespace octavo::cuda {
 
+// What a block of so many token tiles may take, static variables and all.
+constexpr int64_t kMostShared = 160 * 1024;
+constexpr int64_t shared_of(int token_tiles, bool less) { return less || token_tiles <= 2 ? kLeastShared : kMostShared; }
+
 inline char* advance(const void* p, DType type, int64_t elements) {
   return static_cast<char*>(const_cast<void*>(p)) + elements * (type == DType::kFloat32 ? 4 : 2);
 }
 
-// run(args of a launch, token tiles of 8 as a constant) over all rows, kLaunchRows at a time: 8, 16, 32 or 64 tokens a
-// block, the fewest that hold the launch's rows. Of experts in one launch, with what a block of theirs holds.
+// run(args of a launch, token tiles of 8 as a constant, kLess as a constant) over all rows, kLaunchRows at a time: 8, 16, 32
+// or 64 tokens a block, the fewest that hold the launch's rows. Of experts in one launch, with what a block of theirs
+// holds. With little shared memory 17 to 32 tokens are two blocks of 16, and 64 take kLess.
 template <class Run>
 void for_launches(const QuantizedArgs& args, const Run& run) {
+  constexpr std::integral_constant<int, 1> k8;
+  constexpr std::integral_constant<int, 2> k16;
+  constexpr std::integral_constant<int, 4> k32;
+  constexpr std::integral_constant<int, 8> k64;
+  const bool less = block_shared() < kMostShared;
+  const auto run_64 = [&](const QuantizedArgs& a) { less ? run(a, k64, std::true_type()) : run(a, k64, std::false_type()); };
   if (args.experts.blocks) {
-    if (args.experts.block_rows <= 8) return run(args, std::integral_constant<int, 1>());
-    return run(args, std::integral_constant<int, 8>());
+    if (args.experts.block_rows <= 8) return run(args, k8, std::false_type());
+    return run_64(args);
   }
   for (int64_t row = 0; row < args.m; row += kLaunchRows) {
     QuantizedArgs a = args;
@@ -31,13 +42,13 @@ void for_launches(const QuantizedArgs& args, const Run& run) {
       if (args.outliers) a.outliers += row * args.layout.units() * 2;
     }
     if (a.m <= 8) {
-      run(a, std::integral_constant<int, 1>());
-    } else if (a.m <= 16) {
-      run(a, std::integral_constant<int, 2>());
+      run(a, k8, std::false_type());
+    } else if (a.m <= 16 || (a.m <= 32 && less)) {
+      run(a, k16, std::false_type());
     } else if (a.m <= 32) {
-      run(a, std::integral_constant<int, 4>());
+      run(a, k32, std::false_type());
     } else {
-      run(a, std::integral_constant<int, 8>());
+      run_64(a);
     }
   }
 }

@@ -14,15 +14,18 @@
 
 namespace octavo::cuda {
 
-template <int kBits, int kTokenTiles>
+// kLess: half the ring and half the chunks of x, for devices of kLeastShared.
+template <int kBits, int kTokenTiles, bool kLess>
 struct QuantizedShape {
   static constexpr int kTokens = 8 * kTokenTiles;
   static constexpr int kWarps = kTokenTiles == 1 ? 4 : 8;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kTiles = 2 * kWarps;  // of a block
   static constexpr int kPlanes = kBits / 4;
-  static constexpr int kSlots = 8 / kPlanes;  // units in flight
+  static constexpr int kSlots = (kLess ? 4 : 8) / kPlanes;  // units in flight
   static constexpr int kRingBytes = kSlots * 2 * kPlanes * kThreads * 16;
+  static constexpr int kSumsBytes = 2 * kTokenTiles * kThreads * 16;  // which take the ring's place, and more if they must
+  static constexpr int kChunk = kLess ? 4 : kTokenTiles == 1 ? 16 : 8;  // units of x in shared memory at a time
   // Stacks of experts' weights: where there are registers left for a row's place.
   static constexpr bool kExperts = kTokenTiles == 1 || kTokenTiles == 8;
   // Blocks of an SM that the compiler must leave registers for.
@@ -231,7 +234,8 @@ OCTAVO_DEVICE void finish_output(const QuantizedArgs& a, int64_t token, int tile
 template <class Shape, int kTokenTiles>
 OCTAVO_DEVICE void finish_block(const QuantizedArgs& a, const QuantizedPlace& p, const FragC (&sum)[2][kTokenTiles],
                                 unsigned char* own) {
-  static_assert(2 * kTokenTiles * Shape::kThreads * 16 <= Shape::kRingBytes);
+  // All that the block read from behind the ring is done with.
+  if (Shape::kSumsBytes > Shape::kRingBytes && a.slices == 1) bar_sync();
   constexpr int kSliceVectors = 2 * kTokenTiles * Shape::kThreads;
   const int64_t block = int64_t(blockIdx.z) * gridDim.x + blockIdx.x;
   // Each thread reads only what the same thread of every block wrote: through memory because the loop below is rolled,

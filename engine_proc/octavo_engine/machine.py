@@ -187,5 +187,7 @@ def _no_gpu() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} finds no CUDA device"
+        from octavo_engine.ops.cuda import why_no_device
+
+        return f"torch {torch.__version__} finds no CUDA device: {why_no_device()}"
     return None

@@ -178,7 +178,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     the name of one of several that the checkpoint has ("rag"), a Jinja file, or a template itself.
     dtype: of weights and cache; "auto" is bfloat16 where the machine has it in hardware and the checkpoint is not
     float32 on purpose, else float32.
-    device: "cpu", "cuda" or "cuda:1"; "auto" takes a GPU where one can be used, else the CPU (the log says why).
+    device: "cpu", "cuda" (the first GPU that can be used) or "cuda:1"; "auto" takes a GPU where one can be used, else
+    the CPU (the log says why).
     quantization: None runs a checkpoint as it is stored (a GGUF file's Q8_0, Q4_0 and Q4_1 included); a scheme's name
     ("int4", "int8", "llm_int8", "none"), its short form ("int4:g64,symmetric") or a `Quantization` quantises float
     weights at load.

@@ -74,7 +74,17 @@ def against_reference() -> Iterator[tuple[str, Shape, list[tuple[int, int]], dic
     ):
         shape = Shape(heads, kv_heads, head_dim, activation=BF16 if cache == BF16 else F16, cache=cache)
         yield f"{cache}-d{head_dim}-{heads}on{kv_heads}", shape, [(0, 33), (69, 70), (3, 7), (40, 90)], {}
-    for head_dim in (16, 48, 160):
+    for heads, kv_heads in (
+        (5, 1),
+        (14, 2),
+        (9, 1),
+        (12, 1),
+        (32, 2),
+        (48, 1),
+    ):  # groups of no power of two, and large ones
+        yield f"{heads}-heads-on-{kv_heads}", Shape(heads, kv_heads, 64), [(0, 9), (40, 41), (3, 25)], {}
+    yield "window-beyond-the-context", Shape(), MIXED, {"sliding_window": 4096}
+    for head_dim in (16, 48, 160, 192):
         yield f"other-d{head_dim}", Shape(6, 2, head_dim), [(0, 33), (69, 70)], {}
     yield "page-48", Shape(page_size=48), MIXED, {}
     yield "fp8-page-32", Shape(page_size=32, cache=FP8), MIXED, {}

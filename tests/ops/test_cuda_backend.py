@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from octavo_engine.ops import Activations, KVLayout, Ops, OpsUnavailable, PackedLinear, QuantizedLinear, load_ops
-from octavo_engine.ops.cuda import CudaOps, load_library
+from octavo_engine.ops.cuda import CudaOps, _check_driver, _find_device, load_library
 from octavo_engine.ops.host_layout import from_host, host_ops, to_host
 from tests.ops import caches
 from tests.support.cuda import OnDevice
+from tests.support.simt import load_emulated
 
 BF16, F16, F32, INT8, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.float8_e4m3fn
 
@@ -28,6 +32,62 @@ def test_a_missing_library_says_how_to_build_it(tmp_path: Path) -> None:
 def test_no_device_says_what_was_found() -> None:
     with pytest.raises(OpsUnavailable, match=r"device='cuda:1': (torch .* without CUDA|0 CUDA devices).*device='cpu'"):
         load_ops("cuda:1")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int], init: str = "") -> None:
+    """torch is built with CUDA 12.8 and has devices of these compute capabilities; init: what CUDA says of itself."""
+
+    def initialise() -> None:
+        raise RuntimeError(init)
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.cuda, "init", initialise)
+
+
+def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by ..."
+    pretend(monkeypatch, init=said)
+    with pytest.raises(
+        OpsUnavailable, match=r"0 CUDA devices.*too old \(found version 11040\) \(torch .*, CUDA 12\.8\)"
+    ):
+        load_ops("cuda")
+
+
+def test_a_device_too_old_for_the_kernels_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, (7, 5), (8, 9))
+    with pytest.raises(OpsUnavailable, match=r"'cuda:0': GPU 0 has compute capability 7\.5; the kernels need 8\.0"):
+        load_ops("cuda:0")
+    pretend(monkeypatch, (7, 5), (6, 1))
+    with pytest.raises(OpsUnavailable, match=r"'cuda': GPU 0 has .* 7\.5, GPU 1 has .* 6\.1; the kernels need 8\.0"):
+        load_ops("cuda")
+    with pytest.raises(OpsUnavailable, match=r"'cuda:2': 2 CUDA devices were found"):
+        load_ops("cuda:2")
+
+
+@pytest.mark.parametrize(("asked", "index"), [("cuda", 1), ("cuda:1", 1), ("cuda:2", 2)])
+def test_without_a_number_the_first_device_that_can_is_taken(
+    monkeypatch: pytest.MonkeyPatch, asked: str, index: int
+) -> None:
+    pretend(monkeypatch, (7, 5), (8, 9), (9, 0))
+    assert _find_device(asked) == (torch.device("cuda", index), {1: "sm_89", 2: "sm_90"}[index])
+
+
+def test_a_library_that_the_driver_cannot_run_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its CUDA runtime is its own: torch of CUDA 12.8 may run where that of 13.0 does not."""
+    pretend(monkeypatch, (8, 9))
+    mistake = "it is built with CUDA 13.0, the driver is of CUDA 12.4: cudaErrorInsufficientDriver, ..."
+    with pytest.raises(OpsUnavailable, match=r"can't use cuda:0: .*13\.0, .*12\.4: cudaErrorInsuff.*device='cpu'"):
+        _check_driver(SimpleNamespace(device_mistake=lambda: mistake), torch.device("cuda", 0))
+    _check_driver(load_emulated("octavo_cuda_emulated"), torch.device("cuda", 0))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None or torch.cuda.is_available(), reason="for machines that build, only")
+def test_the_real_library_says_that_there_is_no_driver() -> None:
+    assert re.search(r"driver is of CUDA 0\.0: cudaError(InsufficientDriver|NoDevice)", load_library().device_mistake())
 
 
 def test_an_unknown_device_names_the_known_ones() -> None:

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from tests.support.ptxas import ARCHITECTURES, KERNELS, LOGS, Kernel, read_log, summary
+from tests.support.ptxas import ARCHITECTURES, KERNELS, LIBRARY, LOGS, Kernel, fat_binaries, read_log, summary
 
 # Run once at load, not in a step.
 COLD = re.compile(r"pack|quantize_weights")
@@ -43,6 +43,14 @@ def test_every_kernel_is_compiled_for_every_architecture(capsys: pytest.CaptureF
         assert by_name, f"{source.name} has no kernels"
         for name, architectures in by_name.items():
             assert architectures == set(ARCHITECTURES), f"{name} is compiled for {sorted(architectures)}"
+
+
+@needs_nvcc
+def test_later_devices_find_code_that_waits() -> None:
+    """sm_100 and sm_120 compile the PTX for themselves, the only one there is: that of sm_80 has no pdl_wait."""
+    found = fat_binaries(LIBRARY.read_bytes())
+    assert len(found) == len(list(KERNELS.glob("*.cu")))
+    assert all(entries == {("sass", 80), ("sass", 90), ("ptx", 90)} for entries in found)
 
 
 @needs_nvcc

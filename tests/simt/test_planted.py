@@ -114,3 +114,14 @@ def test_failure_leaves_nothing_behind(emulator: Any) -> None:
         with pytest.raises(RuntimeError):
             run(emulator, "barrier_in_branch", False)
         assert run(emulator, "counter_without_fence", True)[63] == 32
+
+
+def test_devices_differ_in_shared_memory() -> None:
+    library = load_emulated("simt_tests")
+    library.simt_device("sm_89", 90)
+    try:
+        with pytest.raises(RuntimeError, match=r"cudaErrorInvalidValue: \d+ bytes of shared.* sm_89 has up to 101376"):
+            run(library, "too_much_shared", good=True)
+    finally:
+        library.simt_device("sm_90", 90)
+    run(library, "too_much_shared", good=True)

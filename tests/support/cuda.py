@@ -17,7 +17,15 @@ from octavo_engine.ops import Ops, QuantizedWeight, load_ops
 from octavo_engine.ops.cuda import CudaOps, load_library
 from octavo_engine.ops.cuda_graphs import Graphs
 
-__all__ = ["OnDevice", "device_ops", "emulated_library", "emulated_ops", "emulated_order", "ptx_ops"]
+__all__ = [
+    "OnDevice",
+    "device_ops",
+    "emulated_device",
+    "emulated_library",
+    "emulated_ops",
+    "emulated_order",
+    "ptx_ops",
+]
 
 _ALIGNED = 64  # elements
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
@@ -64,6 +72,20 @@ def emulated_order(order: str) -> Iterator[None]:
         yield
     finally:
         library.simt_configure("ascending", 0, 1)
+
+
+@contextmanager
+def emulated_device(name: str, *, code: int = 90) -> Iterator[None]:
+    """Launches of both emulated libraries ask and are held to the limits of "sm_80", "sm_86", "sm_89",
+    "sm_100" or "sm_120" in place of sm_90's; code 80: of kernels compiled for that, which don't wait for each other."""
+    libraries = [load_library(path) for path in sorted(_EMULATED.glob("liboctavo_cuda_emulated*.so"))]
+    for library in libraries:
+        library.simt_device(name, code)
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.simt_device("sm_90", 90)
 
 
 def device_ops() -> Ops:

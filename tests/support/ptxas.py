@@ -6,18 +6,21 @@ The build keeps ptxas' words in build/native/ptxas, one file a source file (csrc
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ARCHITECTURES", "KERNELS", "LOGS", "Kernel", "read_log", "summary"]
+__all__ = ["ARCHITECTURES", "KERNELS", "LIBRARY", "LOGS", "Kernel", "fat_binaries", "read_log", "summary"]
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "native" / "ptxas"
 KERNELS = ROOT / "csrc" / "cuda"
+LIBRARY = ROOT / "engine_proc" / "octavo_engine" / "ops" / "_native" / "liboctavo_cuda.so"
 ARCHITECTURES = ("sm_80", "sm_90a")
 
+_FAT = struct.pack("<IH", 0xBA55ED50, 1)
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -70,6 +73,26 @@ def _without_parameters(name: str) -> str:
         if c == "(" and depth == 0:
             return name[:i].removeprefix("void ")
     return name
+
+
+def fat_binaries(library: bytes) -> list[set[tuple[str, int]]]:
+    """What each kernel file has in a library, such as {("sass", 80), ("ptx", 90)}: sass runs on its own architecture
+    and on minor versions above it, ptx is compiled by the driver for whatever comes later.
+
+    A fat binary is magic, version, size of the header (2 bytes), of what follows (8); of its entries each is kind (2),
+    version (2), size of its header (4) and of its content (8), and at byte 28 the architecture (4).
+    """
+    found, at = [], library.find(_FAT)
+    while at >= 0:
+        header, size = struct.unpack_from("<HQ", library, at + 6)
+        entries, place, end = set(), at + header, at + header + size
+        while place < end:
+            kind, head, length = struct.unpack_from("<HxxIQ", library, place)
+            entries.add(({1: "ptx", 2: "sass"}[kind], struct.unpack_from("<I", library, place + 28)[0]))
+            place += head + length
+        found.append(entries)
+        at = library.find(_FAT, end)
+    return found
 
 
 def summary(kernels: Iterable[Kernel]) -> list[str]:

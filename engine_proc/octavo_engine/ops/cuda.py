@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from octavo_engine.ops import KeptRows, KVLayout, Progress, TensorSpec
 
-__all__ = ["CudaOps", "load_library"]
+__all__ = ["CudaOps", "load_library", "why_no_device"]
 
 _LIBRARY = Path(__file__).parent / "_native" / "liboctavo_cuda.so"
 _LEAST = (8, 0)  # compute capability: cp.async and bfloat16 tensor cores
@@ -55,27 +55,53 @@ def load_library(path: Path = _LIBRARY) -> Any:
     return _libraries[path]
 
 
+def why_no_device() -> str:
+    """What CUDA says where torch, built with it, finds no device: no driver, an old one's version, none visible."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition(". ")[0].rstrip(".")
+    return "no device is visible"
+
+
 def _find_device(asked: str) -> tuple[torch.device, str]:
-    """The device and its architecture. Raises OpsUnavailable with what was found instead."""
+    """The device and its architecture; of "cuda" without a number the first that the kernels run on.
+
+    Raises OpsUnavailable with what was found instead.
+    """
     if torch.version.cuda is None:
         raise OpsUnavailable(
             f"device={asked!r}: torch {torch.__version__} is built without CUDA; install a CUDA build of torch, or "
             "take EngineOptions.device='cpu'"
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = torch.device(asked).index or 0
-    if index >= count:
+    index = torch.device(asked).index
+    if count <= (index or 0):
+        why = "" if count else f": {why_no_device()}"
         raise OpsUnavailable(
-            f"device={asked!r}: {count} CUDA devices were found (torch {torch.__version__}, CUDA "
+            f"device={asked!r}: {count} CUDA devices were found{why} (torch {torch.__version__}, CUDA "
             f"{torch.version.cuda}); check the driver and CUDA_VISIBLE_DEVICES, or take EngineOptions.device='cpu'"
         )
-    capability = torch.cuda.get_device_capability(index)
-    if capability < _LEAST:
+    too_old = []
+    for i in range(count) if index is None else [index]:
+        capability = torch.cuda.get_device_capability(i)
+        if capability >= _LEAST:
+            return torch.device("cuda", i), f"sm_{capability[0]}{capability[1]}"
+        too_old.append(f"{torch.cuda.get_device_name(i)} has compute capability {capability[0]}.{capability[1]}")
+    raise OpsUnavailable(
+        f"device={asked!r}: {', '.join(too_old)}; the kernels need {_LEAST[0]}.{_LEAST[1]} or newer, or take "
+        "EngineOptions.device='cpu'"
+    )
+
+
+def _check_driver(library: Any, device: torch.device) -> None:
+    """The library has a CUDA runtime of its own, which may be newer than torch's. Raises OpsUnavailable."""
+    mistake = library.device_mistake()
+    if mistake:
         raise OpsUnavailable(
-            f"device={asked!r}: {torch.cuda.get_device_name(index)} has compute capability "
-            f"{capability[0]}.{capability[1]}; the kernels need {_LEAST[0]}.{_LEAST[1]} or newer"
+            f"the CUDA library can't use {device}: {mistake}; install a newer driver, build octavo with an older CUDA "
+            f"toolkit (torch {torch.__version__} has CUDA {torch.version.cuda}), or take EngineOptions.device='cpu'"
         )
-    return torch.device("cuda", index), f"sm_{capability[0]}{capability[1]}"
 
 
 class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaMoe, CudaFamilies, CudaSampling, CudaLora):
@@ -104,6 +130,8 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaMoe, CudaFamilies, Cu
             torch.cuda.set_device(self.device)
             graphs = graphs or CudaGraphs(self.device)
         library = load_library(emulated or _LIBRARY)
+        if emulated is None:
+            _check_driver(library, self.device)
         self._graphs, self._staging = graphs, Staging(self.device)
         self._bind_attention(library)
         self._bind_quantized(library)

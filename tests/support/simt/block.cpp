@@ -157,24 +157,34 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
   leave_block();
 }
 
-void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters,
-         size_t size) {
+// What is wrong with so much shared memory, as cudaLaunchKernelEx finds it; empty if nothing is.
+std::string shared_mistake(size_t dynamic, size_t all, size_t asked) {
+  const bool too_much = all > device->block_shared;
+  if (!too_much && (all <= kUnaskedShared || dynamic <= asked)) return "";
+  return "cudaErrorInvalidValue: " + std::to_string(all) + " bytes of shared memory, static variables included; " +
+         (too_much ? std::string("a block of ") + device->name + " has up to " + std::to_string(device->block_shared)
+                   : "the kernel has not asked for " + std::to_string(dynamic) + " dynamic ones");
+}
+
+void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, const void* function, void (*kernel)(void*),
+         void* parameters, size_t size) {
   const auto refuse = [](const std::string& text) {
     throw Error(last_error = Kind::kUnsupported, "unsupported: " + text);
   };
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
-    refuse("a block of " + std::to_string(threads) + " threads; 1 to 1024 are allowed, up to 64 of them along z");
+    refuse("cudaErrorInvalidConfiguration: a block of " + std::to_string(threads) +
+           " threads; 1 to 1024 are allowed, up to 64 of them along z");
   }
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-    refuse("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " + std::to_string(grid.z) +
-           " blocks; 2147483647 x 65535 x 65535 are allowed");
+    refuse("cudaErrorInvalidConfiguration: a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+           std::to_string(grid.z) + " blocks; 2147483647 x 65535 x 65535 are allowed");
   }
   if (kChecking && uint64_t(grid.x) * grid.y * grid.z >> 24) refuse("more than 2^24 blocks in a checked launch");
-  if (dynamic_shared > kMaxShared) {
-    refuse(std::to_string(dynamic_shared) + " bytes of shared memory; a block has up to " + std::to_string(kMaxShared));
-  }
+  const size_t asked = asked_shared(function);
+  if (const auto text = shared_mistake(dynamic_shared, dynamic_shared, asked); !text.empty()) refuse(text);
   Launch launch;
+  launch.asked_shared = asked;
   launch.overlap = overlap;
   launch.grid = grid;
   launch.block = block;
@@ -286,9 +296,8 @@ void* static_shared(const void* key, size_t bytes, size_t align) {
   const size_t offset = (w.arena_used + align - 1) / align * align;
   size_t total = w.launch->dynamic_shared + bytes;
   for (const Variable& v : w.variables) total += v.size;
-  if (total > kMaxShared) {
-    fail(Kind::kUnsupported, nullptr, "%zu bytes of shared memory; a block has up to %zu", total, kMaxShared);
-  }
+  const auto text = shared_mistake(w.launch->dynamic_shared, total, w.launch->asked_shared);
+  if (!text.empty()) fail(Kind::kUnsupported, nullptr, "%s", text.c_str());
   w.arena_used = offset + (bytes + 15) / 16 * 16 + kRedZone;
   memset(w.arena + offset, 0xFF, bytes);
   w.variables.push_back({key, offset, bytes});

@@ -22,7 +22,8 @@ namespace simt {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / 32;
-constexpr size_t kMaxShared = 232448;  // 227 KiB, what one block can have on sm_90
+constexpr size_t kMaxShared = 227 << 10;     // of a block, the most that any device has
+constexpr size_t kUnaskedShared = 48 << 10;  // of that, static variables included, what a kernel has without asking
 constexpr size_t kRedZone = 128;       // between shared variables
 constexpr size_t kArena = 2 * kMaxShared;
 constexpr size_t kStack = 256 << 10;
@@ -74,8 +75,20 @@ struct Variable {
   size_t offset, size;
 };
 
+// What cudart.cpp says of the device, and what a launch is held to.
+struct Device {
+  const char* name;
+  int major, minor;
+  size_t block_shared, sm_shared;
+};
+extern const Device* device;
+extern int code_version;  // 80 or 90: the virtual architecture that the kernels were compiled for
+bool set_device(const std::string& name, int code);
+size_t asked_shared(const void* function);  // dynamic bytes, by cudaFuncSetAttribute
+
 struct Launch {
   bool overlap;
+  size_t asked_shared;
   dim3 grid, block;
   size_t dynamic_shared;
   void (*kernel)(void*);

@@ -34,9 +34,9 @@ dim3 grid_size() __attribute__((const));
 int lane() __attribute__((const));
 
 // Runs every block to its end. Throws simt::Error (error.h) with block, thread and line of the first mistake.
-// overlap: every thread has to come to pdl_wait.
-void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, void (*kernel)(void*), void* parameters,
-         size_t size);
+// overlap: every thread has to come to pdl_wait. function: the kernel, as cudaFuncSetAttribute knows it.
+void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, const void* function, void (*kernel)(void*),
+         void* parameters, size_t size);
 
 template <class... P, class... A>
 void launch(bool overlap, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared, A&&... arguments) {
@@ -46,7 +46,7 @@ void launch(bool overlap, void (*kernel)(P...), dim3 grid, dim3 block, size_t dy
     std::tuple<P...> values;
   } parameters{kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
   run(
-      overlap, grid, block, dynamic_shared,
+      overlap, grid, block, dynamic_shared, reinterpret_cast<const void*>(kernel),
       [](void* p) { std::apply(static_cast<Parameters*>(p)->kernel, static_cast<Parameters*>(p)->values); },
       &parameters, sizeof parameters);
 }

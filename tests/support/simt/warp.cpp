@@ -230,12 +230,13 @@ uint32_t compare_and_swap(uint32_t* p, uint32_t expected, uint32_t value, int li
 void fence() { check_fence(); }
 
 void pdl_wait() {
+  if (code_version < 90) return;
   check_pdl_wait();
   worker->self->waited = true;
 }
 
 void pdl_launch(int line) {
-  if (!worker->self->waited)
+  if (code_version >= 90 && !worker->self->waited)
     fail(Kind::kBeforeWait, nullptr, "pdl_launch at line %d before this thread's pdl_wait", line);
 }
 
