@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
-from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
+from octavo_engine.execution.device import Done, Queue, TypedErrors, open_queue
 from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched, Held
 from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
@@ -43,6 +43,9 @@ class DeviceStep:
     plan: Plan
     slots: list[int] = field(default_factory=list)  # who draws
     drafted: bool = False
+    read: list[int] = field(default_factory=list)
+    """Whose prompt's logprobs are wanted. One whose chunk has no target is there too: its request may have waited for
+    just that."""
     asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs of the device
     held: Held | None = None
     held_logits: Tensor | None = None
@@ -53,7 +56,7 @@ class DeviceStep:
     pooled: Tensor | None = None  # hidden states of the rows that Pooler.rows names
 
     def __str__(self) -> str:
-        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.seqs)} sequences"
+        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.steps)} sequences"
 
 
 @dataclass
@@ -145,7 +148,7 @@ class DeviceRunner(Runner):
         for start in plan.starts:
             self._sampler.start(start)
             self._builder.start(start.slot, start.adapter)
-        with typed_errors(self.queue, step):
+        with TypedErrors(self.queue, step):
             work = self._prepare(plan, step)
             step.done = self.queue.enqueue(self._bound(work))
         self._copied = max(self._copied, plan.step)
@@ -172,17 +175,14 @@ class DeviceRunner(Runner):
             for i, place in enumerate(step.held.places):
                 tokens[place], logprobs[place] = drawn[i], entries[i]
         if step.drafted:
-            tokens, logprobs = reject(step.plan.seqs, tokens, logprobs)
+            tokens, logprobs = reject(step.plan.steps, tokens, logprobs)
             self._sampler.commit(*standing(step.slots, tokens))
         else:
             self._sampler.commit(step.slots, tokens)
-        # One whose chunk has no target is there too: its request may have waited for just that.
-        prompt_logprobs: dict[int, list[TokenLogprob]] = {
-            seq.slot: [] for seq in step.plan.seqs if seq.prompt_logprobs >= 0
-        }
+        prompt_logprobs: dict[int, list[TokenLogprob]] = {slot: [] for slot in step.read}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs[slot].extend(chunk.entries())
-        vectors = {} if step.pooled is None else self._pooler.add(step.plan.seqs, step.pooled)
+        vectors = {} if step.pooled is None else self._pooler.add(step.plan.steps, step.pooled)
         return StepResult(tokens, logprobs, prompt_logprobs, vectors, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
@@ -194,68 +194,80 @@ class DeviceRunner(Runner):
 
     def _wait(self, step: DeviceStep) -> None:
         assert step.done is not None
-        with typed_errors(self.queue, step):
+        with TypedErrors(self.queue, step):
             step.done.wait()
 
     def _prepare(self, plan: Plan, step: DeviceStep) -> _Work:
         """All that has to be known of the host's state, so that it may go on changing."""
         # A second run of a step might copy what the first has written since.
-        copies = list(independent_copies(plan.copies)) if plan.step > self._copied else []
+        copies = list(independent_copies(plan.copies)) if plan.copies and plan.step > self._copied else []
         work = _Work(step, list(map(len, copies)))
         arrays: Arrays = {}
         if copies:
             pairs = np.array(list(chain.from_iterable(copies)), np.int32)
             arrays["copy_src"], arrays["copy_dst"] = pairs.T.copy()
-        if not plan.seqs:
+        seqs = plan.steps  # what is read of them below is the same in each of the steps that go on
+        if not seqs:
             if arrays:
                 work.sent = self._packer.send(arrays)
             return work
-        built = self._build(plan.seqs)
+        built = self._build(plan)
         step.slots, step.drafted = built.draw_slots, built.ahead is not None
-        arrays |= self._batch_arrays(plan.seqs, built, work)
+        arrays |= self._batch_arrays(seqs, built, work)
         arrays |= self._sampler.masks(step.slots)
         if step.slots:
-            if not built.every_row:
+            if built.moving is None:
                 arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
                 arrays["draw_lens"] = built.draw_lens
-            arrays |= self._sampler.arrays(step.slots, built.draw_lens, built.ahead)
+                arrays["draw_positions"] = self._sampler.positions(step.slots, built.draw_lens)
+            arrays |= self._sampler.arrays(step.slots, built.ahead)
             step.held = self._sampler.held(step.slots, built.draw_lens)
             if step.held is not None:
                 arrays["held"] = np.array(step.held.places, np.int32)
             step.asked, work.tops = self._sampler.asked(step.slots, step.held)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
-        if not built.every_row:  # else nobody reads a prompt
-            if any(seq.prompt_logprobs >= 0 for seq in plan.seqs):
-                arrays["targets"] = np.array(self._prompt_targets(plan.seqs, work), np.int32)
-            if pooled := self._pooler.rows(plan.seqs):
+        if plan.again is None:
+            step.read = [seq.slot for seq in seqs if seq.prompt_logprobs >= 0]
+        if built.moving is None:  # else nobody reads a prompt
+            if step.read:
+                arrays["targets"] = np.array(self._prompt_targets(seqs, work), np.int32)
+            if pooled := self._pooler.rows(seqs):
                 arrays["pooled_rows"] = np.array(pooled, np.int32)
-        work.sent = self._packer.send(arrays)
+        sent = work.sent = self._packer.send(arrays)
+        if built.moving is not None:
+            rows = sent["moving"].view(built.moving.shape)[:, : len(seqs)].unbind()
+            sent["positions"], sent["slots"], sent["seq_lens"], sent["draw_positions"] = rows
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
-        rows, num_pages = self._rows, built.num_pages
-        if "seq_slots" in work.sent:
-            query_start = work.sent["query_start"] if "query_start" in arrays else self._count[: len(plan.seqs) + 1]
-            self._rows = _Rows(built, work.sent["seq_slots"], query_start, num_pages)
-        elif rows is not None and ("table_places" in arrays or rows.num_pages != num_pages):
-            self._rows = _Rows(built, rows.slots, rows.query_start, num_pages)
+        kept, num_pages = self._rows, built.num_pages
+        if "seq_slots" in sent:
+            query_start = sent["query_start"] if "query_start" in sent else self._count[: len(seqs) + 1]
+            self._rows = _Rows(built, sent["seq_slots"], query_start, num_pages)
+        elif kept is not None and ("table_places" in sent or kept.num_pages != num_pages):
+            self._rows = _Rows(built, kept.slots, kept.query_start, num_pages)
         work.rows = self._rows
         return work
 
     def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: _Work) -> Arrays:
-        arrays: Arrays = {name: built.arrays[name] for name in ("positions", "slots", "seq_lens")}
-        places: list[int] = []
-        pages: list[int] = []
-        for seq in built.paged:
-            first = seq.slot * self._width + seq.page_offset
-            places += range(first, first + len(seq.pages))
-            pages += seq.pages
-        if pages:
+        arrays: Arrays = {}
+        if built.paged:
+            places: list[int] = []
+            pages: list[int] = []
+            for slot, offset, new in built.paged:
+                first = slot * self._width + offset
+                places += range(first, first + len(new))
+                pages += new
             arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
-        if self._rows is None or self._rows.built is not built:
+        fresh = self._rows is None or self._rows.built is not built
+        if fresh:
             arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
-        if not built.every_row:
-            arrays["query_start"] = built.arrays["query_start"]
+        if built.moving is not None:
+            if fresh:
+                built.moving[3, : len(seqs)] = self._sampler.positions(built.draw_slots, built.draw_lens)
+            arrays["moving"] = built.moving.reshape(-1)
+        else:
+            arrays |= {name: built.arrays[name] for name in ("positions", "slots", "seq_lens", "query_start")}
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
         if built.own_rows is not None:

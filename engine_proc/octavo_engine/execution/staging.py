@@ -33,13 +33,13 @@ class Packer:
         """
         sizes: list[int] = []  # of an array and of what fills its last line, by turns
         for array in arrays.values():
-            count = array.nbytes >> 2
+            count = array.size if array.dtype == _WORD else array.nbytes >> 2
             sizes += (count, -count % _LINE)
         words = self._staging.room(sum(sizes))
         begin = 0
-        for array, count in zip(arrays.values(), sizes[::2], strict=True):
+        for array, count, filled in zip(arrays.values(), sizes[::2], sizes[1::2], strict=True):
             words[begin : begin + count] = array if array.dtype == _WORD else array.view(_WORD)
-            begin += count + -count % _LINE
+            begin += count + filled
         parts = self._staging.send().split_with_sizes(sizes)[::2]
         return {
             name: part if array.dtype == _WORD else part.view(_TYPES[array.dtype])
