@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo_engine.execution.drafts import ahead_of
+from octavo_engine.execution.staging import LINE
 from octavo_engine.layers.batch import Batch
 from octavo_engine.layers.rope import OwnRows, Regimes
 from octavo_engine.scheduling.plan import PENDING, Again, SeqStep
@@ -26,8 +27,8 @@ class BuiltBatch:
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
     the sequence that each draws for, int32. paged: (slot, page_offset, pages) of those that brought pages. moving,
-    where every_row: what is one more with every step they go on, int32 [4, S and what makes a row a multiple of
-    64 bytes]: positions, slots, seq_lens, and a row of the runner's own.
+    where every_row: what is one more with every step they go on, int32 [4, S and what makes rows a multiple of
+    staging.LINE]: positions, slots, seq_lens, and a row of the runner's own.
     adapters: [T] int32, the adapter of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where
     there are drafts. own: of those whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the
     tables' values it is to be written. num_pages: the width of the batch's page table. arrays: what the batch's other
@@ -50,9 +51,6 @@ class BuiltBatch:
     adapters: torch.Tensor | None = None
     own: Sequence[OwnRows] = ()
     own_rows: torch.Tensor | None = None
-
-
-_LINE = 16  # words
 
 
 @dataclass
@@ -144,7 +142,7 @@ class BatchBuilder:
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
         moving = None
         if every_row:
-            moving = np.zeros((4, num_seqs + -num_seqs % _LINE), np.int32)
+            moving = np.zeros((4, num_seqs + -num_seqs % LINE), np.int32)
             moving[:3, :num_seqs] = positions, cache_slots, seq_lens
             positions, cache_slots, seq_lens = moving[:3, :num_seqs]
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
@@ -214,9 +212,9 @@ class BatchBuilder:
         built.every_pending = not again.tokens
         built.paged = [(built.draw_slots[place], offset, pages) for place, offset, pages in again.paged]
         self._store_pages(built.paged)
-        for place, _, _ in again.paged:  # they enter a page, or theirs is another now
+        for place, first, pages in again.paged:  # they enter a page, or theirs is another now
             page, offset = divmod(built.draw_lens.item(place) - 1, size)
-            built.arrays["slots"][place] = self._table.item(built.draw_slots[place], page) * size + offset
+            moving[1, place] = pages[page - first] * size + offset
         num_pages = self._num_pages(last.longest)
         if built.paged or num_pages != built.num_pages:
             built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)

@@ -36,7 +36,7 @@ Sent = dict[str, Tensor]
 _NOTHING = torch.empty((0, 0), dtype=torch.int32)
 
 
-@dataclass
+@dataclass(slots=True)
 class DeviceStep:
     """A submitted step. What the device fills in is there once `done` has been waited for."""
 
@@ -59,19 +59,19 @@ class DeviceStep:
         return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.steps)} sequences"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Rows:
-    """What stays on the device while the same sequences decode: their slots, and their pages as of the last step that
-    brought one (filled in by the device)."""
+    """What stays on the device while the same sequences decode: their slots, their columns of the slots' tables, and
+    their pages as of the last step that brought one (filled in by the device)."""
 
     built: BuiltBatch
     slots: Tensor
     query_start: Tensor
-    num_pages: int
+    columns: Tensor
     page_table: Tensor | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Work:
     """What the device is told of a step; nothing in it changes afterwards."""
 
@@ -234,18 +234,17 @@ class DeviceRunner(Runner):
                 arrays["targets"] = np.array(self._prompt_targets(seqs, work), np.int32)
             if pooled := self._pooler.rows(seqs):
                 arrays["pooled_rows"] = np.array(pooled, np.int32)
-        sent = work.sent = self._packer.send(arrays)
-        if built.moving is not None:
-            rows = sent["moving"].view(built.moving.shape)[:, : len(seqs)].unbind()
-            sent["positions"], sent["slots"], sent["seq_lens"], sent["draw_positions"] = rows
+        sent = work.sent = self._packer.send(arrays, len(seqs))
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
         kept, num_pages = self._rows, built.num_pages
         if "seq_slots" in sent:
             query_start = sent["query_start"] if "query_start" in sent else self._count[: len(seqs) + 1]
-            self._rows = _Rows(built, sent["seq_slots"], query_start, num_pages)
-        elif kept is not None and ("table_places" in sent or kept.num_pages != num_pages):
-            self._rows = _Rows(built, kept.slots, kept.query_start, num_pages)
+            self._rows = _Rows(built, sent["seq_slots"], query_start, self._tables[:, :num_pages])
+        elif kept is not None and kept.columns.shape[1] != num_pages:
+            self._rows = _Rows(built, kept.slots, kept.query_start, self._tables[:, :num_pages])
+        elif kept is not None and "table_places" in sent:
+            self._rows = _Rows(built, kept.slots, kept.query_start, kept.columns)
         work.rows = self._rows
         return work
 
@@ -265,7 +264,7 @@ class DeviceRunner(Runner):
         if built.moving is not None:
             if fresh:
                 built.moving[3, : len(seqs)] = self._sampler.positions(built.draw_slots, built.draw_lens)
-            arrays["moving"] = built.moving.reshape(-1)
+            arrays["positions slots seq_lens draw_positions"] = built.moving
         else:
             arrays |= {name: built.arrays[name] for name in ("positions", "slots", "seq_lens", "query_start")}
         if built.adapters is not None:
@@ -318,7 +317,7 @@ class DeviceRunner(Runner):
                 values = table.values
                 values.index_copy_(0, sent["own_rows"], sent[f"rotation {i}"].view(-1, values.shape[1]))
         if rows.page_table is None:
-            rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
+            rows.page_table = rows.columns.index_select(0, rows.slots)
         batch = [
             self._token_ids(work), sent["positions"], sent["slots"], rows.query_start, sent["seq_lens"], rows.page_table
         ]  # fmt: skip
