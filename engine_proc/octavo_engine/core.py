@@ -190,11 +190,10 @@ class Core:
         return complete
 
     def _mark_started(self, plan: Plan) -> None:
-        now = self.clock()
         for start in plan.starts:
             live = self._live.get(self.scheduler.sequence_at(start.slot).request.key)
             if live is not None and live.started is None:
-                live.started = now
+                live.started = self.clock()
 
     def _flush(self) -> None:
         if not self._outbox:

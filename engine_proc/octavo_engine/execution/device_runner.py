@@ -8,7 +8,7 @@ in them, and all its other small arrays, in one copy out of pinned memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
-from octavo_engine.execution.device import Done, Queue, TypedErrors, open_queue
-from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched, Held
+from octavo_engine.execution.device import Queue, TypedErrors, open_queue
+from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched
+from octavo_engine.execution.device_step import DeviceStep, Rows, Work
 from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
 from octavo_engine.execution.staging import Arrays, Packer
@@ -32,58 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceRunner"]
 
-Sent = dict[str, Tensor]
 _NOTHING = torch.empty((0, 0), dtype=torch.int32)
-
-
-@dataclass(slots=True)
-class DeviceStep:
-    """A submitted step. What the device fills in is there once `done` has been waited for."""
-
-    plan: Plan
-    slots: list[int] = field(default_factory=list)  # who draws
-    drafted: bool = False
-    read: list[int] = field(default_factory=list)
-    """Whose prompt's logprobs are wanted. One whose chunk has no target is there too: its request may have waited for
-    just that."""
-    asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs of the device
-    held: Held | None = None
-    held_logits: Tensor | None = None
-    done: Done | None = None
-    tokens: Tensor | None = None
-    logprobs: Fetched | None = None
-    prompt_logprobs: list[tuple[int, Fetched]] = field(default_factory=list)  # by slot, in chunks
-    pooled: Tensor | None = None  # hidden states of the rows that Pooler.rows names
-
-    def __str__(self) -> str:
-        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.steps)} sequences"
-
-
-@dataclass(slots=True)
-class _Rows:
-    """What stays on the device while the same sequences decode: their slots, their columns of the slots' tables, and
-    their pages as of the last step that brought one (filled in by the device)."""
-
-    built: BuiltBatch
-    slots: Tensor
-    query_start: Tensor
-    columns: Tensor
-    page_table: Tensor | None = None
-
-
-@dataclass(slots=True)
-class _Work:
-    """What the device is told of a step; nothing in it changes afterwards."""
-
-    step: DeviceStep
-    copies: list[int]  # of so many pages each, one after the other
-    sent: Sent = field(default_factory=dict)
-    rows: _Rows | None = None
-    every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
-    draw: Draw | None = None
-    tops: list[int] = field(default_factory=list)
-    prompts: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    """Slot, first row, first target, number, best tokens."""
 
 
 class _Builder(BatchBuilder):
@@ -122,7 +72,7 @@ class DeviceRunner(Runner):
         self._drawn: tuple[Tensor, Tensor] | None = None  # slots and tokens that are still to go to `_last`
         self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
         self._no_rows = self._count[:0], self._count[:1], self._count[:0]
-        self._rows: _Rows | None = None
+        self._rows: Rows | None = None
 
     def _record_decode(self, decode: Callable[..., Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]) -> None:
         self._decodes.append(self._ops.record(decode, specs, **hints))
@@ -148,18 +98,10 @@ class DeviceRunner(Runner):
         for start in plan.starts:
             self._sampler.start(start)
             self._builder.start(start.slot, start.adapter)
-        with TypedErrors(self.queue, step):
-            work = self._prepare(plan, step)
-            step.done = self.queue.enqueue(self._bound(work))
+        with torch.inference_mode(), TypedErrors(self.queue, step):
+            step.done = self.queue.enqueue(partial(self._run, self._prepare(plan, step)))
         self._copied = max(self._copied, plan.step)
         return step
-
-    def _bound(self, work: _Work) -> Callable[[], None]:
-        def run() -> None:
-            with torch.inference_mode():
-                self._run(work)
-
-        return run
 
     def collect(self, step: DeviceStep) -> StepResult:  # type: ignore[override]
         """Wait for the oldest step and return what it made. Raises also what the sampler raises."""
@@ -197,11 +139,11 @@ class DeviceRunner(Runner):
         with TypedErrors(self.queue, step):
             step.done.wait()
 
-    def _prepare(self, plan: Plan, step: DeviceStep) -> _Work:
+    def _prepare(self, plan: Plan, step: DeviceStep) -> Work:
         """All that has to be known of the host's state, so that it may go on changing."""
         # A second run of a step might copy what the first has written since.
         copies = list(independent_copies(plan.copies)) if plan.copies and plan.step > self._copied else []
-        work = _Work(step, list(map(len, copies)))
+        work = Work(step, list(map(len, copies)))
         arrays: Arrays = {}
         if copies:
             pairs = np.array(list(chain.from_iterable(copies)), np.int32)
@@ -240,15 +182,15 @@ class DeviceRunner(Runner):
         kept, num_pages = self._rows, built.num_pages
         if "seq_slots" in sent:
             query_start = sent["query_start"] if "query_start" in sent else self._count[: len(seqs) + 1]
-            self._rows = _Rows(built, sent["seq_slots"], query_start, self._tables[:, :num_pages])
+            self._rows = Rows(built, sent["seq_slots"], query_start, self._tables[:, :num_pages])
         elif kept is not None and kept.columns.shape[1] != num_pages:
-            self._rows = _Rows(built, kept.slots, kept.query_start, self._tables[:, :num_pages])
+            self._rows = Rows(built, kept.slots, kept.query_start, self._tables[:, :num_pages])
         elif kept is not None and "table_places" in sent:
-            self._rows = _Rows(built, kept.slots, kept.query_start, kept.columns)
+            self._rows = Rows(built, kept.slots, kept.query_start, kept.columns)
         work.rows = self._rows
         return work
 
-    def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: _Work) -> Arrays:
+    def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: Work) -> Arrays:
         arrays: Arrays = {}
         if built.paged:
             places: list[int] = []
@@ -284,7 +226,7 @@ class DeviceRunner(Runner):
                 arrays |= {"pending_rows": pending, "pending_slots": slots}
         return arrays
 
-    def _prompt_targets(self, seqs: list[SeqStep], work: _Work) -> list[int]:
+    def _prompt_targets(self, seqs: list[SeqStep], work: Work) -> list[int]:
         """The tokens whose logprobs are wanted, one after the other, and in `work` which rows predict them."""
         targets: list[int] = []
         row = 0
@@ -300,7 +242,7 @@ class DeviceRunner(Runner):
 
     # ---- the device --------------------------------------------------------------------------------------------
 
-    def _run(self, work: _Work) -> None:
+    def _run(self, work: Work) -> None:
         sent = work.sent
         if work.copies:
             runs = zip(*(sent[name].split_with_sizes(work.copies) for name in ("copy_src", "copy_dst")), strict=True)
@@ -338,7 +280,7 @@ class DeviceRunner(Runner):
             self._read(work, hidden)
 
     def _hidden(
-        self, work: _Work, batch: list[Tensor], page_table: Tensor, adapters: Tensor | None
+        self, work: Work, batch: list[Tensor], page_table: Tensor, adapters: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The forward's result, of all rows where some are read; and the rows of it that draw."""
         sent = work.sent
@@ -360,7 +302,7 @@ class DeviceRunner(Runner):
         hidden = forward_kept(*batch, *kept)
         return hidden, hidden
 
-    def _sample(self, work: _Work, draw: Draw, logits: Tensor) -> None:
+    def _sample(self, work: Work, draw: Draw, logits: Tensor) -> None:
         step, sent = work.step, work.sent
         if "held" in sent:
             step.held_logits = self.queue.fetch(logits.index_select(0, sent["held"]))
@@ -373,7 +315,7 @@ class DeviceRunner(Runner):
                 logits, tokens = logits.index_select(0, sent["asked"]), tokens.index_select(0, sent["asked"])
             step.logprobs = self._logprobs(logits, tokens, work.tops)
 
-    def _read(self, work: _Work, hidden: Tensor) -> None:
+    def _read(self, work: Work, hidden: Tensor) -> None:
         """What is asked of prompts."""
         step, sent = work.step, work.sent
         for slot, row, target, count, top in work.prompts:
@@ -383,7 +325,7 @@ class DeviceRunner(Runner):
         if "pooled_rows" in sent:
             step.pooled = self.queue.fetch(self._pooler.hidden(hidden.index_select(0, sent["pooled_rows"])))
 
-    def _token_ids(self, work: _Work) -> Tensor:
+    def _token_ids(self, work: Work) -> Tensor:
         if self._drawn is not None:
             slots, tokens = self._drawn
             if work.every_pending and work.draw is not None and work.draw.slots is slots:
