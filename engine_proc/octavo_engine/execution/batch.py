@@ -222,7 +222,10 @@ class BatchBuilder:
 
     def _store_pages(self, paged: Iterable[tuple[int, int, list[int]]]) -> None:
         for slot, offset, pages in paged:
-            self._table[slot, offset : offset + len(pages)] = pages
+            if len(pages) == 1:  # a fifth of the time, and nearly always
+                self._table[slot, offset] = pages[0]
+            else:
+                self._table[slot, offset : offset + len(pages)] = pages
 
     def _num_pages(self, longest: int) -> int:
         return (longest - 1) // self._page_size + 1

@@ -23,8 +23,8 @@ class Done(Protocol):
 
 class Queue(Protocol):
     def enqueue(self, work: Callable[[], None]) -> Done:
-        """`work` calls ops on tensors of the device, and reads none of them on the host. It runs in inference mode, as this
-        is called."""
+        """`work` calls ops on tensors of the device, and reads none of them on the host. It runs in inference mode, in
+        which this is called."""
         ...
 
     def fetch(self, x: Tensor) -> Tensor:

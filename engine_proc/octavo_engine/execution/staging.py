@@ -32,23 +32,34 @@ class Packer:
         An array of two dimensions is int32, its rows `width` elements and what makes them a multiple of LINE; each of
         them is a tensor, and they are named by the words of its name. One array at least is not empty.
         """
-        names: list[str] = []
-        kinds: list[np.dtype[Any]] = []
-        sizes: list[int] = []  # of a tensor and of what fills its last line, by turns
+        names: list[str] = []  # of the tensors, and none for what fills a last line
+        sizes: list[int] = []
+        others: list[tuple[str, torch.dtype]] = []  # those that are not int32
+        flat: list[NDArray[np.int32]] = []
         for name, array in arrays.items():
-            rows = [name] if array.ndim == 1 else name.split()
-            count = array.nbytes >> 2 if array.ndim == 1 else width
-            names += rows
-            kinds += [array.dtype] * len(rows)
-            sizes += (count, -count % LINE) * len(rows)
+            rows, count = [name], array.size
+            if array.ndim == 2:
+                rows, count, array = name.split(), width, array.reshape(-1)
+            elif array.dtype != _WORD:
+                others.append((name, _TYPES[array.dtype]))
+                array = array.view(_WORD)
+                count = array.size
+            flat.append(array)
+            fill = -count % LINE
+            for row in rows:
+                names.append(row)
+                sizes.append(count)
+                if fill:
+                    names.append("")
+                    sizes.append(fill)
         words = self._staging.room(sum(sizes))
         begin = 0
-        for array in arrays.values():
-            end = begin + (array.nbytes >> 2)
-            words[begin:end] = array.reshape(-1).view(_WORD)
-            begin = end + (begin - end) % LINE
-        parts = self._staging.send().split_with_sizes(sizes)[::2]
-        return {
-            name: part if kind == _WORD else part.view(_TYPES[kind])
-            for name, kind, part in zip(names, kinds, parts, strict=True)
-        }
+        for array in flat:
+            end = begin + array.size
+            words[begin:end] = array
+            begin = end + -end % LINE
+        sent = dict(zip(names, self._staging.send().split_with_sizes(sizes), strict=True))
+        sent.pop("", None)
+        for name, kind in others:
+            sent[name] = sent[name].view(kind)
+        return sent
