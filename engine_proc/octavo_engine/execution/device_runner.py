@@ -73,6 +73,7 @@ class DeviceRunner(Runner):
         self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
         self._no_rows = self._count[:0], self._count[:1], self._count[:0]
         self._rows: Rows | None = None
+        self._inference = torch.inference_mode()
 
     def _record_decode(self, decode: Callable[..., Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]) -> None:
         self._decodes.append(self._ops.record(decode, specs, **hints))
@@ -98,7 +99,7 @@ class DeviceRunner(Runner):
         for start in plan.starts:
             self._sampler.start(start)
             self._builder.start(start.slot, start.adapter)
-        with torch.inference_mode(), TypedErrors(self.queue, step):
+        with self._inference, TypedErrors(self.queue, step):
             step.done = self.queue.enqueue(partial(self._run, self._prepare(plan, step)))
         self._copied = max(self._copied, plan.step)
         return step
@@ -307,9 +308,9 @@ class DeviceRunner(Runner):
         if "held" in sent:
             step.held_logits = self.queue.fetch(logits.index_select(0, sent["held"]))
         drawn = self._sampler.sample(logits, draw)
-        tokens = drawn.clamp(min=0)  # -1, where nothing was drawn, is no id
-        self._drawn = draw.slots, tokens
         step.tokens = self.queue.fetch(drawn)
+        tokens = drawn.clamp_(min=0)  # once they are fetched: -1, where nothing was drawn, is no id
+        self._drawn = draw.slots, tokens
         if step.asked:
             if len(step.asked) < len(step.slots):
                 logits, tokens = logits.index_select(0, sent["asked"]), tokens.index_select(0, sent["asked"])
