@@ -254,7 +254,11 @@ OCTAVO_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   return r;
 }
 // Nibble i of the selector picks byte i of the result from the bytes of b:a; its bit 3 replicates that byte's sign.
-OCTAVO_DEVICE uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+OCTAVO_DEVICE uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {  // __byte_perm drops that bit
+  uint32_t r;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
+  return r;
+}
 // Two 16-bit values a register.
 OCTAVO_DEVICE uint32_t fma_bf162(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r;

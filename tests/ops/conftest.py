@@ -1,5 +1,5 @@
 """The implementations under test: the native library once for every instruction set that this machine runs, the CUDA
-kernels emulated and, marked gpu, on a device."""
+kernels emulated, as nvcc's PTX and, marked gpu, on a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from octavo_engine.ops import Ops, OpsUnavailable, load_ops
 from octavo_engine.ops.cpu import load_library
-from tests.support.cuda import device_ops, emulated_ops
+from tests.support.cuda import device_ops, emulated_ops, ptx_ops
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,8 @@ def reference() -> Ops:
     return load_ops("reference")
 
 
-@pytest.fixture(params=["emulated", pytest.param("device", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["emulated", "ptx", pytest.param("device", marks=pytest.mark.gpu)])
 def cuda_ops(request: pytest.FixtureRequest) -> Ops:
     """CUDA ops over tensors of the host."""
-    return emulated_ops() if request.param == "emulated" else device_ops()
+    make = {"emulated": emulated_ops, "ptx": ptx_ops, "device": device_ops}
+    return make[request.param]()

@@ -1,4 +1,4 @@
-"""The emulator under test, run in each order of threads; the primitives also on a GPU where there is one."""
+"""The emulator under test, in each order of threads; the primitives also as PTX, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[Any]:
     yield from _in_order(request.param)
 
 
-@pytest.fixture(params=[*ORDERS, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[*ORDERS, "ptx", pytest.param("cuda", marks=pytest.mark.gpu)])
 def primitive(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """`primitive(name, *arguments)` runs one launch of primitives.cu on CPU tensors, which it may write to."""
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         yield _caller(load_emulated("primitives_cuda"), torch.device("cuda"))
+        return
+    if request.param == "ptx":
+        yield _caller(load_emulated("primitives_ptx"), torch.device("cpu"))
         return
     for library in _in_order(request.param):
         yield _caller(library, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""CUDA ops for tests: emulated on the CPU, or a device's, seen as if their tensors lay on the host."""
+"""CUDA ops for tests: emulated on the CPU in two ways, or a device's, seen as if their tensors lay on the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from octavo_engine.ops import Ops, QuantizedWeight, load_ops
 from octavo_engine.ops.cuda import CudaOps
 from octavo_engine.ops.cuda_graphs import Graphs
 
-__all__ = ["OnDevice", "device_ops", "emulated_ops", "emulated_order"]
+__all__ = ["OnDevice", "device_ops", "emulated_ops", "emulated_order", "ptx_ops"]
 
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
@@ -27,7 +27,19 @@ def emulated_ops(*, check: bool = True, invariant: bool = False, graphs: Graphs 
 
     Skips the test where nothing could have built them.
     """
-    path = _EMULATED / f"liboctavo_cuda_emulated{'' if check else '_fast'}.so"
+    return _ops_of(f"liboctavo_cuda_emulated{'' if check else '_fast'}.so", invariant=invariant, graphs=graphs)
+
+
+def ptx_ops(*, invariant: bool = False, graphs: Graphs | None = None) -> CudaOps:
+    """What nvcc made of the kernels, run by the PTX machine (tests/support/ptx).
+
+    Skips the test where nothing could have built it.
+    """
+    return _ops_of("liboctavo_cuda_ptx.so", invariant=invariant, graphs=graphs)
+
+
+def _ops_of(name: str, *, invariant: bool, graphs: Graphs | None) -> CudaOps:
+    path = _EMULATED / name
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
     return CudaOps(emulated=path, invariant=invariant, graphs=graphs)
