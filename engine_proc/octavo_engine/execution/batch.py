@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,6 +19,9 @@ from octavo_engine.scheduling.plan import PENDING, Again, SeqStep
 __all__ = ["BatchBuilder", "BuiltBatch"]
 
 
+Paged = tuple[NDArray[np.int64], NDArray[np.int32]]
+
+
 @dataclass
 class BuiltBatch:
     """A Batch and who draws from it.
@@ -26,13 +29,13 @@ class BuiltBatch:
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
-    the sequence that each draws for, int32. paged: (slot, page_offset, pages) of those that brought pages. moving,
-    where every_row: what is one more with every step they go on, int32 [4, S and what makes rows a multiple of
-    staging.LINE]: positions, slots, seq_lens, and a row of the runner's own.
-    adapters: [T] int32, the adapter of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where
-    there are drafts. own: of those whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the
-    tables' values it is to be written. num_pages: the width of the batch's page table. arrays: what the batch's other
-    tensors share their memory with, by name.
+    the sequence that each draws for, int32. paged: which entries of the slots' page tables, numbered over all of them,
+    are others than before, and what they are now. moving, where every_row: what is one more with every step they go on,
+    int32 [4, S and what makes rows a multiple of staging.LINE]: positions, slots, seq_lens, and a row of the runner's
+    own. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora). ahead: drafts.ahead_of,
+    where there are drafts. own: of those whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where
+    in the tables' values it is to be written. num_pages: the width of the batch's page table. arrays: what the batch's
+    other tensors share their memory with, by name.
     It holds until the next build, which may write to the same tensors.
     """
 
@@ -44,7 +47,7 @@ class BuiltBatch:
     every_row: bool
     every_pending: bool
     num_pages: int
-    paged: list[tuple[int, int, list[int]]]
+    paged: Paged | None
     moving: NDArray[np.int32] | None = None
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
@@ -87,6 +90,7 @@ class BatchBuilder:
         self._rows_of_own = 0 if regimes is None else len(regimes.lengths) * regimes.rows
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
+        self._entries = self._table.reshape(-1)
         self._last: _Decode | None = None
         self._adapters = np.full(max_num_seqs, -1, np.int32)  # of each slot
         self._count = np.arange(max_num_seqs + 1, dtype=np.int32)
@@ -106,8 +110,7 @@ class BatchBuilder:
                 return self._advance(last, again)
             seqs = again.of(steps)
         self._last = None
-        paged = [(seq.slot, seq.page_offset, seq.pages) for seq in seqs if seq.pages]
-        self._store_pages(paged)
+        paged = self._store_pages([(seq.slot, seq.page_offset, seq.pages) for seq in seqs if seq.pages])
         num_seqs = len(seqs)
         slots = np.array([seq.slot for seq in seqs], np.intp)
         starts = np.array([seq.start for seq in seqs], np.int32)
@@ -210,22 +213,33 @@ class BatchBuilder:
         elif not built.every_pending:
             last.token_ids.fill(PENDING)
         built.every_pending = not again.tokens
-        built.paged = [(built.draw_slots[place], offset, pages) for place, offset, pages in again.paged]
-        self._store_pages(built.paged)
+        built.paged = self._store_pages(
+            [(built.draw_slots[place], first, pages) for place, first, pages in again.paged]
+        )
         for place, first, pages in again.paged:  # they enter a page, or theirs is another now
             page, offset = divmod(built.draw_lens.item(place) - 1, size)
             moving[1, place] = pages[page - first] * size + offset
         num_pages = self._num_pages(last.longest)
-        if built.paged or num_pages != built.num_pages:
+        if built.paged is not None or num_pages != built.num_pages:
             built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
         return built
 
-    def _store_pages(self, paged: Iterable[tuple[int, int, list[int]]]) -> None:
-        for slot, offset, pages in paged:
-            if len(pages) == 1:  # a fifth of the time, and nearly always
-                self._table[slot, offset] = pages[0]
-            else:
-                self._table[slot, offset : offset + len(pages)] = pages
+    def _store_pages(self, paged: list[tuple[int, int, list[int]]]) -> Paged | None:
+        """paged: (slot, page_offset, pages). Raises IndexError beyond max_model_len."""
+        places: list[int] = []
+        pages: list[int] = []
+        width = self._table.shape[1]
+        for slot, offset, new in paged:
+            if offset + len(new) > width:
+                raise IndexError(f"slot {slot}: {offset + len(new)} pages, of {width} that a sequence can have")
+            first = slot * width + offset
+            places += range(first, first + len(new))
+            pages += new
+        if not pages:
+            return None
+        entries, values = np.array(places, np.int64), np.array(pages, np.int32)
+        self._entries[entries] = values
+        return entries, values
 
     def _num_pages(self, longest: int) -> int:
         return (longest - 1) // self._page_size + 1

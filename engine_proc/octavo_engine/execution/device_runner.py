@@ -65,7 +65,6 @@ class DeviceRunner(Runner):
         slots, width = sizes["max_num_seqs"], -(-sizes["max_model_len"] // sizes["page_size"])
         self.queue = queue or open_queue(ops.device)
         self._packer = Packer(ops.device)
-        self._width = width
         self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
         self._entries = self._tables.view(-1)
         self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
@@ -193,14 +192,8 @@ class DeviceRunner(Runner):
 
     def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: Work) -> Arrays:
         arrays: Arrays = {}
-        if built.paged:
-            places: list[int] = []
-            pages: list[int] = []
-            for slot, offset, new in built.paged:
-                first = slot * self._width + offset
-                places += range(first, first + len(new))
-                pages += new
-            arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
+        if built.paged is not None:
+            arrays["table_places"], arrays["table_pages"] = built.paged
         fresh = self._rows is None or self._rows.built is not built
         if fresh:
             arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
