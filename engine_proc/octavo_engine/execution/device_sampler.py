@@ -151,10 +151,10 @@ class DeviceSampler(Sampler):
     def _keep(self, slots: list[int], sent: dict[str, Tensor]) -> None:
         self._kept_slots, self._kept_index, self._kept = slots.copy(), np.array(slots, np.intp), sent["draw_slots"]
         self._kept_parameters = sent["temperature"], sent["top_k"], sent["top_p"], sent["min_p"], sent["seeds"]
-        start, *nothing = self._nothing
+        start, ids, scale, add = self._nothing
         if len(slots) >= len(start):  # there are drafts
             start = start.new_zeros(len(slots) + 1)
-        self._kept_entries = start[: len(slots) + 1], *nothing
+        self._kept_entries = start[: len(slots) + 1], ids, scale, add
 
     def sample(self, logits: Tensor, draw: Draw) -> Tensor:
         """[R] int32, one token a row; -1 where nothing is left to choose."""

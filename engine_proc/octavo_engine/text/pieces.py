@@ -32,8 +32,10 @@ class Stream(Protocol):
     something else is found, only `feed` knows. A token whose text was taken from the table is not fed.
     """
 
-    table: Mapping[int, Any]
     open: bool
+
+    @property
+    def table(self) -> Mapping[int, Any]: ...
 
     def feed(self, token_ids: Sequence[int]) -> str: ...
 
