@@ -36,6 +36,7 @@ ROOMS = {
     "core": {
         "adapters",
         "delivery",
+        "deltas",
         "execution",
         "failures",
         "intake",
@@ -53,6 +54,7 @@ ROOMS = {
     "steps": {"scheduling", "execution"},
     "machine": {"config", "execution", "layers", "models", "ops"},
     "intake": {"chats", "scheduling", "execution", "text"},
+    "deltas": {"delivery", "mailbox", "requests", "scheduling", "text"},
     "delivery": {"scheduling", "execution", "text", "mailbox", "adapters"},
     "mailbox": set(),
     "config": set(),
