@@ -18,6 +18,7 @@ ROOMS = {
     "quantize": {"config", "models", "ops", "weights"},
     "serve": {
         "core",
+        "address",
         "adapters",
         "config",
         "guessing",
@@ -56,7 +57,8 @@ ROOMS = {
     "intake": {"chats", "scheduling", "execution", "text"},
     "deltas": {"delivery", "mailbox", "requests", "scheduling", "text"},
     "delivery": {"scheduling", "execution", "text", "mailbox", "adapters"},
-    "mailbox": set(),
+    "mailbox": {"address"},
+    "address": set(),
     "config": set(),
     "text": {"weights"},
     "scheduling": set(),

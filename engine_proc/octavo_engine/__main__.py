@@ -47,8 +47,10 @@ def main() -> int:
     arguments = _arguments()
     spawned = arguments.parent_fd is not None
     if spawned:
-        # Ctrl-C in a terminal reaches the whole process group: what it means is the parent's to say.
+        # Ctrl-C in a terminal reaches the whole process group, SIGTERM a whole service (systemd): what they mean is the
+        # parent's to say, which may let running requests end. Of SIGTERM see serve; it is blocked before any thread is.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         _die_with_parent(arguments.parent_fd)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # Behind the engine's own, which nothing there may shadow.

@@ -2,12 +2,15 @@
 
 A ROUTER drops messages silently at its high-water mark, so the mark is lifted (what is queued is bounded by admission),
 and silently for a peer that has gone, so ROUTER_MANDATORY turns that into an error: the client is then reported lost.
+A client that was killed says no Goodbye, and nothing may be to be sent to it for long: its connection's end, which a
+monitor tells, has all that were heard of sent an empty frame, and Goodbye is said for those that can't be reached.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +18,7 @@ import msgspec
 import zmq
 
 from octavo import wire
+from octavo_engine.address import BadAddress, Place
 
 __all__ = ["Client", "Mailbox", "wrong_protocol"]
 
@@ -27,6 +31,8 @@ _MOST = 256
 # Plain numbers: combining the enumerations that they are of takes longer than the call.
 _READABLE, _NOBLOCK, _MORE = int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _LONGEST = 3600.0  # seconds to wait: a poll's milliseconds are 32 bits
+# Seconds from the end of a connection to the look at who has gone: ZeroMQ tells of it before it lets go of the peer.
+_SETTLED = 0.1
 
 
 def wrong_protocol(spoken: int) -> wire.Dying:
@@ -37,9 +43,11 @@ def wrong_protocol(spoken: int) -> wire.Dying:
 
 class Mailbox:
     """Frames in, frames out. `on_malformed(client, error)` is told of frames that can't be decoded and are dropped;
-    of the first, second, fourth, eighth, ... one, so that a client that sends nothing else does not fill the log."""
+    of the first, second, fourth, eighth, ... one, so that a client that sends nothing else does not fill the log.
+    Raises BadAddress."""
 
     def __init__(self, address: str, on_malformed: Callable[[Client, str], None] | None = None) -> None:
+        self._place = Place(address)
         self.on_malformed = on_malformed
         self.num_malformed = 0
         self._context = zmq.Context()
@@ -47,12 +55,22 @@ class Mailbox:
         self._socket.linger = 0
         self._socket.sndhwm = self._socket.rcvhwm = 0
         self._socket.router_mandatory = True
-        self._socket.bind(address)
+        # That of a ROUTER does not say whose connection it was.
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._heard: set[Client] = set()
+        self._look_at: float | None = None
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise BadAddress(f"--bind={address!r}: one that can be bound: {error.strerror}") from None
+        self._place.bound()
         # Other threads (tokenising, signals) end the engine thread's poll by writing here.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
 
     def wake(self) -> None:
         """End a waiting `receive` early. Safe from any thread and from a signal handler."""
@@ -65,10 +83,16 @@ class Mailbox:
         timeout None: wait for ever; 0: not at all.
         """
         if timeout is None or timeout > 0:
+            if self._look_at is not None:
+                timeout = min(_LONGEST if timeout is None else timeout, max(0.0, self._look_at - time.monotonic()))
             milliseconds = None if timeout is None else max(1, int(min(timeout, _LONGEST) * 1000))
             self._poller.poll(milliseconds)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
+        yield from self._frames()
+        yield from self._departed()
+
+    def _frames(self) -> Iterator[tuple[Client, Any]]:
         # Asking costs less than the exception that tells that nothing is there, and that is the answer at most steps.
         for _ in range(_MOST):
             if not int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE:
@@ -79,6 +103,7 @@ class Mailbox:
                 return
             except ValueError:  # not two parts: nothing of ours
                 continue
+            self._heard.add(client)
             try:
                 messages = wire.decode_to_engine(frame)
             except (msgspec.DecodeError, ValueError) as error:
@@ -89,6 +114,17 @@ class Mailbox:
             for message in messages:
                 yield client, message
 
+    def _departed(self) -> Iterator[tuple[Client, Any]]:
+        """Goodbye, for each client that has gone without one."""
+        while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            self._look_at = time.monotonic() + _SETTLED
+        if self._look_at is not None and time.monotonic() >= self._look_at:
+            self._look_at = None
+            for client in list(self._heard):
+                if not self.send(client, []):
+                    yield client, wire.Goodbye()
+
     def send(self, client: Client, messages: list[Any]) -> bool:
         """One frame to one client; False if it has gone."""
         frame = wire.encode(messages)
@@ -97,12 +133,16 @@ class Mailbox:
             self._socket.send(frame, _NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
+                self._heard.discard(client)
                 return False
             raise
         return True
 
     def close(self, linger_seconds: float = 1.0) -> None:
         """Let what was sent leave, then close."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=int(linger_seconds * 1000))
         self._context.term()
+        self._place.remove()
         os.close(self._wake_fd)

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,12 +15,15 @@ import msgspec
 from octavo import wire
 from octavo.options import EngineOptions, replace
 from octavo_engine import config
+from octavo_engine.address import BadAddress
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
 if TYPE_CHECKING:
     from octavo_engine.core import Core
     from octavo_engine.execution.processors import Processors
+    from octavo_engine.layers.rope import Regimes
+    from octavo_engine.models.base import ModelConfig
     from octavo_engine.ops import Ops
     from octavo_engine.text import Text
     from octavo_engine.weights import QuantizedCache
@@ -29,6 +33,9 @@ __all__ = ["serve"]
 log = logging.getLogger("octavo.engine")
 
 VERSION = config.VERSION
+
+# What a lost device leaves: to free its tensors would end the process (execution.device), which ends soon anyway.
+_left: list[object] = []
 
 
 class StartFailed(Exception):
@@ -41,13 +48,19 @@ class StartFailed(Exception):
 
 def serve(address: str, options_json: str, *, model: str | None, spawned: bool) -> int:
     """Run one engine until it is drained or signalled; the process's exit status."""
-    mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
+    try:
+        mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
+    except BadAddress as error:
+        log.error("%s", error)
+        return 1
     greeter = _Greeter(mailbox)
     try:
         core = _start(options_json, model, greeter, owned=spawned)
     except Exception as error:
         code = error.code if isinstance(error, StartFailed) else "start_failed"
         log.error("%s", error, exc_info=None if isinstance(error, StartFailed) else error)
+        if isinstance(error, DeviceLost):
+            _left.append(error)
         greeter.farewell(wire.Dying(code, str(error) or type(error).__name__))
         mailbox.close()
         return 1
@@ -56,6 +69,8 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
         core.run()
     except Exception as error:
         log.exception("the engine failed")
+        if isinstance(error, DeviceLost):
+            _left.extend((error, core))
         for client in greeter.clients:
             with contextlib.suppress(Exception):  # it is dying: each client gets what can still be said
                 mailbox.send(client, [last_words(error)])
@@ -294,7 +309,7 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     )
 
 
-def _regimes(options: EngineOptions, shape: Any) -> Any:
+def _regimes(options: EngineOptions, shape: ModelConfig) -> Regimes | None:
     regimes = shape.regimes
     if regimes is None or regimes.growth is None:
         return regimes
@@ -349,11 +364,22 @@ def _ready(
 
 
 def _obey_signals(core: Core, spawned: bool) -> None:
-    """This process is the engine's own: SIGTERM (and Ctrl-C on a terminal) end it in good order."""
+    """This process is the engine's own: SIGTERM (and Ctrl-C on a terminal) end it in good order; where it has a parent,
+    that one's SIGTERM alone, and only who waits for a signal is told whose it is."""
 
     def drain(number: int, frame: Any) -> None:
         core.ask_drain()
 
-    signal.signal(signal.SIGTERM, drain)
-    if not spawned:
+    def wait() -> None:
+        while True:
+            sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+            if sender == os.getppid():
+                core.ask_drain()
+            else:
+                log.warning("SIGTERM from process %d is left to pid %d, which started this", sender, os.getppid())
+
+    if spawned:
+        threading.Thread(target=wait, name="octavo-sigterm", daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, drain)
         signal.signal(signal.SIGINT, drain)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -194,11 +195,17 @@ async def _serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise OctavoError(f'octavo serve needs {error.name}: pip install "octavo[server]"') from error
     engine, server = _engine_options(options), server_options(options)
+    signal.signal(signal.SIGTERM, _terminated)
     with listen(server) as listening:
         bar = _LoadBar()
         async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
             bar.close()
             await serve(client, server, listening)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """While the engine loads, which has files to be removed; afterwards the server sees to signals."""
+    raise SystemExit(128 + number)
 
 
 # ---- the chat --------------------------------------------------------------------------------------------------
@@ -231,10 +238,13 @@ class _LoadBar:
         self.started = time.perf_counter()
         self.live = sys.stderr.isatty()
         self.stage = ""
+        self.ready = False
         self._line(f"starting the engine{'' if self.live else ' ...'}")
 
     def update(self, progress: Progress) -> None:
-        """The client's on_progress."""
+        """The client's on_progress. An engine that is started again later has no bar."""
+        if self.ready:
+            return
         share = min(1.0, progress.done / progress.total) if progress.total else 0.0
         whole = f"{progress.total} graphs" if progress.stage == "capture" else f"{progress.total / 1e6:,.0f} MB"
         if self.live:
@@ -247,6 +257,7 @@ class _LoadBar:
 
     def close(self) -> None:
         """The engine is ready."""
+        self.ready = True
         self._line(f"ready after {time.perf_counter() - self.started:.1f} s", last=True)
 
     def _line(self, text: str, last: bool = False) -> None:

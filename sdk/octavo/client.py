@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,7 +13,7 @@ from octavo import wire
 from octavo.best_of import best, drawn
 from octavo.chats import template_variables
 from octavo.checks import flag
-from octavo.errors import ClientClosed, EngineUnresponsive, InvalidRequest
+from octavo.errors import ClientClosed, EngineUnresponsive, InvalidRequest, OctavoError
 from octavo.options import EngineOptions, SamplingParams
 from octavo.prompts import (
     DEFAULT_PARAMS,
@@ -23,7 +23,6 @@ from octavo.prompts import (
     checked_ids,
     generate_message,
     ids_of,
-    items_of,
     lora_name,
     named_options,
     read_params,
@@ -35,7 +34,7 @@ from octavo.stream import Stream, completion, end_of
 if TYPE_CHECKING:
     from typing import Self
 
-    from octavo.session import JoinedEngine
+    from octavo.engines import JoinedEngine
     from octavo.transport import Transport
 
 __all__ = ["AsyncClient", "Prompt"]
@@ -68,7 +67,8 @@ class AsyncClient:
     ) -> None:
         options = named_options(model, options)
         # Here, and not with the module: ZeroMQ and what spawning needs are half of what importing octavo would cost.
-        from octavo.session import Session, SpawnedEngine
+        from octavo.engines import SpawnedEngine
+        from octavo.session import Session
 
         self._asked = options
         self._session = Session(SpawnedEngine(options, _command, share), options, on_progress)
@@ -90,7 +90,7 @@ class AsyncClient:
         Waits up to ready_timeout seconds for an engine that still loads or is not there yet. Closing leaves it running.
         heartbeat_timeout: as in EngineOptions.
         """
-        from octavo.session import JoinedEngine
+        from octavo.engines import JoinedEngine
         from octavo.transport import curve_keys
 
         options = EngineOptions(ready_timeout=ready_timeout, heartbeat_timeout=heartbeat_timeout)
@@ -113,24 +113,41 @@ class AsyncClient:
     @classmethod
     def over(cls, transport: Transport) -> Self:
         """A client, yet to be opened, of whatever answers at the other end of transport (see octavo.testing)."""
-        from octavo.session import JoinedEngine
+        from octavo.engines import JoinedEngine
 
         return cls._over(JoinedEngine("memory", None, transport), EngineOptions())
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> Self:
-        """Start (or join) the engine and wait until it is ready; at once if it is."""
+        """Start (or join) the engine and wait until it is ready; at once if it is. ClientClosed on another loop."""
         await self._session.open(self)
         return self
 
     async def close(self) -> str:
         """End the engine, or leave it if it is shared; requests that still run get ClientClosed. Idempotent.
 
-        Returns how it ended: "drained" (asked), "terminated" (SIGTERM), "killed" (SIGKILL), "gone" (it was dead
-        already) or "left" (it is shared). The process has been reaped then, however the caller was cancelled meanwhile.
+        On the loop that opened the client, or, once that has ended, on any. Returns how the engine ended: "drained"
+        (asked), "terminated" (SIGTERM), "killed" (SIGKILL), "gone" (it was dead already) or "left" (it is shared). The
+        process has been reaped then, however the caller was cancelled meanwhile.
         """
         return await self._session.close()
+
+    async def died(self) -> OctavoError:
+        """Wait until the engine has died, and say of what. Raises ClientClosed where the client is closed instead."""
+        return await self._session.died()
+
+    async def restart(self) -> Self:
+        """A new engine in place of one that has died (or of this one); a shared one is joined again.
+
+        The adapters of the last one are loaded again. What ran has ended in its error; requests raise EngineDead until
+        this returns. Raises what opening raises, and may be called again then; by one task at a time.
+        """
+        with self._session.succession.next_engine():
+            self._session = await self._session.succeeded()
+            await self._session.open(self)
+            await self._session.load_again()
+        return self
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -143,6 +160,7 @@ class AsyncClient:
     @property
     def ready(self) -> wire.Ready:
         """What the engine said when it became ready: its pid, resolved options, architecture, vocabulary size..."""
+        self._session.succession.check()
         ready = self._session.ready
         if ready is None:
             raise ClientClosed("the client has not been opened: use `async with` or await open()")
@@ -258,32 +276,8 @@ class AsyncClient:
         """
         from octavo import reading
 
-        router, params = self._session.router, read_params(params, prompt_logprobs=0)
-        if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
-            raise InvalidRequest(f"continuations: a list of texts or token ids, not {type(continuations).__name__}")
-        text, special, prefix = await self._prefix(prompt)
-        requests = []
-        for continuation in continuations:
-            if isinstance(continuation, str):
-                if text is None:
-                    raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
-                whole = await router.tokenize(text + continuation, special, None, None)
-            else:
-                whole = prefix + ids_of(continuation, "continuations: texts or token ids")
-            requests.append(reading.score_request(prefix, whole, params, lora_name(lora)))
-        first = await reading.read_all(router, [make for make, _ in requests[:1]])
-        rest = await reading.read_all(router, [make for make, _ in requests[1:]])
-        return [reading.scored(done, count) for done, (_, count) in zip(first + rest, requests, strict=True)]
-
-    async def _prefix(self, prompt: Prompt) -> tuple[str | None, bool, list[int]]:
-        """Of a prompt its text, whether special tokens are put around that, and its token ids."""
-        if isinstance(prompt, str):
-            return prompt, True, await self.tokenize(prompt)
-        items = items_of(prompt)
-        if items and isinstance(items[0], (Mapping, wire.Message)):
-            text = await self.apply_chat_template(items)
-            return text, False, await self.tokenize(text, special=False)
-        return None, False, checked_ids(items)
+        params = read_params(params, prompt_logprobs=0)
+        return await reading.score(self, self._session.router, prompt, continuations, params, lora_name(lora))
 
     async def abort(self, *streams: Stream) -> None:
         """End these streams, or everything in flight where none is given; each ends with finish_reason "abort"."""
@@ -371,18 +365,18 @@ class AsyncClient:
         under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
         and where EngineOptions.max_loras are loaded.
         """
-        await self._session.router.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path)))
+        await self._session.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path)))
 
     async def unload_lora(self, name: str) -> None:
         """No new request can name it from now on; returns when those that run with it have ended.
 
         Raises LoraError where none of that name is loaded.
         """
-        await self._session.router.loras(lambda number: wire.UnloadLora(number, lora_name(name) or ""))
+        await self._session.loras(lambda number: wire.UnloadLora(number, lora_name(name) or ""))
 
     async def loras(self) -> tuple[wire.LoraInfo, ...]:
         """The adapters that are loaded: name, path, rank, modules."""
-        return await self._session.router.loras(wire.ListLoras)
+        return await self._session.loras(wire.ListLoras)
 
     async def stats(self, timeout: float = 10.0) -> dict[str, float]:
         """The engine's counters and gauges by name. Raises EngineUnresponsive after timeout seconds."""

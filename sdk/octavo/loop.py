@@ -32,6 +32,10 @@ class Loop(Protocol):
         """Is the caller running on this very loop?"""
         ...
 
+    def is_running(self) -> bool:
+        """Does it run, be it in another thread?"""
+        ...
+
     def waiter(self) -> Waiter:
         """Cheap enough to be made for every wait."""
         ...
@@ -67,6 +71,9 @@ class _AsyncioLoop:
             return self._running() is self._loop
         except RuntimeError:
             return False
+
+    def is_running(self) -> bool:
+        return bool(self._loop.is_running())
 
     def watch(self, fd: int, callback: Callable[[], object]) -> None:
         self._loop.add_reader(fd, callback)
@@ -130,6 +137,9 @@ class _TrioLoop:
             return self._trio.lowlevel.current_trio_token() is self._token
         except RuntimeError:
             return False
+
+    def is_running(self) -> bool:
+        return self.soon(lambda: None)
 
     def waiter(self) -> Waiter:
         return _TrioWaiter(self._trio.Event())

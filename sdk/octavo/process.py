@@ -53,8 +53,11 @@ def engine_command(options: EngineOptions) -> list[str]:
         raise EngineNotInstalled(
             f'the engine needs {", ".join(missing)}, not installed for {sys.executable}: pip install "octavo[engine]"'
         )
-    if not sys.executable:
-        raise EngineStartError("sys.executable is empty: octavo can't tell which Python to start the engine with")
+    if not sys.executable or getattr(sys, "frozen", False):  # frozen: it would start the application once more
+        raise EngineStartError(
+            f"sys.executable={sys.executable!r} is no Python (a frozen application?): octavo can't tell what to start "
+            "the engine with; run `octavo engine` by itself and join it with AsyncClient.connect"
+        )
     # -P: a module in the host's working directory must not shadow the engine's imports.
     try:
         encoded = msgspec.json.encode(options, enc_hook=wire.plain).decode()
@@ -76,10 +79,24 @@ def _folder() -> str | None:
 
 def private_folder() -> Path:
     """A new folder of mode 0700, with a path short enough for a Unix socket in it (107 bytes, unix(7))."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
-        if base and len(os.fsencode(base)) <= 70 and os.access(base, os.W_OK | os.X_OK):
-            return Path(tempfile.mkdtemp(prefix="octavo-", dir=base))
-    raise EngineStartError("no writable folder for the engine's socket: set XDG_RUNTIME_DIR or TMPDIR to a short path")
+    tried = []
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), _temporary(), "/tmp"):
+        if base and len(os.fsencode(base)) <= 70:
+            try:
+                return Path(tempfile.mkdtemp(prefix="octavo-", dir=base))
+            except OSError as error:
+                tried.append(str(error))
+    raise EngineStartError(
+        "no writable folder for the engine's socket: set XDG_RUNTIME_DIR or TMPDIR to a short path; "
+        f"tried: {', '.join(tried)}"
+    )
+
+
+def _temporary() -> str | None:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # none that can be written to
+        return None
 
 
 class EngineProcess:
@@ -100,7 +117,12 @@ class EngineProcess:
         self._cancel_last_words: Callable[[], None] = lambda: None
         parent_end, self._lifeline = _pipe()
         _processes.add(self)  # before the spawn: a fork in another thread must not copy the lifeline for good
-        self._stderr, stderr_end = _pipe()
+        try:
+            self._stderr, stderr_end = _pipe()
+        except EngineStartError:
+            os.close(parent_end)
+            self._cut_lifeline()
+            raise
         os.set_blocking(self._stderr, False)
         try:
             child = subprocess.Popen(
@@ -113,9 +135,14 @@ class EngineProcess:
                 cwd=None if _folder() else "/",
             )
             self.pid = child.pid
+            try:
+                self._pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                child.kill()
+                child.wait()
+                raise
             # We reap through the pidfd. Popen must not wait for this pid (or warn about it) when it is collected.
             child.returncode = 0
-            self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             self.running = False
             os.close(self._stderr)
@@ -273,7 +300,10 @@ class EngineProcess:
 
 def _pipe() -> tuple[int, int]:
     """A pipe clear of fds 0 to 2, which a host may have closed: the child's own stdin and stderr would cover it."""
-    ends = os.pipe()
+    try:
+        ends = os.pipe()
+    except OSError as error:
+        raise EngineStartError(f"can't start an engine: {error}") from error
     if min(ends) > 2:
         return ends
     clear = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in ends]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from octavo import wire
 from octavo.errors import InvalidOption, InvalidRequest, RequestFailed
 from octavo.options import SamplingParams
+from octavo.prompts import Prompt, checked_ids, ids_of, items_of
 from octavo.results import Embeddings, Score, Usage
 from octavo.stream import end_of
 
 if TYPE_CHECKING:
+    from octavo.client import AsyncClient
     from octavo.router import Router
 
-__all__ = ["embed", "read_all", "score_request", "scored"]
+__all__ = ["embed", "prompts_of", "read_all", "score"]
 
 # Requests of one call that are in flight: enough to fill the engine's steps, few enough not to fill its queue.
 _AT_ONCE = 256
@@ -84,6 +86,43 @@ def _floats(data: bytes) -> array[float]:
     vector = array("f")
     vector.frombytes(data)
     return vector
+
+
+async def score(
+    client: AsyncClient,
+    router: Router,
+    prompt: Prompt,
+    continuations: Sequence[str] | Sequence[Sequence[int]],
+    params: SamplingParams,
+    lora: str | None,
+) -> list[Score]:
+    """See AsyncClient.score."""
+    if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
+        raise InvalidRequest(f"continuations: a list of texts or token ids, not {type(continuations).__name__}")
+    text, special, prefix = await _prefix(client, prompt)
+    requests = []
+    for continuation in continuations:
+        if isinstance(continuation, str):
+            if text is None:
+                raise InvalidRequest("continuations: a prompt of token ids is continued by token ids")
+            whole = await router.tokenize(text + continuation, special, None, None)
+        else:
+            whole = prefix + ids_of(continuation, "continuations: texts or token ids")
+        requests.append(score_request(prefix, whole, params, lora))
+    first = await read_all(router, [make for make, _ in requests[:1]])
+    rest = await read_all(router, [make for make, _ in requests[1:]])
+    return [scored(done, count) for done, (_, count) in zip(first + rest, requests, strict=True)]
+
+
+async def _prefix(client: AsyncClient, prompt: Prompt) -> tuple[str | None, bool, list[int]]:
+    """Of a prompt its text, whether special tokens are put around that, and its token ids."""
+    if isinstance(prompt, str):
+        return prompt, True, await client.tokenize(prompt)
+    items = items_of(prompt)
+    if items and isinstance(items[0], (Mapping, wire.Message)):
+        text = await client.apply_chat_template(items)
+        return text, False, await client.tokenize(text, special=False)
+    return None, False, checked_ids(items)
 
 
 def score_request(prefix: list[int], whole: list[int], params: SamplingParams, lora: str | None) -> tuple[Make, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,9 +20,10 @@ from octavo.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from octavo.loop import Loop, Waiter
+    from octavo.results import Delta
     from octavo.transport import Transport
 
-__all__ = ["Request", "Router", "merge"]
+__all__ = ["Request", "Router", "joined", "merge"]
 
 # Frames are taken for at most this long before other tasks get their turn (seconds).
 _TURN = 0.002
@@ -45,18 +46,17 @@ def merge(deltas: list[wire.Delta]) -> list[wire.Delta]:
 
 def _merge_choice(parts: list[wire.Delta]) -> wire.Delta:
     last = parts[-1]
+    return wire.Delta(last.request_id, last.index, *joined(parts), last.finish_reason, last.stop_reason)
+
+
+def joined(
+    parts: Sequence[wire.Delta | Delta],
+) -> tuple[str, tuple[int, ...], tuple[wire.TokenLogprob, ...] | None]:
+    """Text, token ids and logprobs of one choice's deltas, put together."""
     logprobs = None
     if any(part.logprobs is not None for part in parts):
         logprobs = tuple(entry for part in parts for entry in part.logprobs or ())
-    return wire.Delta(
-        last.request_id,
-        last.index,
-        "".join([part.text for part in parts]),
-        tuple([token for part in parts for token in part.token_ids]),
-        logprobs,
-        last.finish_reason,
-        last.stop_reason,
-    )
+    return "".join([part.text for part in parts]), tuple([id for part in parts for id in part.token_ids]), logprobs
 
 
 def _frame(message: Any) -> bytes:

@@ -10,15 +10,15 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import anyio
 
 from octavo import wire
+from octavo.engines import JoinedEngine, SpawnedEngine
 from octavo.errors import (
     ClientClosed,
     DeviceLost,
@@ -32,11 +32,10 @@ from octavo.errors import (
 )
 from octavo.loop import Loop, running_loop
 from octavo.options import EngineOptions
-from octavo.process import EngineProcess, engine_command, private_folder
 from octavo.router import Router
-from octavo.transport import CurveKeys, Transport, ZmqTransport
+from octavo.succession import Succession
 
-__all__ = ["JoinedEngine", "Session", "SpawnedEngine"]
+__all__ = ["Session"]
 
 log = logging.getLogger("octavo")
 # Without a handler, the logging module would print warnings to the host's stderr.
@@ -46,67 +45,7 @@ log.addHandler(logging.NullHandler())
 _HELLO_EVERY = 0.5
 _LAST_WORDS = 0.5
 _TAIL_IN_MESSAGE = 12
-
-
-class SpawnedEngine:
-    """An engine of our own: a process, and a socket in a private folder."""
-
-    knob = "EngineOptions.{}"
-
-    def __init__(self, options: EngineOptions, command: Sequence[str] | None, share: bool = False) -> None:
-        self._options = options
-        self._share = share
-        self._command = command
-        self._folder: Path | None = None
-        self.address = ""
-        self.process: EngineProcess | None = None
-        self.transport: Transport | None = None
-
-    def start(self, loop: Loop, on_dead: Callable[[str], None]) -> None:
-        command = list(self._command) if self._command is not None else engine_command(self._options)
-        self._folder = private_folder()
-        address = f"ipc://{self._folder}/engine.sock"
-        self.address = address if self._share else ""
-        self.transport = ZmqTransport(address)
-        self.process = EngineProcess([*command, "--bind", address], loop, lambda: on_dead(""))
-
-    async def end(self, send: Callable[[object], None], timeout: float) -> str:
-        if self.process is None:
-            return "gone"
-        return await self.process.end(lambda: send(wire.Drain(abort=True)), timeout)
-
-    def connected(self) -> None:
-        """Unless somebody else is to come: a killed host could not clean up any more."""
-        if not self._share:
-            self.remove_files()
-
-    def remove_files(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class JoinedEngine:
-    """Somebody else's engine: only a connection."""
-
-    process = None
-    knob = "{} of AsyncClient.connect"
-
-    def __init__(self, address: str, curve: CurveKeys | None, transport: Transport | None = None) -> None:
-        self.address = address
-        self.transport: Transport = transport or ZmqTransport(address, curve=curve, watch_peer=True)
-
-    def start(self, loop: Loop, on_dead: Callable[[str], None]) -> None:
-        pass
-
-    async def end(self, send: Callable[[object], None], timeout: float) -> str:
-        send(wire.Goodbye())
-        return "left"
-
-    def connected(self) -> None:
-        pass
-
-    def remove_files(self) -> None:
-        pass
+_ELSEWHERE = "the client belongs to the event loop that opened it, and this is another one"
 
 
 class Session:
@@ -117,20 +56,25 @@ class Session:
         engine: SpawnedEngine | JoinedEngine,
         options: EngineOptions,
         on_progress: Callable[[wire.Progress], None] | None,
+        succession: Succession | None = None,
     ) -> None:
         self.on_progress = on_progress
+        self.succession = succession or Succession()
         self._engine = engine
         self._options = options
         self._state = "new"
         self._router: Router | None = None
         self._loop: Loop | None = None
         self._owner = (0, 0)  # process and thread
-        self._settled: anyio.Event | None = None  # opening has ended one way or the other
+        self._settled: anyio.Event | None = None  # the engine is ready, or will not be
+        self._opened: anyio.Event | None = None  # opening has ended one way or the other
+        self._over: anyio.Event | None = None  # the engine has died, or the client is closed
+        self._final = False  # the caller has closed it: nothing is to follow
         self._ended: anyio.Event | None = None
         self._rung = "gone"
         self._greeted = False
         self._lost = ""
-        self._dead = False
+        self._dead: Callable[[], OctavoError] | None = None
         self._progress_error: BaseException | None = None
         self._last_progress = ""
         self._finalizer: Callable[[], object] | None = None
@@ -146,21 +90,24 @@ class Session:
 
     @property
     def router(self) -> Router:
-        """Raises ClientClosed unless open, and called on the loop that opened it."""
+        """Raises ClientClosed unless open, and called on the loop that opened it; EngineDead between two engines."""
+        self.succession.check()
         if self._state != "open" or self._router is None or self._loop is None:
             what = "has been closed" if self._state in ("closing", "closed") else "is not open yet"
             raise ClientClosed(f"the client {what}")
         if os.getpid() != self._owner[0]:
             raise ClientClosed("the client belongs to the process that opened it, and this is a fork of that")
         if not self._loop.is_current():
-            raise ClientClosed("the client belongs to the event loop that opened it, and this is another one")
+            raise ClientClosed(_ELSEWHERE)
         return self._router
 
     # ---- open ------------------------------------------------------------------------------------------------------
 
     async def open(self, owner: object) -> None:
-        if self._state == "opening" and self._settled is not None:
-            await self._settled.wait()
+        if self._state in ("opening", "open") and self._loop is not None and not self._loop.is_current():
+            raise ClientClosed(f"{_ELSEWHERE}; restart() begins anew on this one")
+        if self._state == "opening" and self._opened is not None:
+            await self._opened.wait()
         if self._state == "open":
             return
         if self._state != "new":
@@ -169,6 +116,7 @@ class Session:
         self._loop = loop = running_loop()
         self._owner = (os.getpid(), threading.get_ident())
         self._settled = settled = anyio.Event()
+        self._opened, self._over = anyio.Event(), anyio.Event()
         # At exit, too, even if the loop still runs in another thread: nothing of us may stay behind.
         self._finalizer = weakref.finalize(owner, self._abandoned).detach
         try:
@@ -184,9 +132,13 @@ class Session:
             await self._greet(router, settled)
             self._engine.connected()
         except BaseException:
-            await loop.uninterrupted(self._give_up)
+            try:
+                await loop.uninterrupted(self._give_up)
+            finally:
+                self._opened.set()
             raise
         self._state = "open"
+        self._opened.set()
 
     async def _greet(self, router: Router, settled: anyio.Event) -> None:
         with anyio.move_on_after(self._options.ready_timeout):
@@ -197,8 +149,8 @@ class Session:
                     await settled.wait()
         if self._progress_error is not None:
             raise self._progress_error
-        if self._dead:
-            raise self._why()
+        if self._dead is not None:
+            raise self._dead()
         ready = router.ready
         if ready is None:
             doing = f"it was at: {self._last_progress}; " if self._last_progress else ""
@@ -223,8 +175,6 @@ class Session:
                 await self._engine.process.kill()
         finally:
             self._dispose()
-            assert self._settled is not None
-            self._settled.set()
 
     # ---- news from the engine --------------------------------------------------------------------------------------
 
@@ -246,7 +196,9 @@ class Session:
         self._loop.later(_LAST_WORDS if self._engine.process is not None else 0, lambda: self._on_dead(""))
 
     def _on_lost(self, why: str) -> None:
-        if self.ready is not None and self._loop is not None:  # before, it is only not there yet
+        if self.ready is None:  # it is only not there yet, and who comes in its place has not heard of us
+            self._greeted = False
+        elif self._loop is not None:
             self._loop.soon(lambda: self._on_dead(why))
 
     def _on_malformed(self, why: str) -> None:
@@ -275,14 +227,15 @@ class Session:
         self._die(self._why)
 
     def _die(self, why: Callable[[], OctavoError]) -> None:
-        if self._dead or self._router is None:
+        if self._dead is not None or self._router is None:
             return
-        self._dead = True
+        self._dead = why
         if self._state == "open":
             log.warning("%s", str(why()).split("\n", 1)[0])
         self._router.fail_all(why)
-        if self._settled is not None:
-            self._settled.set()
+        for event in (self._settled, self._over):
+            if event is not None:
+                event.set()
 
     def _why(self) -> OctavoError:
         """A new error for each that needs one: raising one instance in several tasks would mix their tracebacks."""
@@ -313,20 +266,61 @@ class Session:
 
     # ---- close -----------------------------------------------------------------------------------------------------
 
+    async def died(self) -> OctavoError:
+        """Wait until the engine has, and say of what. Raises ClientClosed."""
+        if self._over is None:
+            raise ClientClosed("the client is not open yet")
+        await self._over.wait()
+        if self._dead is None:
+            raise ClientClosed("the client has been closed")
+        return self._dead()
+
+    async def succeeded(self) -> Session:
+        """Close this one, for another that is yet to be opened. Raises ClientClosed where the caller has closed it."""
+        engine = self._engine.again()
+        try:
+            await self._close()
+            if self._final:
+                raise ClientClosed("the client has been closed; make a new one")
+        except BaseException:
+            engine.remove_files(last=True)
+            raise
+        return Session(engine, self._options, self.on_progress, self.succession)
+
+    async def loras(self, make: Callable[[int], Any]) -> tuple[wire.LoraInfo, ...]:
+        """Load, unload or list adapters: what is loaded then. Raises LoraError."""
+        return self.succession.know(await self.router.loras(make))
+
+    async def load_again(self) -> None:
+        """The adapters that the last engine had."""
+        if self._router is not None:
+            await self.succession.load_again(self._router)
+
     async def close(self) -> str:
-        if self._state == "opening" and self._settled is not None:
-            await self._settled.wait()
+        ours = self._loop is None or self._loop.is_current() or os.getpid() != self._owner[0]
+        if self._state in ("opening", "open") and not ours and self._loop is not None and self._loop.is_running():
+            raise ClientClosed(f"{_ELSEWHERE}; that one still runs: close the client there")
+        self._final, self.succession.down = True, None
+        try:
+            return await self._close()
+        finally:
+            self._engine.remove_files(last=True)
+
+    async def _close(self) -> str:
+        here = self._loop is not None and self._loop.is_current()
+        if self._state == "opening" and self._opened is not None and here:
+            await self._opened.wait()
         if self._state == "new":
             self._state = "closed"
         if self._state == "closing" and self._ended is not None and self._loop is not None:
             await self._loop.uninterrupted(self._ended.wait)
-        if self._state != "open" or os.getpid() != self._owner[0]:  # a fork has nothing to close
+        if self._state not in ("open", "opening") or os.getpid() != self._owner[0]:  # a fork has nothing to close
             return self._rung
         assert self._loop is not None
         assert self._router is not None
         self._state = "closing"
         self._ended = anyio.Event()
-        if not self._loop.is_current():  # that loop has ended, with us open
+        if not here:  # that loop has ended, with us open
             return await self._close_from_elsewhere()
         await self._loop.uninterrupted(self._end)
         return self._rung
@@ -336,7 +330,9 @@ class Session:
         router = self._router
         try:
             router.fail_all(lambda: ClientClosed("the client has been closed"))
-            if self._dead and self._engine.process is None:
+            assert self._over is not None
+            self._over.set()
+            if self._dead is not None and self._engine.process is None:
                 self._rung = "gone"
             else:
                 self._rung = await self._engine.end(router.send, self._options.shutdown_timeout)

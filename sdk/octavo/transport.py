@@ -7,16 +7,36 @@ A Transport moves whole frames, never blocks, and never waits: the client asks `
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Protocol
 
 import zmq
 
-from octavo.errors import InvalidOption
+from octavo.errors import EngineStartError, InvalidOption
 from octavo.loop import Loop
 
 __all__ = ["CurveKeys", "Transport", "ZmqTransport", "curve_keys"]
+
+
+# What a context and a monitored socket with its connection open (10), and some to spare.
+_FDS = 16
+
+
+def _need_fds() -> None:
+    """ZeroMQ does not fail where it gets no more file descriptors: it aborts the process, which is not ours."""
+    fds: list[int] = []
+    try:
+        for _ in range(_FDS):
+            fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise EngineStartError(
+            f"a connection to an engine takes up to {_FDS} files: {error}; raise ulimit -n"
+        ) from None
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 class Transport(Protocol):
@@ -92,6 +112,7 @@ class ZmqTransport:
     def start(self, loop: Loop, on_readable: Callable[[], None], on_lost: Callable[[str], None]) -> None:
         self._loop = loop
         self._on_lost = on_lost
+        _need_fds()
         self._context = zmq.Context()
         self._socket = socket = self._context.socket(zmq.DEALER)
         # No high-water mark: a DEALER at its mark refuses to send, and a ROUTER at its mark drops silently. What is

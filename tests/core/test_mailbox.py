@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import zmq
 
 from octavo import wire
 from octavo.options import SamplingParams
+from octavo_engine.address import BadAddress
 from octavo_engine.mailbox import Mailbox
 from octavo_engine.requests import Requests
 
@@ -69,6 +71,65 @@ def test_any_deadline_can_be_waited_for(mailbox: Mailbox, seconds: float) -> Non
     """SamplingParams.total_timeout may be as far away; the engine waits for it when it has nothing else to do."""
     mailbox.wake()
     assert list(mailbox.receive(seconds)) == []
+
+
+def test_goodbye_is_said_for_a_client_that_can_not_say_it(mailbox: Mailbox, tmp_path: Path) -> None:
+    """Killed, say. Those that stay are asked with a frame that holds nothing; nobody is asked while nobody leaves."""
+    context = zmq.Context()
+    stays, leaves = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    try:
+        for socket in (stays, leaves):
+            socket.linger = 0
+            socket.connect(f"ipc://{tmp_path}/s")
+            socket.send(wire.encode([wire.Hello(7)]))
+        came: list[tuple[bytes, wire.ToEngine]] = []
+        while len(came) < 2:
+            came += mailbox.receive(20)
+        assert not stays.poll(0)
+        leaves.close()
+        while len(came) < 3:  # woken by the end of the connection, however long nothing else happens
+            came += mailbox.receive(20)
+        left, message = came[-1]
+        assert message == wire.Goodbye()
+        assert left in [client for client, _ in came[:2]]
+        assert stays.recv() == wire.encode([])
+        assert wire.decode_to_client(wire.encode([])) == []
+        assert not mailbox.send(left, [])
+    finally:
+        stays.close()
+        context.term()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("tcp://127.0.0.1:0", "tcp needs encryption"),
+        ("ipc://", "ipc:///path/to/socket"),
+        ("/tmp/x", "ipc:///path/to/socket"),
+        ("inproc://x", "ipc:///path/to/socket"),
+        ("ipc://@everybody", "every user of the machine"),
+        ("ipc:///tmp/" + "x" * 120, "at most 107 bytes"),
+        ("ipc:///nonexistent/folder/s", "/nonexistent/folder is none"),
+        ("ipc://{tmp}/file", "a path where nothing is"),
+        ("ipc://{tmp}/s", "an engine listens there already"),
+    ],
+)
+def test_places_that_are_refused_are_left_as_they_are(
+    address: str, message: str, mailbox: Mailbox, client: zmq.Socket[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(BadAddress, match=message):
+        Mailbox(address.format(tmp=tmp_path))
+    assert (tmp_path / "file").read_text() == "precious"
+    client.send(wire.encode([wire.StatsRequest(7)]))
+    assert received(mailbox, 1)[-1] == [wire.StatsRequest(7)]
+
+
+def test_the_socket_of_one_that_was_killed_is_taken_over_and_none_is_left_behind(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "s"))
+    Mailbox(f"ipc://{tmp_path}/s").close(0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_deadlines_of_what_has_ended_do_not_pile_up() -> None:

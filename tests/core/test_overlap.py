@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from octavo import wire
 from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
+from octavo_engine import serve
 from octavo_engine.core import Core
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost
@@ -379,3 +383,28 @@ def fresh(asked: Sequence[SamplingParams], overlap: bool) -> ScriptedMailbox:
     return Engine(overlap=overlap).run(
         [[(CLIENT, wire.Generate(i, params, token_ids=[5, i])) for i, params in enumerate(asked)]]
     )
+
+
+def test_what_a_lost_device_leaves_is_not_freed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch would end the process for it, before the clients are told."""
+
+    class Held:
+        pass
+
+    class Broken:
+        def __init__(self) -> None:
+            self.held = Held()
+
+        def run(self) -> None:
+            step = Held()
+            left.extend((weakref.ref(step), weakref.ref(self.held)))
+            raise DeviceLost("cuda:0 was lost")
+
+    left: list[Any] = []
+    monkeypatch.setattr(serve, "_left", [])
+    monkeypatch.setattr(serve, "_start", lambda *_, **__: Broken())
+    monkeypatch.setattr(serve, "_obey_signals", lambda *_: None)
+    assert serve.serve(f"ipc://{tmp_path}/engine", "{}", model="m", spawned=False) == 1
+    gc.collect()
+    assert len(left) == 2
+    assert all(ref() is not None for ref in left)

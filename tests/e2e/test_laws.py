@@ -201,6 +201,45 @@ async def test_law_4_a_dead_engine_is_a_typed_error(tiny: Path) -> None:
     assert {error.exit_code for error in errors} == {-signal.SIGKILL}
 
 
+async def test_law_4_what_signals_mean_is_the_parent_s_to_say(tiny: Path) -> None:
+    """systemd sends SIGTERM to every process of a service, a terminal Ctrl-C; the parent may let requests end."""
+    async with AsyncClient(str(tiny), SMALL) as client:
+        async with client.stream([1, 2], ENDLESS) as stream:
+            await anext(stream)
+            subprocess.run(["kill", "-TERM", str(client.ready.pid)], check=True)
+            os.kill(client.ready.pid, signal.SIGINT)
+            tokens = sum([len(delta.token_ids) async for delta in stream])
+            assert tokens > 390
+        process = client._session._engine.process
+        assert process is not None
+        process.signal(signal.SIGTERM)  # the second rung of the ladder
+        with anyio.fail_after(10):
+            await process.exited.wait()
+        assert process.exit_code == 0
+
+
+async def test_law_4_one_killed_client_is_nobody_to_run_for(tiny: Path) -> None:
+    """A process that joined and was killed is forgotten though nothing was to be sent to it."""
+    program = (
+        "import sys, anyio, octavo\n"
+        "async def main():\n"
+        "    async with await octavo.AsyncClient.connect(sys.argv[1]) as client:\n"
+        "        print('joined', flush=True)\n"
+        "        await anyio.sleep_forever()\n"
+        "anyio.run(main)\n"
+    )
+    async with AsyncClient(str(tiny), SMALL, share=True) as client:
+        command = [sys.executable, "-c", program, client.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as guest:
+            assert guest.stdout is not None
+            assert guest.stdout.readline() == b"joined\n"
+            assert (await client.stats())["num_clients"] == 2
+            guest.kill()
+        with anyio.fail_after(5):
+            while (await client.stats())["num_clients"] != 1:
+                await anyio.sleep(0.02)
+
+
 async def test_law_5_no_pickle(tiny: Path) -> None:
     """An engine whose interpreter refuses to unpickle anything still loads and serves."""
     hook = (

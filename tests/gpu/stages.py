@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["Outcome", "Stage", "run_stage"]
 
 ROOT = Path(__file__).resolve().parents[2]
-_TAIL_LINES = 15
+_TAIL_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """status: "ok", "failed", "cut short" (at its limit) or "left out". tail: the last lines of one that was not ok."""
+    """status: "ok", "failed", "cut short" (at its limit) or "left out". tail: the last lines of one that was not ok,
+    else the very last."""
 
     name: str
     status: str
@@ -63,7 +64,8 @@ def run_stage(stage: Stage, log: Path, environment: Mapping[str, str] | None = N
             status = "cut short"
         finally:
             _end(child)
-    tail = () if status == "ok" else tuple(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+    lines = log.read_text(errors="replace").splitlines()
+    tail = tuple(lines[-1:] if status == "ok" else lines[-_TAIL_LINES:])
     return Outcome(stage.name, status, round(time.monotonic() - began, 1), " ".join(stage.command), tail)
 
 

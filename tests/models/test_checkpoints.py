@@ -205,3 +205,18 @@ def test_contradictory_headers_are_refused(shape: list[Any], offsets: list[Any],
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(32))
     with pytest.raises(SourceError, match=message):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_tensor_in_two_files_is_refused(suffix: str, tmp_path: Path) -> None:
+    """One of them would win, and which is chance."""
+    (tmp_path / "config.json").write_text("{}")
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    shards = {f"{stem}-1.{suffix}": ("a", "b"), f"{stem}-2.{suffix}": ("b", "c")}
+    for file, names in shards.items():
+        shard = {name: torch.zeros(2) for name in names}
+        (save_file if suffix == "safetensors" else torch.save)(shard, tmp_path / file)
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    (tmp_path / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(SourceError, match=rf"tensor b is both in .*{stem}-1\.{suffix} and in {stem}-2\.{suffix}"):
+        open_source(tmp_path)

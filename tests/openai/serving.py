@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ KEY = "sesame"
 
 
 @contextmanager
-def serving(model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of a server, and its process."""
-    command = [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve", model]
-    command += ["--port", "0", "--served-model-name", "smol", "--api-key", KEY, *arguments]
-    lines: list[str] = []
+def serving(
+    model: str, *arguments: str, command: list[str] | None = None, said: list[str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server, and its process. command: another one than ours. said: gets what it says on stderr."""
+    command = command or [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve", model]
+    command = [*command, "--port", "0", "--served-model-name", "smol", "--api-key", KEY, *arguments]
+    lines = [] if said is None else said
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         said = process.stderr
@@ -41,4 +44,4 @@ def serving(model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         rest.join()
-    assert "Traceback" not in "".join(lines), "".join(lines)
+    assert not re.search("Traceback|Fatal Python error", "".join(lines)), "".join(lines)

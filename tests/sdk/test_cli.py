@@ -181,6 +181,12 @@ def test_serve_looks_at_its_options_before_it_loads_a_model(capsys: pytest.Captu
             (["--keep-alive", "0"], "--keep-alive=0.0: "),
             (["--max-body-bytes", "-5"], "--max-body-bytes=-5: "),
             (["--response-store-bytes", "-1"], "--response-store-bytes=-1: "),
+            (["--engine-restarts", "-1"], "--engine-restarts=-1: a whole number >= 0"),
+            (["--tool-parser", "klingon"], "tool_parser='klingon': 'auto' or one of"),
+            (["--reasoning-parser", "klingon"], "reasoning_parser='klingon': 'auto', 'none' or one of"),
+            (["--allowed-origins", "https://a.com"], "--allowed-origins='https://a.com': a JSON list of strings"),
+            (["--allowed-methods", "[1]"], "--allowed-methods='[1]': a JSON list of strings"),
+            (["--allowed-origins", '["a.com"]'], "allowed_origins=('a.com',): a list of origins such as"),
         ):
             assert cli.main(["serve", "model", *arguments]) == 1
             assert capsys.readouterr().err.startswith(f"octavo: {said}")

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from octavo_engine.ops import Ops, QuantizedWeight, load_ops
-from octavo_engine.ops.cuda import CudaOps
+from octavo_engine.ops.cuda import CudaOps, load_library
 from octavo_engine.ops.cuda_graphs import Graphs
 
-__all__ = ["OnDevice", "device_ops", "emulated_ops", "emulated_order", "ptx_ops"]
+__all__ = ["OnDevice", "device_ops", "emulated_library", "emulated_ops", "emulated_order", "ptx_ops"]
 
+_ALIGNED = 64  # elements
 _EMULATED = Path(__file__).resolve().parents[2] / "build" / "emulated"
 
 
@@ -27,7 +28,12 @@ def emulated_ops(*, check: bool = True, invariant: bool = False, graphs: Graphs 
 
     Skips the test where nothing could have built them.
     """
-    return _ops_of(f"liboctavo_cuda_emulated{'' if check else '_fast'}.so", invariant=invariant, graphs=graphs)
+    return CudaOps(emulated=_emulated(check), invariant=invariant, graphs=graphs)
+
+
+def emulated_library(*, check: bool = True) -> Any:
+    """The same kernels as a TVM FFI module."""
+    return load_library(_emulated(check))
 
 
 def ptx_ops(*, invariant: bool = False, graphs: Graphs | None = None) -> CudaOps:
@@ -35,22 +41,24 @@ def ptx_ops(*, invariant: bool = False, graphs: Graphs | None = None) -> CudaOps
 
     Skips the test where nothing could have built it.
     """
-    return _ops_of("liboctavo_cuda_ptx.so", invariant=invariant, graphs=graphs)
+    return CudaOps(emulated=_built("liboctavo_cuda_ptx.so"), invariant=invariant, graphs=graphs)
 
 
-def _ops_of(name: str, *, invariant: bool, graphs: Graphs | None) -> CudaOps:
+def _emulated(check: bool) -> Path:
+    return _built(f"liboctavo_cuda_emulated{'' if check else '_fast'}.so")
+
+
+def _built(name: str) -> Path:
     path = _EMULATED / name
     if not path.exists() and shutil.which("nvcc") is None:
         pytest.skip("no nvcc here: the emulated CUDA kernels are not built")
-    return CudaOps(emulated=path, invariant=invariant, graphs=graphs)
+    return path
 
 
 @contextmanager
 def emulated_order(order: str) -> Iterator[None]:
     """Emulated threads and blocks run in another order: "descending" or "random"."""
-    from octavo_engine.ops.cuda import load_library
-
-    library = load_library(_EMULATED / "liboctavo_cuda_emulated.so")
+    library = emulated_library()
     library.simt_configure(order, 3, 1)
     try:
         yield
@@ -67,8 +75,8 @@ def device_ops() -> Ops:
 class OnDevice:
     """`Ops` whose tensors may lie on the host.
 
-    What a test hands over is copied to the device, strides included, and what an op may have written into is copied
-    back. Packed weights and caches stay where the op put them.
+    What a test hands over is copied to the device, strides and alignment included, and what an op may have written into
+    is copied back. Packed weights and caches stay where the op put them.
     """
 
     _AS_THEY_ARE = ("activation_dtype", "empty_cache", "page_bytes", "record", "weight_memory")
@@ -91,7 +99,10 @@ class OnDevice:
             for host, copy in moved:
                 if host is x:
                     return copy
-            moved.append((x, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self._ops.device)))
+            first = x.storage_offset() % _ALIGNED
+            size = first + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1
+            memory = torch.empty(size if x.numel() else first, dtype=x.dtype, device=self._ops.device)
+            moved.append((x, memory.as_strided(x.shape, x.stride(), first)))
             moved[-1][1].copy_(x)
             return moved[-1][1]
 

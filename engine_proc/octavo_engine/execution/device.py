@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -28,7 +30,7 @@ class Queue(Protocol):
         ...
 
     def fetch(self, x: Tensor) -> Tensor:
-        """Within `work`: a tensor of the host that holds x once the work is done."""
+        """Within `work`: a tensor of the host that holds x once the work is done, until its Done is dropped."""
         ...
 
     def check(self) -> None:
@@ -41,20 +43,38 @@ class Queue(Protocol):
 
 
 class CudaQueue:
-    """Torch's current stream of a CUDA device."""
+    """Torch's current stream of a CUDA device. What was fetched holds for as long as what `enqueue` gave is kept.
+
+    The pinned memory for it is never given back: torch, when it gets back what a copy went to, records an event, and
+    where the device is lost by then it ends the process, before anybody could say so.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no such device"
+        self._idle: defaultdict[int, list[Tensor]] = defaultdict(list)  # by their bytes, a power of two
+        self._lent: list[Tensor] = []  # to the work that is being enqueued
 
     def enqueue(self, work: Callable[[], None]) -> Done:
+        self._lent = []
         work()
-        return _CudaDone()
+        done = _CudaDone()
+        weakref.finalize(done, self._take_back, self._lent)
+        return done
 
     def fetch(self, x: Tensor) -> Tensor:
-        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)  # from torch's own store of pinned memory
+        size = max(512, 1 << (x.nbytes - 1).bit_length())
+        idle = self._idle[size]
+        block = idle.pop() if idle else torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._lent.append(block)
+        host = block[: x.nbytes].view(x.dtype).view(x.shape)
         host.copy_(x, non_blocking=True)
         return host
+
+    def _take_back(self, blocks: list[Tensor]) -> None:
+        """Who gets one next has his copy behind any that is still to come."""
+        for block in blocks:
+            self._idle[block.nbytes].append(block)
 
     def check(self) -> None:
         try:

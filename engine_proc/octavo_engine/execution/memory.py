@@ -49,11 +49,16 @@ class CudaMemory:
         return torch.cuda.mem_get_info(self._device)[1]
 
     def peak_of(self, work: Callable[[], None]) -> int:
-        before = torch.cuda.memory_allocated(self._device)
+        before, outside = torch.cuda.memory_allocated(self._device), self._outside()
         torch.cuda.reset_peak_memory_stats(self._device)
         work()
         torch.cuda.synchronize(self._device)
-        return torch.cuda.max_memory_allocated(self._device) - before
+        return torch.cuda.max_memory_allocated(self._device) - before + max(0, self._outside() - outside)
+
+    def _outside(self) -> int:
+        """What torch's allocator knows nothing of, such as the code of kernels, which is loaded at their first use."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free - torch.cuda.memory_reserved(self._device)
 
 
 @dataclass(frozen=True)

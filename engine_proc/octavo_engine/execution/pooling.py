@@ -61,7 +61,7 @@ class Pooler:
             part = hidden[row : row + count]
             row += count
             if seq.pooling == "last":
-                done[seq.slot] = part[0]
+                done[seq.slot] = part[0].clone()  # `hidden` is lent
                 continue
             before = part.new_zeros(part.shape[1]) if seq.start == 0 else self._sums[seq.slot][seq.start]
             stop = seq.start + count

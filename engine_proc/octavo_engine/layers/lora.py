@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Adapters:
     def __init__(self, count: int, dtype: torch.dtype, rank: int = 64) -> None:
         """dtype: of activations. rank: the most of an adapter, where layers keep room for it."""
         self.count, self.dtype, self.rank = count, dtype, rank
+        self._pinned = False
         self.rows: Tensor | None = None
         self._places: dict[str, _Place] = {}
 
@@ -71,6 +72,7 @@ class Adapters:
     def wrap(self, linear: Linear, names: Sequence[str], sizes: Sequence[int], rows: Tensor | None) -> LoraLinear:
         """linear: of the published layers `names`, `sizes` rows each."""
         weight, ops = linear.weight, linear.ops
+        self._pinned = ops.device.type == "cuda"  # a copy from elsewhere waits for the steps that are under way
         table = ops.lora_table(weight, sizes, adapters=self.count, rank=self.rank, dtype=self.dtype)
         for part, (name, size) in enumerate(zip(names, sizes, strict=True)):
             self._places[name] = _Place(table, part, size, weight.in_features, rows)
@@ -98,7 +100,7 @@ class Adapters:
                 matrix.to(self.dtype, copy=True, memory_format=torch.contiguous_format) for matrix in (part.down, up.T)
             )
             ready.append(ReadyPart(place.table, place.part, down, up, part.scale))
-        return ready
+        return _pinned(ready) if self._pinned else ready
 
     def put(self, adapter: int, parts: Sequence[ReadyPart]) -> None:
         """Between two steps."""
@@ -127,6 +129,17 @@ class Adapters:
         elif module.rpartition(".")[2] in _HEADS:
             what = "the projection to the vocabulary takes no adapters"
         raise AdapterMismatch(f"{module}: {what}; target_modules may name {some}")
+
+
+def _pinned(parts: Sequence[ReadyPart]) -> list[ReadyPart]:
+    """In one block: to pin memory takes a millisecond or more, during which nothing can be launched."""
+    matrices = [matrix for part in parts for matrix in (part.down, part.up)]
+    block = torch.empty(sum(x.numel() for x in matrices), dtype=matrices[0].dtype, pin_memory=True)
+    places = [
+        place.view(x.shape).copy_(x)
+        for place, x in zip(block.split_with_sizes([x.numel() for x in matrices]), matrices, strict=True)
+    ]
+    return [replace(part, down=places[2 * i], up=places[2 * i + 1]) for i, part in enumerate(parts)]
 
 
 class LoraLinear(Linear):

@@ -65,11 +65,11 @@ class SlotTable(LoraTable):
         columns = torch.zeros((up.shape[1], self.up.shape[2]), dtype=up.dtype, device=on)
         columns[:, :rank] = up.to(on, non_blocking=True).T
         self.up[adapter].index_copy_(0, self._places[part], columns)
-        self.scales[adapter, part] = scale
-        self.ranks[adapter, part] = rank
+        self.scales[adapter, part].fill_(scale)
+        self.ranks[adapter, part].fill_(rank)
 
     def drop(self, adapter: int) -> None:
-        self.ranks[adapter] = 0
+        self.ranks[adapter].zero_()
 
 
 class CudaLora:

@@ -24,7 +24,10 @@ class SafetensorsCheckpoint:
         self._by_name: dict[str, MappedSafetensors] = {}
         for path in self.files:
             file = MappedSafetensors(path)
-            self._by_name.update(dict.fromkeys(file.header.tensors, file))
+            for name in file.header.tensors:
+                if name in self._by_name:
+                    raise _twice(name, self._by_name[name].header.path, path)
+                self._by_name[name] = file
 
     def names(self) -> Iterable[str]:
         return self._by_name.keys()
@@ -47,6 +50,7 @@ class BinCheckpoint:
     def __init__(self, files: Iterable[Path]) -> None:
         self.files = tuple(files)
         self._tensors: dict[str, Tensor] = {}
+        sources: dict[str, Path] = {}
         for path in self.files:
             try:
                 # Files from before torch 1.6 are not zip archives and can't be mapped.
@@ -58,7 +62,9 @@ class BinCheckpoint:
             for name, value in state.items():
                 if not isinstance(value, Tensor):
                     raise SourceError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-                self._tensors[name] = value
+                if name in sources:
+                    raise _twice(name, sources[name], path)
+                self._tensors[name], sources[name] = value, path
 
     def names(self) -> Iterable[str]:
         return self._tensors.keys()
@@ -68,6 +74,11 @@ class BinCheckpoint:
 
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
+
+
+def _twice(name: str, first: Path, second: Path) -> SourceError:
+    """One of the two would win, and nobody could tell which."""
+    return SourceError(f"tensor {name} is both in {first} and in {second.name}: a checkpoint holds each tensor once")
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:

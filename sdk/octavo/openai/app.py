@@ -10,6 +10,7 @@ from uuid import uuid4
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from octavo.errors import InvalidGrammar, OctavoError
 from octavo.openai.chat import chat
 from octavo.openai.completions import completions
+from octavo.openai.cors import cors
 from octavo.openai.dialogue import Dialogues
 from octavo.openai.embeddings import EmbeddingRequest, embeddings
 from octavo.openai.errors import HTTPError, answer_of, report
@@ -62,8 +64,13 @@ def create_app(
     reasoning_parser: str = "auto",
     response_store_bytes: int = 64 << 20,
     page: bool = True,
+    allowed_origins: Sequence[str] = (),
+    allowed_methods: Sequence[str] = ("*",),
+    allowed_headers: Sequence[str] = ("*",),
+    allow_credentials: bool = False,
 ) -> Starlette:
-    """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say).
+    """An ASGI app over a client, which the caller opens and closes (in its own lifespan, say). Where its engine dies,
+    requests get a 503 until the caller restarts it (AsyncClient.died, AsyncClient.restart).
 
     served_model_name: what requests call the model, the first being what /v1/models says; default: the last part of
     its path or hub id. api_keys: any of them must come as a bearer token, on every route but /health and the page's
@@ -74,6 +81,8 @@ def create_app(
     leaves them in the text. response_store_bytes: memory for the last responses of /v1/responses, which later ones may
     continue; 0 keeps none (as where several processes answer, which would not know of each other's).
     page: also a page to chat with the model in a browser, at /; it asks for a key where one is needed.
+    allowed_origins: whose web pages may call this in a browser ("https://app.example.com", "*": anybody's), by which
+    methods and headers, and with cookies or not (CORS). Raises InvalidOption.
     """
     names = [served_model_name] if isinstance(served_model_name, str) else list(served_model_name or ())
     dialogues = Dialogues(client, tool_parser, reasoning_parser)
@@ -107,6 +116,9 @@ def create_app(
     handlers[ClientDisconnect] = _gone
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.add_middleware(Gate, api_keys=tuple(api_keys), open_paths=frozenset(open_paths))
+    browsers = cors(allowed_origins, allowed_methods, allowed_headers, allow_credentials)
+    if browsers is not None:  # before the gate: a preflight brings no key, and an error is to be read, too
+        app.add_middleware(CORSMiddleware, **browsers)
     return app
 
 

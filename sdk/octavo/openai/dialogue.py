@@ -21,7 +21,7 @@ from octavo.options import SamplingParams, replace
 if TYPE_CHECKING:
     from octavo.client import AsyncClient
 
-__all__ = ["Dialogue", "Dialogues"]
+__all__ = ["Dialogue", "Dialogues", "check_parsers"]
 
 _KEPT = 256  # template variables whose prompt's end is remembered
 
@@ -51,12 +51,7 @@ class Dialogues:
 
     def __init__(self, client: AsyncClient, tool_parser: str, reasoning_parser: str) -> None:
         self._client = client
-        if tool_parser not in ("auto", *FORMATS):
-            raise InvalidOption("tool_parser", tool_parser, "'auto' or one of " + ", ".join(FORMATS))
-        if reasoning_parser not in ("auto", "none", *REASONING):
-            raise InvalidOption(
-                "reasoning_parser", reasoning_parser, "'auto', 'none' or one of " + ", ".join(REASONING)
-            )
+        check_parsers(tool_parser, reasoning_parser)
         self._tool_parser, self._reasoning_parser = tool_parser, reasoning_parser
         self._ends: OrderedDict[bytes, str] = OrderedDict()
 
@@ -120,6 +115,14 @@ class Dialogues:
             if len(self._ends) > _KEPT:
                 self._ends.popitem(last=False)
         return self._ends[key].endswith(REASONING[marks].begin)
+
+
+def check_parsers(tool_parser: str, reasoning_parser: str) -> None:
+    """Raises InvalidOption; needs no model."""
+    if tool_parser not in ("auto", *FORMATS):
+        raise InvalidOption("tool_parser", tool_parser, "'auto' or one of " + ", ".join(FORMATS))
+    if reasoning_parser not in ("auto", "none", *REASONING):
+        raise InvalidOption("reasoning_parser", reasoning_parser, "'auto', 'none' or one of " + ", ".join(REASONING))
 
 
 def _named(messages: Sequence[Mapping[str, Any]], short_ids: bool) -> list[dict[str, Any]]:

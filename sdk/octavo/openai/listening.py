@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from octavo.openai.answer import Answer, Part
 from octavo.results import Completion, CompletionChoice, Delta
+from octavo.router import joined
 
 if TYPE_CHECKING:
     from octavo.client import AsyncClient
@@ -54,12 +55,5 @@ async def whole(client: AsyncClient, dialogue: Dialogue, lora: str | None) -> Co
 def _choice(index: int, deltas: list[Delta]) -> CompletionChoice:
     last = deltas[-1]
     assert last.finish_reason is not None
-    logprobs = tuple(entry for delta in deltas for entry in delta.logprobs or ())
-    return CompletionChoice(
-        index,
-        "".join(delta.text for delta in deltas),
-        tuple(token for delta in deltas for token in delta.token_ids),
-        last.finish_reason,
-        last.stop_reason,
-        logprobs or None,
-    )
+    text, token_ids, logprobs = joined(deltas)
+    return CompletionChoice(index, text, token_ids, last.finish_reason, last.stop_reason, logprobs)

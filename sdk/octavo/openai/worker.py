@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 
 import anyio
 import msgspec
 
 from octavo.client import AsyncClient
+from octavo.openai.keeping import keep_joined
 from octavo.openai.serve import run
 from octavo.serving import ServeOptions
 
@@ -27,7 +29,9 @@ class _Settings(msgspec.Struct):
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock this thread would hold when the interpreter exits, which is fatal to it.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -36,7 +40,7 @@ async def _main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listening = socket.socket(fileno=int(sys.argv[1]))
     async with await AsyncClient.connect(settings.address) as client:
-        await run(client, settings.options, listening)
+        await run(client, settings.options, listening, partial(keep_joined, client))
 
 
 if __name__ == "__main__":

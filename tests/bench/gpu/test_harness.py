@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench.gpu import attention, lora, quantized
+from octavo_engine.ops import load_ops
+from tests.bench.gpu import attention, lora, quantized, timing
 from tests.bench.gpu.engine import engine
 from tests.bench.gpu.peers import Peers
 from tests.bench.gpu.probes import Machine, probe
@@ -22,6 +23,7 @@ from tests.bench.gpu.report import line, write
 from tests.bench.gpu.timing import Measured, rotations
 from tests.bench.weights import weights
 from tests.bench.workload import Case
+from tests.support import stand_in
 from tests.support.cuda import emulated_ops
 
 MACHINE = Machine(copy=1e9, gemm=1e12)
@@ -99,6 +101,32 @@ def test_adapters() -> None:
         found = list(lora.lora(emulated_ops(check=False), once, MACHINE, shapes))
     assert [figure["by"] for figure in found] == ["octavo", "torch"] * 2
     assert found[0]["share"] == pytest.approx(shapes[0].nbytes / 1e9 / 2e-3)
+
+
+def test_every_call_of_ours_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock that a GPU has: nothing waits, nothing is copied from the host, and a replay does the work again."""
+    monkeypatch.setattr(timing, "_L2_BYTES", 1 << 14)
+    monkeypatch.setattr(timing, "_MOST_REPLAYS", 3)
+    clock, peers, product = timing.DeviceClock(), Peers(), quantized.Product("tiny", 64, 256, 3)
+    with stand_in.device(), torch.inference_mode():
+        ops = load_ops("cuda")
+        found = [probe(clock, ops.device, scale=2**-12).copy]
+        shape = attention.Shape("GQA-2", 4, 2, sequences=3, length=20, head_dim=64)
+        figures = [
+            *attention.attention(ops, clock, MACHINE, [shape], peers),
+            *quantized.quantized(ops, clock, MACHINE, [product], peers),
+            *lora.lora(ops, clock, MACHINE, [lora.Added("tiny", (48, 16), 96, rank=16, adapters=2, rows=3)]),
+        ]
+    assert found[0] > 0
+    assert [f["by"] for f in figures if f.get("graph")] == [
+        "octavo",
+        "torch SDPA",
+        "octavo",
+        "bfloat16",
+        "octavo",
+        "torch",
+    ]
+    assert all(f["graph"] for f in figures if "by" in f)
 
 
 def test_the_engine_runs_on_random_weights() -> None:
