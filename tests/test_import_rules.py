@@ -37,6 +37,7 @@ ROOMS = {
     "core": {
         "adapters",
         "delivery",
+        "deltas",
         "execution",
         "failures",
         "intake",
@@ -54,6 +55,7 @@ ROOMS = {
     "steps": {"scheduling", "execution"},
     "machine": {"config", "execution", "layers", "models", "ops"},
     "intake": {"chats", "scheduling", "execution", "text"},
+    "deltas": {"delivery", "mailbox", "requests", "scheduling", "text"},
     "delivery": {"scheduling", "execution", "text", "mailbox", "adapters"},
     "mailbox": {"address"},
     "address": set(),

@@ -196,12 +196,6 @@ OCTAVO_INLINE bool reads_plain(const LinearArgs& g) {
 // is disturbed then does fewer. (576 x 576, 512 rows, two threads: 77 % of the probe in eight runs, 87 % item by item.)
 constexpr int64_t kOwnClaim = 4 << 10;
 
-template <class Body>
-void fork_each(int64_t items, const Body& body) {
-  auto task = [](void* opaque, int item, int) { (*static_cast<const Body*>(opaque))(item); };
-  fork_join(int(items), task, const_cast<Body*>(&body));
-}
-
 template <class W>
 void linear_typed(const LinearArgs& g) {
   using I = Inner<W>;

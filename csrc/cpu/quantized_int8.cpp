@@ -200,12 +200,6 @@ void add_outliers(const QuantizedArgs& g, const uint64_t* mask, int64_t mask_wor
 // late or is disturbed then does fewer.
 constexpr int64_t kOwnClaim = 4 << 10;
 
-template <class Body>
-void fork_each(int64_t items, const Body& body) {
-  auto task = [](void* opaque, int item, int) { (*static_cast<const Body*>(opaque))(item); };
-  fork_join(int(items), task, const_cast<Body*>(&body));
-}
-
 template <int kBits, bool kSymmetric, Grouping kGroup>
 void compute(const QuantizedArgs& g, const Shape& shape, const Rows& x) {
   const int64_t panels = g.layout.panels(), blocks = blocks_of(g), bytes = g.layout.panel_bytes();

@@ -421,10 +421,6 @@ inline T ldcg(const T* p) {
   return *p;
 }
 template <class T>
-inline T ldg(const T* p) {
-  return *p;
-}
-template <class T>
 inline T ldcs(const T* p) {
   return *p;
 }
@@ -444,15 +440,13 @@ OCTAVO_DEVICE uint64_t atom_max_u64(uint64_t* p, uint64_t v) {
   return atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(v));
 }
 OCTAVO_DEVICE uint32_t atom_inc(uint32_t* p, uint32_t last) { return atomicInc(p, last); }  // 0 follows `last`
+// fence.sc.gpu. All threads fence, then a barrier, then one counts: of acq_rel fences only its own would order anything.
 OCTAVO_DEVICE void fence_gpu() { __threadfence(); }
-// Loads past L1 (.cg), through the read-only path (.nc), streaming (.cs); a streaming store.
+// Loads past L1 (.cg) and streaming (.cs); a streaming store. None through the read-only path (.nc), for what the kernel
+// before wrote while this one ran is not read-only.
 template <class T>
 OCTAVO_DEVICE T ldcg(const T* p) {
   return __ldcg(p);
-}
-template <class T>
-OCTAVO_DEVICE T ldg(const T* p) {
-  return __ldg(p);
 }
 template <class T>
 OCTAVO_DEVICE T ldcs(const T* p) {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo import wire
 from octavo_engine.adapters import AdapterStore, UnknownAdapter
+from octavo_engine.deltas import PlainDeltas
 from octavo_engine.execution.pooling import NotFinite
 from octavo_engine.execution.processors import Processors
 from octavo_engine.failures import failure
@@ -65,6 +66,7 @@ class Core:
         self.grammars = grammars or Grammars(text, ready.options, mailbox.wake)
         self._owned, self._clients = owned, clients
         self._live = Requests()
+        self._plain = PlainDeltas()
         self._outbox: defaultdict[Client, list[Any]] = defaultdict(list)
         self._draining = False
         self._drain_asked = False
@@ -133,15 +135,12 @@ class Core:
         for key in ended:
             self.scheduler.abort(key)  # what has all its scores need not run its last token
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
-        found = self._live.by_key
-        for sequence, token, logprob in zip(advanced, result.tokens, result.logprobs, strict=True):
-            if sequence is None:
-                continue  # it had ended before
-            key = sequence.request.key
-            live = found[key]
-            if live.first_token is None:
-                live.first_token = now
-            made = live.delta(sequence, token, logprob)
+        deltas.update(self._plain.tell(advanced, result.tokens, self._live.by_key, now))
+        for place, behind in self._plain.others:
+            sequence = advanced[place]
+            assert sequence is not None
+            live = self._live[sequence.request.key]
+            made = live.delta(sequence, result.tokens[place], result.logprobs[place], behind)
             if made is None:
                 continue
             delta, stop = made
@@ -149,14 +148,16 @@ class Core:
                 self.scheduler.finish(sequence, "stop", stop)
             deltas[live.client].append(delta)
             if live.open_choices == 0:
-                ended.append(key)
+                ended.append(sequence.request.key)
+        self._counters["generation_tokens"] += sum(map(len, deltas.values()))  # one each
         for request in self.scheduler.beams.take_found():
             live = self._live[request.key]
             live.first_token = now
-            deltas[live.client] += live.found(request)
+            found = live.found(request)
+            self._counters["generation_tokens"] += sum([len(delta.token_ids) for delta in found])
+            deltas[live.client] += found
             ended.append(request.key)
         for client, items in deltas.items():
-            self._counters["generation_tokens"] += sum([len(delta.token_ids) for delta in items])
             self._outbox[client].append(wire.Deltas(items))
         for sequence, error in broken:
             if sequence.finish_reason is None:
@@ -189,11 +190,10 @@ class Core:
         return complete
 
     def _mark_started(self, plan: Plan) -> None:
-        now = self.clock()
         for start in plan.starts:
             live = self._live.get(self.scheduler.sequence_at(start.slot).request.key)
             if live is not None and live.started is None:
-                live.started = now
+                live.started = self.clock()
 
     def _flush(self) -> None:
         if not self._outbox:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from octavo import wire
 from octavo_engine.execution.pooling import vector_bytes
-from octavo_engine.text import Detokenizer, Text
+from octavo_engine.text import Detokenizer, Stream, Text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class Live:
         "scores",
         "started",
         "stopped",
+        "streams",
     )
 
     def __init__(self, client: Client, generate: wire.Generate, arrival: float) -> None:
@@ -48,9 +49,10 @@ class Live:
         self.first_token: float | None = None
         self.request: Request | None = None  # None while a long prompt is being tokenised
         self.detokenizers: list[Detokenizer] = []
+        self.streams: list[Stream | None] = []  # of each choice, where its tokens have nothing but text
         self.cumulative: list[float] = []
         self.scores: list[float | None] | None = None  # of a beam search
-        self.delivered = [0] * generate.params.n  # tokens of each choice
+        self.delivered: list[int | None] = [None] * generate.params.n  # tokens of each choice that has ended
         self.prompt_logprobs: list[wire.TokenLogprob | None] | None = None
         self.stopped = [False] * generate.params.n  # by a stop string
         self.adapter: Loaded | None = None
@@ -70,6 +72,7 @@ class Live:
             chats = self.generate.messages is not None and not params.ignore_eos and request.search is None
             stop = text.chat_stop if chats else ()
             self.detokenizers = [Detokenizer(text, params, request.prompt, stop) for _ in range(params.n)]
+            self.streams = [d.stream if params.logprobs is None else None for d in self.detokenizers]
         self.cumulative = [0.0] * params.n
         if params.prompt_logprobs is not None:
             # Nothing comes before the first token.
@@ -94,31 +97,28 @@ class Live:
         self.ends = [("stop", None)]
 
     def delta(
-        self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None
+        self, sequence: Sequence, token: int, logprob: wire.TokenLogprob | None, behind: int = 0
     ) -> tuple[wire.Delta, str | None] | None:
-        """The message for one new token, and the stop string that it completed, if any. Where a step made several, None
-        for those behind a stop string."""
-        index, delivered = sequence.index, self.delivered
+        """The message for one new token, and the stop string that it completed, if any. behind: so many more came in
+        the same step; None for those behind a stop string."""
+        index = sequence.index
         if self.stopped[index]:
             return None
-        delivered[index] += 1
         reason, stop_reason = None, None
-        if delivered[index] == len(sequence.output):  # the last that there is
+        if not behind:
             reason, stop_reason = sequence.finish_reason, sequence.stop_reason
-        detokenizer = self.detokenizers[index]
         if logprob is not None:
             self.cumulative[index] += logprob.logprob
-        elif reason is None and detokenizer.feed is not None:  # nearly all tokens
-            return wire.Delta(self.generate.request_id, index, detokenizer.feed((token,)), (token,)), None
         # What ended the text (an end-of-sequence or stop token) is not part of it, unless asked for.
         hidden = reason == "stop" and not self.generate.params.include_stop_str_in_output
-        piece = detokenizer.push([] if hidden else [token], reason is not None)
+        piece = self.detokenizers[index].push([] if hidden else [token], reason is not None)
         if piece.stop is not None:
             self.stopped[index] = True
             reason, stop_reason = "stop", piece.stop
         if reason is not None:
             self.open_choices -= 1
             self.ends[index] = (reason, stop_reason)
+            self.delivered[index] = len(sequence.output) - behind
         delta = wire.Delta(
             self.generate.request_id,
             index,
@@ -198,8 +198,16 @@ class Live:
         return wire.Usage(
             prompt_tokens=len(self.request.prompt),
             cached_tokens=max((s.num_cached for s in self.request.sequences), default=0),
-            completion_tokens=sum(self.delivered),
+            completion_tokens=sum(map(self._delivered, range(len(self.delivered)))),
             queue_seconds=(now if self.started is None else self.started) - self.arrival,
             first_token_seconds=None if self.first_token is None else self.first_token - self.arrival,
             total_seconds=now - self.arrival,
         )
+
+    def _delivered(self, index: int) -> int:
+        """Tokens of a choice. Those of a beam search come with its end."""
+        request, count = self.request, self.delivered[index]
+        assert request is not None
+        if count is None:
+            count = len(request.sequences[index].output) if request.search is None else 0
+        return count

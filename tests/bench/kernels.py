@@ -44,8 +44,10 @@ QUANTIZED = {
     "int4 g128 asym": (4, 128, False, Activations.INT8),
     "int8": (8, 0, True, Activations.INT8),
     "W4A16 g32": (4, 32, True, Activations.FLOAT),
+    "W4A16 g32 asym": (4, 32, False, Activations.FLOAT),
     "W4A16 g128": (4, 128, True, Activations.FLOAT),
     "W8A16": (8, 0, True, Activations.FLOAT),
+    "W8A16 g32": (8, 32, True, Activations.FLOAT),
 }
 FORMATS = ["bf16", "attention", *QUANTIZED]
 # name: (Hq, Hkv, D)

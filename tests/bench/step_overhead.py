@@ -22,7 +22,7 @@ from octavo.options import SamplingParams
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.runner import Runner
 from octavo_engine.models.base import ModelConfig
-from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart, SeqStep
+from octavo_engine.scheduling.plan import Again, Plan, SeqStart, SeqStep
 
 VOCAB, PAGE, MAX_SEQS, MAX_LEN = 64, 16, 256, 8192
 KINDS = {
@@ -70,7 +70,7 @@ class Free:
 
 
 def prepared(kind: str, count: int, make: type[Runner], prompt: int = 400) -> tuple[Runner, Callable[[], Plan]]:
-    """A runner with `count` decoding sequences, and what makes their next plan."""
+    """A runner with `count` decoding sequences, and what makes their next plan, as the scheduler does."""
     free: Any = Free(count)
     runner = make(
         free, free, num_pages=64, page_size=PAGE, max_num_seqs=MAX_SEQS, max_model_len=MAX_LEN, kv_dtype=torch.float32
@@ -79,13 +79,16 @@ def prepared(kind: str, count: int, make: type[Runner], prompt: int = 400) -> tu
     starts = [SeqStart(i, KINDS[kind], i, [token % VOCAB for token in history], []) for i in range(count)]
     pages = list(range(prompt // PAGE))
     runner.collect(runner.submit(Plan(0, [], starts, [], [SeqStep(i, 0, [0], 0, pages, []) for i in range(count)])))
-    state = SimpleNamespace(position=prompt)
+    steps = [SeqStep(i, prompt, [0], len(pages), [0], [i]) for i in range(count)]
+    runner.collect(runner.submit(Plan(1, [], [], [], steps)))
+    state = SimpleNamespace(further=0)
 
     def plan() -> Plan:
-        at = state.position = prompt + (state.position + 1 - prompt) % (MAX_LEN // 4)
-        new = [at % 64] if at % PAGE == 0 else []
-        token = PENDING if runner.asynchronous else at % VOCAB
-        return Plan(at, [], [], [], [SeqStep(i, at, [token], at // PAGE, new, [i]) for i in range(count)])
+        state.further += 1
+        at = prompt + state.further
+        paged = [(i, at // PAGE, [at % 64]) for i in range(count)] if at % PAGE == 0 else []
+        tokens = [] if runner.asynchronous else [at % VOCAB] * count
+        return Plan(at, [], [], [], steps, Again(state.further, tokens, paged))
 
     return runner, plan
 
@@ -101,11 +104,12 @@ def measure(kind: str, count: int, rounds: int) -> dict[str, list[float]]:
     slots, logits = list(range(count)), runner._logits(torch.zeros(0))
     times: dict[str, list[float]] = {"build": [], "draw": [], "submit+collect": []}
     for _ in range(rounds):
-        step = plan()
-        times["build"].append(timed(runner._builder.build, step.seqs))
         with torch.inference_mode():
             times["draw"].append(timed(runner._sampler.draw, logits, slots))
-        times["submit+collect"].append(timed(lambda step: runner.collect(runner.submit(step)), step))
+        times["submit+collect"].append(timed(lambda step: runner.collect(runner.submit(step)), plan()))
+    for _ in range(rounds):
+        step = plan()
+        times["build"].append(timed(runner._builder.build, step.steps, step.again))
     runner, plan = prepared(kind, count, DeviceRunner)
     times["on a device"] = [timed(lambda step: runner.collect(runner.submit(step)), plan()) for _ in range(rounds)]
     return times

@@ -23,7 +23,7 @@ def deliver(output: str, reason: str, **params: object) -> tuple[list[wire.Delta
     (sequence,) = request.sequences
     sequence.output = [ord(letter) - FIRST for letter in output]
     sequence.finish_reason = reason  # type: ignore[assignment]
-    made = [live.delta(sequence, token, None) for token in sequence.output]
+    made = [live.delta(sequence, token, None, len(output) - i) for i, token in enumerate(sequence.output, 1)]
     return [entry[0] for entry in made if entry is not None], live
 
 

@@ -7,7 +7,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -38,9 +38,11 @@ Texts = dict[int, list[Choice]]
 
 
 class Letters:
-    """A tokenizer whose token i is a letter."""
+    """A tokenizer whose token i is a letter, and its stream, which tells only of some ahead."""
 
     vocab_size = VOCAB
+    table: ClassVar[dict[int, str | None]] = {i: chr(0x4E00 + i) if i % 3 else None for i in range(VOCAB)}
+    open = False
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [ord(letter) - 0x4E00 for letter in text]

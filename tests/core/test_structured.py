@@ -7,7 +7,7 @@ import random
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jsonschema
 import pytest
@@ -38,6 +38,8 @@ class Ascii:
     """A tokenizer of ASCII, a token a character, and some of several; the model has more ids than that."""
 
     vocab_size = FIRST + 95 + len(PAIRS)
+    table: ClassVar[dict[int, None]] = dict.fromkeys(range(VOCAB))
+    open = False
     pieces = ("<0>", "<1>", "</s>", *map(chr, range(32, 127)), *PAIRS)
     assert vocab_size < VOCAB
 

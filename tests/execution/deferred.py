@@ -29,7 +29,8 @@ class Deferred:
     def run(self) -> None:
         self.ran = True
         try:
-            self._work()
+            with torch.inference_mode():
+                self._work()
         except Exception as error:  # as on a device, whoever waits hears of it
             self._error = error
 

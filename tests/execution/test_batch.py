@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.layers.rope import Regimes
-from octavo_engine.scheduling.plan import SeqStep
+from octavo_engine.scheduling.plan import PENDING, Again, SeqStep
 
 PAGE = 16
 KV = [(torch.zeros(1), torch.zeros(1))]
@@ -99,28 +99,47 @@ def test_every_field_over_many_steps(seed: int, decode_only: bool) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_same_sequences_decode_on(seed: int) -> None:
-    """Mostly one token further each, over page boundaries; now and then another batch, a fork, or a step twice."""
+    """Mostly one token further each, over page boundaries, several at a time; now and then another batch, a fork, a
+    page that was replaced, tokens that are not known, or a step twice."""
     rng = random.Random(seed)
     build = builder().build
     tables: dict[int, list[int]] = {slot: [rng.randrange(1000)] for slot in range(5)}
-    lengths = {slot: rng.randrange(PAGE - 1) for slot in range(5)}
+    lengths = {slot: rng.choice([PAGE - 3, rng.randrange(PAGE - 1)]) for slot in range(5)}
     build([SeqStep(slot, 0, [0] * (lengths[slot] + 1), 0, tables[slot], []) for slot in range(5)])
     order = [3, 0, 4]
+    steps: list[SeqStep] = []
+    further = 0
     for _ in range(40):
         change = rng.random()
         if change < 0.15:
             order = rng.sample(range(5), rng.randint(1, 5))
-        seqs = []
+        if change < 0.2:
+            steps = []  # what is said of the step before is of no use
+        seqs, paged = [], []
         for slot in order:
             start = lengths[slot] = lengths[slot] + 1
             new = [rng.randrange(1000)] if start == len(tables[slot]) * PAGE else []
             offset = len(tables[slot]) if new else 0
+            if rng.random() < 0.05 and not new:
+                offset, new = len(tables[slot]) - 1, [rng.randrange(1000)]
+                tables[slot].pop()
             tables[slot] += new
-            samplers = [slot] if change > 0.2 else [slot, 6]
-            seqs.append(SeqStep(slot, start, [rng.randrange(500)], offset, new, samplers))
-        check(build(seqs), seqs, tables)
+            samplers = [slot] if change > 0.15 else [slot, 6]
+            token = PENDING if change > 0.6 else rng.randrange(500)
+            paged += [(len(seqs), offset, new)] if new else []
+            seqs.append(SeqStep(slot, start, [token], offset if new else 0, new, samplers))
+        if steps:
+            further += 1
+            again = Again(further, [] if change > 0.6 else [seq.tokens[0] for seq in seqs], paged)
+            assert again.of(steps) == seqs
+            built = build(steps, again)
+        else:
+            built = build(seqs)
+            steps, further = ([], 0) if change <= 0.15 else (seqs, 0)
+        check(built, seqs, tables)
+        assert built.every_pending == (built.every_row and change > 0.6)
         if change > 0.9:
-            check(build(seqs), seqs, tables)
+            check(build(steps, again) if further else build(seqs), seqs, tables)
             check(build(seqs[:1]), seqs[:1], tables)
 
 

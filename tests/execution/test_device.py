@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from octavo.options import SamplingParams
-from octavo_engine.execution.device import CudaQueue, InlineQueue, open_queue, typed_errors
+from octavo_engine.execution.device import CudaQueue, InlineQueue, TypedErrors, open_queue
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 from octavo_engine.execution.runner import Runner
@@ -148,13 +148,13 @@ def test_a_lost_device_has_a_type_wherever_it_shows() -> None:
     for call in (lambda: device.collect(first), lambda: device.discard(second)):
         with pytest.raises(DeviceLost, match="launch failure"):
             call()
-    with pytest.raises(DeviceLost), typed_errors(queue, "a step"):
+    with pytest.raises(DeviceLost), TypedErrors(queue, "a step"):
         raise RuntimeError("whatever follows from it")
 
 
 def test_other_errors_stay_what_they_are() -> None:
     for error in (ValueError("x"), NothingAllowed("x"), OutOfMemory("x"), DeviceLost("x")):
-        with pytest.raises(type(error)) as caught, typed_errors(InlineQueue(), "a step"):
+        with pytest.raises(type(error)) as caught, TypedErrors(InlineQueue(), "a step"):
             raise error
         assert caught.value is error
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from octavo.options import EngineOptions, SamplingParams
-from octavo_engine.execution.device import CudaQueue, typed_errors
+from octavo_engine.execution.device import CudaQueue, TypedErrors
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 from octavo_engine.execution.kv_cache import page_bytes
@@ -24,7 +24,7 @@ from octavo_engine.ops import TensorSpec
 from octavo_engine.ops.cuda import CudaOps
 from octavo_engine.ops.cuda_graphs import CudaGraphs, graph_sizes
 from octavo_engine.ops.lora import LowRank
-from octavo_engine.scheduling.plan import PENDING, Plan, SeqStart, SeqStep
+from octavo_engine.scheduling.plan import PENDING, Again, Plan, SeqStart, SeqStep
 from tests.execution.driver import Driver, RandomSource, tiny_llama
 from tests.support.call_graphs import CallGraphs
 from tests.support.cuda import OnDevice, emulated_ops
@@ -103,12 +103,12 @@ def test_what_a_decode_step_launches(gpu: Device) -> None:
     starts = [SeqStart(slot, PLAIN, slot, [slot + 2], []) for slot in range(3)]
     seqs = [SeqStep(slot, 0, [slot + 2], 0, [slot], [slot]) for slot in range(3)]
     ahead = [runner.submit(Plan(0, [], starts, [], seqs))]
-    for step in range(1, 6):
-        seqs = [SeqStep(slot, step, [PENDING], 1, [], [slot]) for slot in range(3)]
-        ahead.append(runner.submit(Plan(step, [], [], [], seqs)))
+    steps = [SeqStep(slot, 1, [PENDING], 1, [], [slot]) for slot in range(3)]
+    for step in range(5):
+        ahead.append(runner.submit(Plan(1 + step, [], [], [], steps, Again(step, [], []) if step else None)))
         assert len(runner.collect(ahead.pop(0)).tokens) == 3
     assert dict(gpu.counted) == {
-        "to the device": 1, "aten._foreach_copy_.default": 1, "graph": 1, "sample": 1, "aten.clamp.default": 1,
+        "to the device": 1, "aten._foreach_copy_.default": 1, "graph": 1, "sample": 1, "aten.clamp_.default": 1,
         "to the host": 1,
     }  # fmt: skip
 
@@ -293,7 +293,7 @@ def test_code_that_a_step_loads_counts_as_its_memory(gpu: Device) -> None:
 def test_out_of_memory_says_how_much_there_is(gpu: Device) -> None:
     queue, kept = CudaQueue(torch.device("cuda", 0)), list[torch.Tensor]()
     words = r"in step 7: cuda:0 has 1074 MB free of 1074 MB; lower EngineOptions"
-    with pytest.raises(OutOfMemory, match=words), typed_errors(queue, "step 7"):
+    with pytest.raises(OutOfMemory, match=words), TypedErrors(queue, "step 7"):
         queue.enqueue(lambda: kept.append(torch.empty(2 << 30, dtype=torch.uint8, device="cuda")))
 
 
@@ -302,5 +302,5 @@ def test_a_lost_device_is_named(gpu: Device) -> None:
     done = queue.enqueue(lambda: None)
     gpu.lost = True
     words = r"cuda:0 \(a stand-in\) was lost: CUDA error: an illegal memory access"
-    with pytest.raises(DeviceLost, match=words), typed_errors(queue, "a step"):
+    with pytest.raises(DeviceLost, match=words), TypedErrors(queue, "a step"):
         done.wait()

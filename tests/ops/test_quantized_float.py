@@ -84,9 +84,20 @@ def test_a_row_never_depends_on_its_batch(ops: CpuOps, kind: Kind, dtype: torch.
         alone = torch.cat([ops.linear(row[None], packed, bias, act=Activation.SILU) for row in x])
         for num_threads in (1, 2, 3):
             threaded = CpuOps(isa=ops.isa, num_threads=num_threads)
-            for rows in (2, 3, 6, 7, 13, 24, 65, 73, 150):
+            for rows in (*range(2, 12), 24, 65, 73, 150):
                 batch = threaded.linear(x[:rows], packed, bias, act=Activation.SILU)
                 assert torch.equal(batch, alone[:rows]), f"{rows} rows on {num_threads} threads"
+
+
+@pytest.mark.parametrize("kind", [Kind(4, 32, False), Kind(4, 128, True), Kind(8, 0, True)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_no_cache_holds_at_once(ops: CpuOps, kind: Kind, dtype: torch.dtype) -> None:
+    """Cut in chunks; an odd number of panels, the last of them part padding."""
+    n, k = 67, 600
+    x, packed = rows_of(700, k, dtype), ops.pack_quantized(random_weight(kind, n, k), FLOAT)
+    together = ops.linear(x, packed, out_dtype=torch.float32)
+    assert_close(together, x, packed, REFERENCE.linear(x, packed, out_dtype=torch.float32))
+    assert torch.equal(torch.cat([ops.linear(part, packed, out_dtype=torch.float32) for part in x.split(9)]), together)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +106,19 @@ def test_a_row_never_depends_on_its_batch(ops: CpuOps, kind: Kind, dtype: torch.
 @pytest.mark.parametrize("act", list(Activation))
 def test_bias_activation_gate_and_sum(ops: CpuOps, kind: Kind, act: Activation) -> None:
     """50 gate and 50 up rows: the last panel is part padding on both sides."""
-    weight, bias, residual = random_weight(kind, 100, 90), torch.randn(100), torch.randn(9, 100)
-    x = rows_of(9, 90, torch.bfloat16)
+    weight, bias = random_weight(kind, 100, 90), torch.randn(100)
+    x, residual = rows_of(9, 90, torch.bfloat16), torch.randn(9, 100)
     for gated in (False, True):
         packed = ops.pack_quantized(weight, FLOAT, gated=gated)
         got = ops.linear(x, packed, bias, act=act, out_dtype=torch.float32)
         want = REFERENCE.linear(x, packed, bias, act=act, out_dtype=torch.float32)
         torch.testing.assert_close(got, want, rtol=2e-5, atol=5e-5)
+        for rows in (4, 9):
+            assert torch.equal(ops.linear(x[:rows], packed, bias, act=act), got[:rows].bfloat16())
     packed = ops.pack_quantized(weight, FLOAT)
-    ops.linear_add_(total := residual.clone(), x, packed, bias)
-    assert torch.equal(total, residual + ops.linear(x, packed, bias, out_dtype=torch.float32))
+    for rows in (4, 9):
+        ops.linear_add_(total := residual[:rows].clone(), x[:rows], packed, bias)
+        assert torch.equal(total, residual[:rows] + ops.linear(x[:rows], packed, bias, out_dtype=torch.float32))
 
 
 def test_a_broken_row_breaks_no_other(ops: CpuOps) -> None:

@@ -38,6 +38,13 @@ def primitive(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
         yield _caller(library, torch.device("cpu"))
 
 
+@pytest.fixture
+def tensor_core(request: pytest.FixtureRequest, primitive: Callable[..., None]) -> tuple[int, int]:
+    """Of `primitive`'s mma: how many k are added together, and bits kept below the largest (arXiv 2511.10909)."""
+    on_device = request.node.callspec.params["primitive"] == "cuda"
+    return (8, 24) if on_device and torch.cuda.get_device_capability()[0] < 9 else (16, 25)
+
+
 def _caller(library: Any, device: torch.device) -> Callable[..., None]:
     def call(name: str, *arguments: Any) -> None:
         there = [x.to(device) if isinstance(x, torch.Tensor) else x for x in arguments]

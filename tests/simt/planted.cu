@@ -297,6 +297,15 @@ __global__ void copy_pending_at_exit(Args a) {
   if (a.good) cp_wait<0>();
 }
 
+__global__ void misaligned_source_of_zeros(Args a) {  // its address must be one, even where nothing is read
+  OCTAVO_SHARED(float, s, [64]);
+  if (thread() == 0) {
+    cp_async<16>(s, a.in + (a.good ? 4 : 2), false);
+    cp_commit();
+    cp_wait<0>();
+  }
+}
+
 __global__ void copy_past_shared(Args a) {
   OCTAVO_SHARED(float4, s, [16]);
   const int t = thread();
@@ -500,6 +509,7 @@ const Case cases[] = {
     {"ldmatrix_of_device_memory", run<ldmatrix_of_device_memory>},
     {"copy_of_shared_memory", run<copy_of_shared_memory>},
     {"misaligned_copy", run<misaligned_copy>},
+    {"misaligned_source_of_zeros", run<misaligned_source_of_zeros>},
     {"uninitialised_shared", run<uninitialised_shared>},
     {"uninitialised_ldmatrix", run<uninitialised_ldmatrix>},
     {"copy_not_waited", run<copy_not_waited>},

@@ -120,6 +120,9 @@ OCTAVO_DEVICE uint32_t do_shfl_wide(uint32_t v, int operand) {
   return uint32_t(shfl(uint64_t(v) << 32, operand) >> 32);
 }
 OCTAVO_DEVICE uint32_t do_shfl_groups(uint32_t v, int operand) { return __shfl_sync(kFullMask, v, operand, 8); }
+OCTAVO_DEVICE uint32_t do_shfl_xor_groups(uint32_t v, int operand) {
+  return __shfl_xor_sync(kFullMask, v, operand, 8);
+}
 OCTAVO_DEVICE uint32_t do_ballot(uint32_t v, int) { return ballot(v & 1); }
 OCTAVO_DEVICE uint32_t do_any(uint32_t v, int operand) { return any(int(v) == operand); }
 OCTAVO_DEVICE uint32_t do_all(uint32_t v, int operand) { return all(int(v) != operand); }
@@ -201,6 +204,7 @@ Lanes find_lanes(const char* name) {
       {"shfl_down", lanes<do_shfl_down>},
       {"shfl_wide", lanes<do_shfl_wide>},
       {"shfl_groups", lanes<do_shfl_groups>},
+      {"shfl_xor_groups", lanes<do_shfl_xor_groups>},
       {"ballot", lanes<do_ballot>},
       {"any", lanes<do_any>},
       {"all", lanes<do_all>},

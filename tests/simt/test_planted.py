@@ -34,6 +34,7 @@ KINDS: dict[str, set[str]] = {
     "ldmatrix_of_device_memory": {"out_of_bounds"},
     "copy_of_shared_memory": {"out_of_bounds"},
     "misaligned_copy": {"misaligned"},
+    "misaligned_source_of_zeros": {"misaligned"},
     "uninitialised_shared": {"uninitialised"},
     "uninitialised_ldmatrix": {"uninitialised"},
     "copy_not_waited": {"async_pending"},

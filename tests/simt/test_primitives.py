@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +56,107 @@ def b_8bit(matrix: Tensor) -> Tensor:
 
 def c_32bit(matrix: Tensor) -> Tensor:
     return fragments(4, lambda i: GROUP + (0 if i < 2 else 8), lambda i: THREAD * 2 + (i & 1), matrix)
+
+
+# The same a second time, in NVIDIA's own notation (CuTe's MMA_Traits of sm80): lane and element, as (size, stride) of
+# their digits with the fastest first, give row + rows * column; of B the rows are n.
+LAYOUTS = {
+    a_16bit: (torch.int16, 16, [(4, 32), (8, 1)], [(2, 16), (2, 8), (2, 128)]),
+    b_16bit: (torch.int16, 8, [(4, 16), (8, 1)], [(2, 8), (2, 64)]),
+    a_8bit: (torch.int8, 16, [(4, 64), (8, 1)], [(4, 16), (2, 8), (2, 256)]),
+    b_8bit: (torch.int8, 8, [(4, 32), (8, 1)], [(4, 8), (2, 128)]),
+    c_32bit: (torch.int32, 16, [(4, 32), (8, 1)], [(2, 16), (2, 8)]),
+}
+OPERANDS = {BF16: (a_16bit, b_16bit), F16: (a_16bit, b_16bit), S8: (a_8bit, b_8bit)}
+TYPES = {BF16: torch.bfloat16, F16: torch.float16, S8: torch.int8}
+
+
+def places(fragment: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Row and column [32, elements] by LAYOUTS."""
+    _, rows, lanes, elements = LAYOUTS[fragment]
+
+    def offsets(digits: list[tuple[int, int]]) -> Tensor:
+        sums = torch.zeros(1, dtype=torch.int64)
+        for size, stride in digits:
+            sums = (torch.arange(size)[:, None] * stride + sums).flatten()
+        return sums
+
+    index = offsets(lanes)[:, None] + offsets(elements)
+    return index % rows, index // rows
+
+
+@pytest.mark.parametrize("fragment", LAYOUTS)
+def test_both_notations_agree(fragment: Callable[[Tensor], Tensor]) -> None:
+    dtype, row_and_column = LAYOUTS[fragment][0], places(fragment)
+    if fragment in (b_16bit, b_8bit):
+        row_and_column = row_and_column[::-1]
+    numbers = torch.arange(32, dtype=dtype).expand(32, 32)
+    for matrix, place in zip((numbers.T, numbers), row_and_column, strict=True):
+        assert torch.equal(fragment(matrix).view(dtype).long(), place)
+
+
+@pytest.mark.parametrize("kind", [BF16, F16, S8])
+def test_each_element_of_mma_is_in_its_place(primitive: Primitive, kind: int) -> None:
+    (a_row, a_k), (b_column, b_k), (c_row, c_column) = (places(f) for f in (*OPERANDS[kind], c_32bit))
+    names = torch.arange(b_k.numel()).view(b_k.shape) - (128 if kind == S8 else 0)  # every element of B has its own
+    b = torch.zeros(int(b_k.max()) + 1, 8)
+    b[b_k, b_column] = names.float()
+    for thread, element in itertools.product(range(4), range(a_k.shape[1])):
+        lanes = thread + 4 * torch.arange(8)  # of eight rows
+        ones = torch.zeros(a_k.shape, dtype=TYPES[kind])
+        ones[lanes, element] = 1
+        d = torch.zeros(32, 4, dtype=torch.int32)
+        primitive("mma", kind, d, as_words(ones), as_words(names.to(TYPES[kind])), None)
+        want = torch.zeros(16, 8)
+        want[a_row[lanes, element]] = b[a_k[lanes, element]]
+        assert torch.equal(d.float() if kind == S8 else d.view(torch.float32), want[c_row, c_column])
+
+
+def tensor_core_sum(a: list[float], b: list[float], c: float, least: int, fraction: int) -> float:
+    """c + a b as arXiv 2511.10909 has it: terms cut off `fraction` bits below the largest, their sum to float32.
+
+    least: the exponent of the operands' subnormals.
+    """
+
+    def exponent(x: float, least: int) -> int:
+        return max(math.frexp(x)[1] - 1, least) if x else -126
+
+    terms = [(c, exponent(c, -126))]
+    terms += [(x * y, exponent(x, least) + exponent(y, least)) for x, y in zip(a, b, strict=True)]
+    unit = 2.0 ** (max(e for _, e in terms) - fraction)
+    total = sum(int(x / unit) for x, _ in terms) * unit
+    last = 2.0 ** max(math.frexp(total)[1] - 24, -149)
+    return int(total / last) * last
+
+
+@pytest.mark.parametrize("spread", [0, 4, 10])
+@pytest.mark.parametrize("kind", [BF16, F16])
+def test_mma_sums_as_a_tensor_core(primitive: Primitive, tensor_core: tuple[int, int], kind: int, spread: int) -> None:
+    def numbers(rows: int, columns: int) -> Tensor:
+        x = torch.randn(rows, columns) * torch.exp2(torch.randint(-spread, spread + 1, (rows, columns)))
+        return torch.where(torch.rand(rows, columns) < 0.1, 0.0, x)
+
+    together, fraction = tensor_core
+    a, b, c = numbers(16, 16).to(TYPES[kind]), numbers(16, 8).to(TYPES[kind]), numbers(16, 8)
+    want = c.clone()
+    for k in range(0, 16, together):
+        for m, n in itertools.product(range(16), range(8)):
+            left, right = a[m, k : k + together].tolist(), b[k : k + together, n].tolist()
+            want[m, n] = tensor_core_sum(left, right, want[m, n].item(), -126 if kind == BF16 else -14, fraction)
+    d = torch.zeros(32, 4, dtype=torch.int32)
+    primitive("mma", kind, d, a_16bit(a), b_16bit(b), c_32bit(c))
+    assert torch.equal(d, c_32bit(want))
+
+
+@pytest.mark.parametrize("kind", [BF16, F16])
+def test_mma_by_zeros_leaves_c_to_the_bit(primitive: Primitive, kind: int) -> None:
+    """What masked keys and rows past the end rely on, so that they may be there or not (law 6)."""
+    b = (torch.randn(16, 8) * 2**12).to(TYPES[kind])
+    c = torch.randn(16, 8) * torch.exp2(torch.randint(-90, 90, (16, 8)))
+    for left, right in ((torch.zeros(16, 16), b), (torch.randn(16, 16), torch.zeros_like(b))):
+        d = torch.zeros(32, 4, dtype=torch.int32)
+        primitive("mma", kind, d, a_16bit(left.to(TYPES[kind])), b_16bit(right), c_32bit(c))
+        assert torch.equal(d, c_32bit(c))
 
 
 @pytest.mark.parametrize("with_c", [True, False])
@@ -189,7 +292,7 @@ def test_f32_to_e4m3_rounds_and_saturates(primitive: Primitive) -> None:
     assert (run(primitive, "cvt_f32x2_e4m3x2", torch.tensor([float("nan")])) & 127).item() == 127
 
 
-@pytest.mark.parametrize("operand", [1, 3, 8, 31])
+@pytest.mark.parametrize("operand", [1, 3, 8, 31, 33])
 def test_lanes(primitive: Primitive, operand: int) -> None:
     a = torch.randint(-(2**31), 2**31, (32,), dtype=torch.int32)
 
@@ -198,12 +301,15 @@ def test_lanes(primitive: Primitive, operand: int) -> None:
         primitive("lanes", name, out, a, operand)
         return out
 
-    assert torch.equal(lanes("shfl"), a[operand].expand(32))
-    assert torch.equal(lanes("shfl_wide"), a[operand].expand(32))
-    assert torch.equal(lanes("shfl_xor"), a[LANES ^ operand])
-    assert torch.equal(lanes("shfl_up"), a[torch.where(operand <= LANES, LANES - operand, LANES)])
-    assert torch.equal(lanes("shfl_down"), a[torch.where(LANES + operand < 32, LANES + operand, LANES)])
-    assert torch.equal(lanes("shfl_groups"), a[LANES // 8 * 8 + operand % 8])
+    by = operand % 32  # five bits count
+    earlier = by ^ LANES <= LANES | 7  # lanes reach into groups before their own, not behind it
+    assert torch.equal(lanes("shfl"), a[by].expand(32))
+    assert torch.equal(lanes("shfl_wide"), a[by].expand(32))
+    assert torch.equal(lanes("shfl_xor"), a[LANES ^ by])
+    assert torch.equal(lanes("shfl_up"), a[torch.where(by <= LANES, LANES - by, LANES)])
+    assert torch.equal(lanes("shfl_down"), a[torch.where(LANES + by < 32, LANES + by, LANES)])
+    assert torch.equal(lanes("shfl_groups"), a[LANES // 8 * 8 + by % 8])
+    assert torch.equal(lanes("shfl_xor_groups"), a[torch.where(earlier, LANES ^ by, LANES)])
     ballot = sum((int(v) & 1) << i for i, v in enumerate(a))
     assert (lanes("ballot").long() & 0xFFFFFFFF == ballot).all()
     assert torch.equal(lanes("any"), (a == operand).any().to(torch.int32).expand(32))

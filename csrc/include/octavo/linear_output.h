@@ -62,29 +62,24 @@ OCTAVO_INLINE PanelOutput panel_output(const LinearOutput& g, int64_t row, int64
   return {out, g.out_stride, g.bias ? g.bias + panel * kPanel : nullptr};
 }
 
-template <Finish F, int R>
-OCTAVO_INLINE void finish(const PanelOutput& y, const Vec (&acc)[R][2]) {
-  Vec bias0 = zero(), bias1 = zero();
-  if (F != Finish::kTile && y.bias) {
-    bias0 = load(y.bias);
-    bias1 = load(y.bias + 16);
-  }
+// Of L lines of 16 outputs each: a panel, or half of one.
+template <Finish F, int R, int L>
+OCTAVO_INLINE void finish(const PanelOutput& y, const Vec (&acc)[R][L]) {
+#pragma GCC unroll 2
+  for (int l = 0; l < L; ++l) {
+    const Vec bias = F != Finish::kTile && y.bias ? load(y.bias + 16 * l) : zero();
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    float* out = static_cast<float*>(y.at) + r * y.stride;
-    if constexpr (F == Finish::kTile) {
-      store(static_cast<float*>(y.at) + r * kPanel, acc[r][0]);
-      store(static_cast<float*>(y.at) + r * kPanel + 16, acc[r][1]);
-    } else if constexpr (F == Finish::kBFloat16) {
-      bf16* narrow = static_cast<bf16*>(y.at) + r * y.stride;
-      store(narrow, acc[r][0] + bias0);
-      store(narrow + 16, acc[r][1] + bias1);
-    } else if constexpr (F == Finish::kFloat32) {
-      store(out, acc[r][0] + bias0);
-      store(out + 16, acc[r][1] + bias1);
-    } else {
-      store(out, load(out) + (acc[r][0] + bias0));
-      store(out + 16, load(out + 16) + (acc[r][1] + bias1));
+    for (int r = 0; r < R; ++r) {
+      float* out = static_cast<float*>(y.at) + r * y.stride + 16 * l;
+      if constexpr (F == Finish::kTile) {
+        store(out, acc[r][l]);
+      } else if constexpr (F == Finish::kBFloat16) {
+        store(static_cast<bf16*>(y.at) + r * y.stride + 16 * l, acc[r][l] + bias);
+      } else if constexpr (F == Finish::kFloat32) {
+        store(out, acc[r][l] + bias);
+      } else {
+        store(out, load(out) + (acc[r][l] + bias));
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
-// Codes of 4 and 8 bits as the pairs of floats that quantized_float.cpp multiplies.
+// What quantized_float.cpp multiplies: codes of 4 and 8 bits as pairs of floats, and one call's activations.
 #pragma once
 
+#include "octavo/kernels_quantized.h"
 #include "octavo/simd.h"
 
 namespace octavo::OCTAVO_ISA {
@@ -50,16 +51,6 @@ OCTAVO_INLINE Line load_line(const uint8_t* p) {
 #endif
 }
 
-// The compiler would load a line again for every pair: right with many rows, when registers are short, but one or two
-// wait for memory.
-OCTAVO_INLINE void keep_in_register(Line& line) {
-#if defined(OCTAVO_ISA_AVX512)
-  asm("" : "+v"(line.v));
-#else
-  (void)line;
-#endif
-}
-
 template <int kBits>
 OCTAVO_INLINE Vec codes_at(Line d, int bit, Vec zero) {
   constexpr int mask = (1 << kBits) - 1;
@@ -81,9 +72,6 @@ OCTAVO_INLINE Vec codes_at(Line d, int bit, Vec zero) {
 template <class X, int kBits>
 struct Inner {
   using S = Steps<kBits>;
-  // Whether several row blocks unpack the weights each for itself: cheaper than storing them where unpacking runs
-  // beside the multiply-adds.
-  static constexpr bool kDirect = false;
   // Widened once a row, not once a panel.
   struct A {
     float even, odd;
@@ -104,6 +92,7 @@ struct Inner {
     return {even < left ? to_float(x[even]) : 0.0f, odd < left ? to_float(x[odd]) : 0.0f};
   }
   OCTAVO_INLINE A activation(const A* a) { return *a; }
+  OCTAVO_INLINE Vec step_from(Vec acc, const Pair& w, const A* a) { return step(acc, w, *a); }
   // As dot2_bf16: the odd one first.
   OCTAVO_INLINE Vec step(Vec acc, const Pair& w, A a) {
     return fma(w.even, broadcast(a.even), fma(w.odd, broadcast(a.odd), acc));
@@ -115,7 +104,6 @@ struct Inner {
 template <int kBits>
 struct InnerPairs {
   using S = Steps<kBits>;
-  static constexpr bool kDirect = kBits == 4;
   using A = uint32_t;
   using Pair = Pairs;
   OCTAVO_INLINE A pack(const bf16* x, int even, int odd, int64_t left) {
@@ -123,6 +111,11 @@ struct InnerPairs {
   }
   OCTAVO_INLINE PairBroadcast activation(const A* a) { return {_mm512_set1_epi32(int(*a))}; }
   OCTAVO_INLINE Vec step(Vec acc, Pairs w, PairBroadcast a) { return dot2_bf16(acc, w, a); }
+  OCTAVO_INLINE Vec step_from(Vec acc, Pairs w, const A* a) {
+    // gcc 12 has no pattern for the broadcast in the operand. As many broadcasts by themselves cost multiply-adds.
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*a));
+    return acc;
+  }
 };
 
 template <>
@@ -144,7 +137,7 @@ struct Inner<bf16, 4> : InnerPairs<4> {
 template <>
 struct Inner<bf16, 8> : InnerPairs<8> {
   // A code put into the last bits of 2^23 makes 2^23 + code, and one put 8 bits higher into 2^15 makes 2^15 + code;
-  // less that power and the zero they are floats, whose upper halves are the bfloat16s.
+  // less that power and the zero they are floats, whose upper halves are the bfloat16s and whose lower halves are 0.
   struct Unpacker {
     Vec even, odd;
   };
@@ -161,11 +154,33 @@ struct Inner<bf16, 8> : InnerPairs<8> {
     __m512i line = _mm512_srli_epi32(codes.v, unsigned(16 * p));
     __m512i even = _mm512_castps_si512((insert(line, 0xff, 0x4b000000) - u.even).v);
     __m512i odd = _mm512_castps_si512((insert(line, 0xff00, 0x47000000) - u.odd).v);
-    __m512i upper = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
-    return {_mm512_mask_shuffle_epi8(odd, 0x3333333333333333, even, upper)};
+    return {_mm512_or_si512(_mm512_srli_epi32(even, 16), odd)};
   }
 };
 #endif
+
+constexpr int64_t kBlock = 128;  // most k of a block, see quantized_float.cpp
+
+// One call: its rows in blocks of at most kRows, packed as a micro-kernel reads them.
+template <class X, int kBits>
+struct Product {
+  const QuantizedArgs& g;
+  int64_t size, blocks;  // k of a block, and how many there are
+  int64_t steps;         // of a row
+  int64_t row_blocks;
+  typename Inner<X, kBits>::A* packed;  // [m][steps][pairs], a block of R rows as [steps][pairs][R]
+  float* sums;  // of x over each block of K, for an asymmetric weight: [m][blocks], R rows as [blocks][R]
+
+  __attribute__((always_inline)) int64_t first_row(int64_t row_block) const { return g.m * row_block / row_blocks; }
+  __attribute__((always_inline)) auto* packed_row(int64_t row) const {
+    return packed + row * steps * Steps<kBits>::kPairs;
+  }
+};
+
+// Scales or offsets of line `line` of a panel: 32 float16, or float32 when wide.
+OCTAVO_INLINE Vec load_factor(const uint8_t* p, bool wide, int line) {
+  return wide ? load(reinterpret_cast<const float*>(p) + 16 * line) : load(reinterpret_cast<const f16*>(p) + 16 * line);
+}
 
 }  // namespace
 }  // namespace octavo::OCTAVO_ISA

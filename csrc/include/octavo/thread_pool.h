@@ -51,4 +51,12 @@ static inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
       &context);
 }
 
+// body(i) for every i in [0, items), each claimed by itself: a thread that wakes late or is disturbed does fewer. For
+// items that take some microseconds. items <= 65535.
+template <class Body>
+static inline void fork_each(int64_t items, const Body& body) {
+  auto task = [](void* opaque, int item, int) { (*static_cast<const Body*>(opaque))(item); };
+  fork_join(static_cast<int>(items), task, const_cast<Body*>(&body));
+}
+
 }  // namespace octavo

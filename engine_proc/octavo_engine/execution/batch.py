@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from octavo_engine.execution.drafts import ahead_of
+from octavo_engine.execution.staging import LINE
 from octavo_engine.layers.batch import Batch
 from octavo_engine.layers.rope import OwnRows, Regimes
-from octavo_engine.scheduling.plan import PENDING, SeqStep
+from octavo_engine.scheduling.plan import PENDING, Again, SeqStep
 
 __all__ = ["BatchBuilder", "BuiltBatch"]
+
+
+Paged = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 
 @dataclass
@@ -26,11 +29,13 @@ class BuiltBatch:
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
-    the sequence that each draws for, int32. paged: the sequences that brought pages. adapters: [T] int32, the adapter
-    of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. own: of those
-    whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the tables' values it is to be
-    written. num_pages: the width of the batch's page table. arrays: what the batch's other tensors share their memory
-    with, by name.
+    the sequence that each draws for, int32. paged: which entries of the slots' page tables, numbered over all of them,
+    are others than before, and what they are now. moving, where every_row: what is one more with every step they go on,
+    int32 [4, S and what makes rows a multiple of staging.LINE]: positions, slots, seq_lens, and a row of the runner's
+    own. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora). ahead: drafts.ahead_of,
+    where there are drafts. own: of those whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where
+    in the tables' values it is to be written. num_pages: the width of the batch's page table. arrays: what the batch's
+    other tensors share their memory with, by name.
     It holds until the next build, which may write to the same tensors.
     """
 
@@ -42,7 +47,8 @@ class BuiltBatch:
     every_row: bool
     every_pending: bool
     num_pages: int
-    paged: list[SeqStep]
+    paged: Paged | None
+    moving: NDArray[np.int32] | None = None
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
     adapters: torch.Tensor | None = None
@@ -50,20 +56,14 @@ class BuiltBatch:
     own_rows: torch.Tensor | None = None
 
 
-# One attribute of all sequences at a time: a loop over them would take several times as long.
-_SLOT, _START, _TOKENS, _SAMPLERS = map(attrgetter, ("slot", "start", "tokens", "samplers"))
-
-
 @dataclass
 class _Decode:
-    """A batch of one token a sequence, drawn by its own slot: the next one is mostly the same, one further."""
+    """The batch of a plan's steps, so many times further (plan.Again), of which the next may be one more."""
 
-    slots: list[int]
-    samplers: list[list[int]]
-    next_starts: list[int]
-    tokens: list[list[int]]
+    steps: list[SeqStep]
+    further: int
     index: NDArray[np.intp]  # slots
-    moving: NDArray[np.int32]  # [3, S]: of each its row of the position tables, its slot in the cache, its length
+    moving: NDArray[np.int32]
     longest: int
     token_ids: NDArray[np.int32]
     built: BuiltBatch
@@ -90,6 +90,7 @@ class BatchBuilder:
         self._rows_of_own = 0 if regimes is None else len(regimes.lengths) * regimes.rows
         self._page_size = page_size
         self._table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
+        self._entries = self._table.reshape(-1)
         self._last: _Decode | None = None
         self._adapters = np.full(max_num_seqs, -1, np.int32)  # of each slot
         self._count = np.arange(max_num_seqs + 1, dtype=np.int32)
@@ -99,12 +100,17 @@ class BatchBuilder:
         self._adapters[slot] = adapter
         self._last = None  # another regime or adapter, perhaps, at the place where the one before would go on
 
-    def build(self, seqs: list[SeqStep]) -> BuiltBatch:
-        """Applies the sequences' page table changes and lays out their tokens. Idempotent; seqs is not empty."""
-        if self._last is not None and self._advance(self._last, seqs):
-            return self._last.built
+    def build(self, steps: list[SeqStep], again: Again | None = None) -> BuiltBatch:
+        """Applies the sequences' page table changes and lays out their tokens. Idempotent; steps is not empty."""
+        last, further = self._last, 0
+        seqs = steps
+        if again is not None:
+            further = again.further
+            if last is not None and last.steps is steps and last.further == further - 1:
+                return self._advance(last, again)
+            seqs = again.of(steps)
         self._last = None
-        paged = self._store_pages(seqs)
+        paged = self._store_pages([(seq.slot, seq.page_offset, seq.pages) for seq in seqs if seq.pages])
         num_seqs = len(seqs)
         slots = np.array([seq.slot for seq in seqs], np.intp)
         starts = np.array([seq.start for seq in seqs], np.int32)
@@ -137,9 +143,11 @@ class BatchBuilder:
             samplers = [seq.samplers * (1 + seq.drafts) for seq in seqs]
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
+        moving = None
         if every_row:
-            moving = np.stack((positions, cache_slots, seq_lens))
-            positions, cache_slots, seq_lens = moving
+            moving = np.zeros((4, num_seqs + -num_seqs % LINE), np.int32)
+            moving[:3, :num_seqs] = positions, cache_slots, seq_lens
+            positions, cache_slots, seq_lens = moving[:3, :num_seqs]
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
@@ -162,7 +170,7 @@ class BatchBuilder:
         ahead = ahead_of(seqs) if drafted else None
         every_pending = every_row and max(token_list) == PENDING
         draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
-        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, ahead)
+        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, moving, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
@@ -171,9 +179,8 @@ class BatchBuilder:
             built.own_rows = torch.from_numpy(positions[positions >= self._rows_of_own].astype(np.int64))
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
-        if every_row and not own:
-            same = slots.tolist(), samplers, seq_lens.tolist(), tokens
-            self._last = _Decode(*same, slots, moving, longest, token_ids, built)
+        if moving is not None and not own:
+            self._last = _Decode(steps, further, slots, moving, longest, token_ids, built)
         return built
 
     def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
@@ -195,41 +202,44 @@ class BatchBuilder:
     def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
         return torch.from_numpy(self._table[slots, :num_pages])
 
-    def _advance(self, last: _Decode, seqs: list[SeqStep]) -> bool:
-        """Turn the last batch into this one, if each sequence is one token further."""
-        if (
-            list(map(_SLOT, seqs)) != last.slots
-            or list(map(_START, seqs)) != last.next_starts
-            or list(map(_SAMPLERS, seqs)) != last.samplers
-        ):
-            return False
-        tokens = list(map(_TOKENS, seqs))
-        if tokens != last.tokens:
-            token_ids = list(chain.from_iterable(tokens))
-            if len(token_ids) != len(tokens):
-                return False
-            last.tokens, last.token_ids[:] = tokens, token_ids
-            last.built.every_pending = max(token_ids) == PENDING
+    def _advance(self, last: _Decode, again: Again) -> BuiltBatch:
+        """Turn the last batch into the next one."""
         built, moving, size = last.built, last.moving, self._page_size
         moving += 1
         last.longest += 1
-        last.next_starts = built.draw_lens.tolist()
-        # One by one those that enter a page, or whose page is another now: there are few.
-        changed = [i for i, seq in enumerate(seqs) if seq.pages or not seq.start % size]
-        built.paged = self._store_pages([seqs[i] for i in changed])
-        for i in changed:
-            page, offset = divmod(seqs[i].start, size)
-            built.arrays["slots"][i] = self._table.item(seqs[i].slot, page) * size + offset
+        last.further += 1
+        if again.tokens:
+            last.token_ids[:] = again.tokens
+        elif not built.every_pending:
+            last.token_ids.fill(PENDING)
+        built.every_pending = not again.tokens
+        built.paged = self._store_pages(
+            [(built.draw_slots[place], first, pages) for place, first, pages in again.paged]
+        )
+        for place, first, pages in again.paged:  # they enter a page, or theirs is another now
+            page, offset = divmod(built.draw_lens.item(place) - 1, size)
+            moving[1, place] = pages[page - first] * size + offset
         num_pages = self._num_pages(last.longest)
-        if built.paged or num_pages != built.num_pages:
+        if built.paged is not None or num_pages != built.num_pages:
             built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
-        return True
+        return built
 
-    def _store_pages(self, seqs: list[SeqStep]) -> list[SeqStep]:
-        paged = [seq for seq in seqs if seq.pages]
-        for seq in paged:
-            self._table[seq.slot, seq.page_offset : seq.page_offset + len(seq.pages)] = seq.pages
-        return paged
+    def _store_pages(self, paged: list[tuple[int, int, list[int]]]) -> Paged | None:
+        """paged: (slot, page_offset, pages). Raises IndexError beyond max_model_len."""
+        places: list[int] = []
+        pages: list[int] = []
+        width = self._table.shape[1]
+        for slot, offset, new in paged:
+            if offset + len(new) > width:
+                raise IndexError(f"slot {slot}: {offset + len(new)} pages, of {width} that a sequence can have")
+            first = slot * width + offset
+            places += range(first, first + len(new))
+            pages += new
+        if not pages:
+            return None
+        entries, values = np.array(places, np.int64), np.array(pages, np.int32)
+        self._entries[entries] = values
+        return entries, values
 
     def _num_pages(self, longest: int) -> int:
         return (longest - 1) // self._page_size + 1

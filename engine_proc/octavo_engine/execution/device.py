@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 
-__all__ = ["CudaQueue", "Done", "InlineQueue", "Queue", "open_queue", "typed_errors"]
+__all__ = ["CudaQueue", "Done", "InlineQueue", "Queue", "TypedErrors", "open_queue"]
 
 
 class Done(Protocol):
@@ -26,7 +25,8 @@ class Done(Protocol):
 
 class Queue(Protocol):
     def enqueue(self, work: Callable[[], None]) -> Done:
-        """`work` calls ops on tensors of the device, and reads none of them on the host."""
+        """`work` calls ops on tensors of the device, and reads none of them on the host. It runs in inference mode, in
+        which this is called."""
         ...
 
     def fetch(self, x: Tensor) -> Tensor:
@@ -130,21 +130,26 @@ def open_queue(device: torch.device) -> Queue:
     return CudaQueue(device) if device.type == "cuda" else InlineQueue()
 
 
-@contextmanager
-def typed_errors(queue: Queue, what: object) -> Iterator[None]:
+class TypedErrors:
     """Raises OutOfMemory in place of torch's own error, and DeviceLost in place of whatever a lost device leads to.
 
     what: its string tells, for the message, what the memory was wanted for.
     """
-    try:
-        yield
-    except (DeviceLost, OutOfMemory):
-        raise
-    except Exception as error:
-        queue.check()
+
+    __slots__ = ("_queue", "_what")
+
+    def __init__(self, queue: Queue, what: object) -> None:
+        self._queue, self._what = queue, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, (DeviceLost, OutOfMemory)):
+            return
+        self._queue.check()
         if isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
             raise OutOfMemory(
-                f"out of memory in {what}: {queue.make_room()}; lower EngineOptions.gpu_memory_utilization (or "
-                "kv_cache_memory), max_num_batched_tokens or max_num_seqs"
+                f"out of memory in {self._what}: {self._queue.make_room()}; lower EngineOptions.gpu_memory_utilization "
+                "(or kv_cache_memory), max_num_batched_tokens or max_num_seqs"
             ) from error
-        raise

@@ -8,7 +8,7 @@ in them, and all its other small arrays, in one copy out of pinned memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
-from octavo_engine.execution.device import Done, Queue, open_queue, typed_errors
-from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched, Held
+from octavo_engine.execution.device import Queue, TypedErrors, open_queue
+from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched
+from octavo_engine.execution.device_step import DeviceStep, Rows, Work
 from octavo_engine.execution.drafts import reject, standing
 from octavo_engine.execution.runner import Runner, StepResult, independent_copies
 from octavo_engine.execution.staging import Arrays, Packer
@@ -32,55 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceRunner"]
 
-Sent = dict[str, Tensor]
 _NOTHING = torch.empty((0, 0), dtype=torch.int32)
-
-
-@dataclass
-class DeviceStep:
-    """A submitted step. What the device fills in is there once `done` has been waited for."""
-
-    plan: Plan
-    slots: list[int] = field(default_factory=list)  # who draws
-    drafted: bool = False
-    asked: list[int] = field(default_factory=list)  # the places in `slots` that want logprobs of the device
-    held: Held | None = None
-    held_logits: Tensor | None = None
-    done: Done | None = None
-    tokens: Tensor | None = None
-    logprobs: Fetched | None = None
-    prompt_logprobs: list[tuple[int, Fetched]] = field(default_factory=list)  # by slot, in chunks
-    pooled: Tensor | None = None  # hidden states of the rows that Pooler.rows names
-
-    def __str__(self) -> str:
-        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.seqs)} sequences"
-
-
-@dataclass
-class _Rows:
-    """What stays on the device while the same sequences decode: their slots, and their pages as of the last step that
-    brought one (filled in by the device)."""
-
-    built: BuiltBatch
-    slots: Tensor
-    query_start: Tensor
-    num_pages: int
-    page_table: Tensor | None = None
-
-
-@dataclass
-class _Work:
-    """What the device is told of a step; nothing in it changes afterwards."""
-
-    step: DeviceStep
-    copies: list[int]  # of so many pages each, one after the other
-    sent: Sent = field(default_factory=dict)
-    rows: _Rows | None = None
-    every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
-    draw: Draw | None = None
-    tops: list[int] = field(default_factory=list)
-    prompts: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    """Slot, first row, first target, number, best tokens."""
 
 
 class _Builder(BatchBuilder):
@@ -112,14 +65,14 @@ class DeviceRunner(Runner):
         slots, width = sizes["max_num_seqs"], -(-sizes["max_model_len"] // sizes["page_size"])
         self.queue = queue or open_queue(ops.device)
         self._packer = Packer(ops.device)
-        self._width = width
         self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
         self._entries = self._tables.view(-1)
         self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
         self._drawn: tuple[Tensor, Tensor] | None = None  # slots and tokens that are still to go to `_last`
         self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
         self._no_rows = self._count[:0], self._count[:1], self._count[:0]
-        self._rows: _Rows | None = None
+        self._rows: Rows | None = None
+        self._inference = torch.inference_mode()
 
     def _record_decode(self, decode: Callable[..., Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]) -> None:
         self._decodes.append(self._ops.record(decode, specs, **hints))
@@ -145,18 +98,10 @@ class DeviceRunner(Runner):
         for start in plan.starts:
             self._sampler.start(start)
             self._builder.start(start.slot, start.adapter)
-        with typed_errors(self.queue, step):
-            work = self._prepare(plan, step)
-            step.done = self.queue.enqueue(self._bound(work))
+        with self._inference, TypedErrors(self.queue, step):
+            step.done = self.queue.enqueue(partial(self._run, self._prepare(plan, step)))
         self._copied = max(self._copied, plan.step)
         return step
-
-    def _bound(self, work: _Work) -> Callable[[], None]:
-        def run() -> None:
-            with torch.inference_mode():
-                self._run(work)
-
-        return run
 
     def collect(self, step: DeviceStep) -> StepResult:  # type: ignore[override]
         """Wait for the oldest step and return what it made. Raises also what the sampler raises."""
@@ -172,17 +117,14 @@ class DeviceRunner(Runner):
             for i, place in enumerate(step.held.places):
                 tokens[place], logprobs[place] = drawn[i], entries[i]
         if step.drafted:
-            tokens, logprobs = reject(step.plan.seqs, tokens, logprobs)
+            tokens, logprobs = reject(step.plan.steps, tokens, logprobs)
             self._sampler.commit(*standing(step.slots, tokens))
         else:
             self._sampler.commit(step.slots, tokens)
-        # One whose chunk has no target is there too: its request may have waited for just that.
-        prompt_logprobs: dict[int, list[TokenLogprob]] = {
-            seq.slot: [] for seq in step.plan.seqs if seq.prompt_logprobs >= 0
-        }
+        prompt_logprobs: dict[int, list[TokenLogprob]] = {slot: [] for slot in step.read}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs[slot].extend(chunk.entries())
-        vectors = {} if step.pooled is None else self._pooler.add(step.plan.seqs, step.pooled)
+        vectors = {} if step.pooled is None else self._pooler.add(step.plan.steps, step.pooled)
         return StepResult(tokens, logprobs, prompt_logprobs, vectors, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
@@ -194,68 +136,73 @@ class DeviceRunner(Runner):
 
     def _wait(self, step: DeviceStep) -> None:
         assert step.done is not None
-        with typed_errors(self.queue, step):
+        with TypedErrors(self.queue, step):
             step.done.wait()
 
-    def _prepare(self, plan: Plan, step: DeviceStep) -> _Work:
+    def _prepare(self, plan: Plan, step: DeviceStep) -> Work:
         """All that has to be known of the host's state, so that it may go on changing."""
         # A second run of a step might copy what the first has written since.
-        copies = list(independent_copies(plan.copies)) if plan.step > self._copied else []
-        work = _Work(step, list(map(len, copies)))
+        copies = list(independent_copies(plan.copies)) if plan.copies and plan.step > self._copied else []
+        work = Work(step, list(map(len, copies)))
         arrays: Arrays = {}
         if copies:
             pairs = np.array(list(chain.from_iterable(copies)), np.int32)
             arrays["copy_src"], arrays["copy_dst"] = pairs.T.copy()
-        if not plan.seqs:
+        seqs = plan.steps  # what is read of them below is the same in each of the steps that go on
+        if not seqs:
             if arrays:
                 work.sent = self._packer.send(arrays)
             return work
-        built = self._build(plan.seqs)
+        built = self._build(plan)
         step.slots, step.drafted = built.draw_slots, built.ahead is not None
-        arrays |= self._batch_arrays(plan.seqs, built, work)
+        arrays |= self._batch_arrays(seqs, built, work)
         arrays |= self._sampler.masks(step.slots)
         if step.slots:
-            if not built.every_row:
+            if built.moving is None:
                 arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
                 arrays["draw_lens"] = built.draw_lens
-            arrays |= self._sampler.arrays(step.slots, built.draw_lens, built.ahead)
+                arrays["draw_positions"] = self._sampler.positions(step.slots, built.draw_lens)
+            arrays |= self._sampler.arrays(step.slots, built.ahead)
             step.held = self._sampler.held(step.slots, built.draw_lens)
             if step.held is not None:
                 arrays["held"] = np.array(step.held.places, np.int32)
             step.asked, work.tops = self._sampler.asked(step.slots, step.held)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
-        if not built.every_row:  # else nobody reads a prompt
-            if any(seq.prompt_logprobs >= 0 for seq in plan.seqs):
-                arrays["targets"] = np.array(self._prompt_targets(plan.seqs, work), np.int32)
-            if pooled := self._pooler.rows(plan.seqs):
+        if plan.again is None:
+            step.read = [seq.slot for seq in seqs if seq.prompt_logprobs >= 0]
+        if built.moving is None:  # else nobody reads a prompt
+            if step.read:
+                arrays["targets"] = np.array(self._prompt_targets(seqs, work), np.int32)
+            if pooled := self._pooler.rows(seqs):
                 arrays["pooled_rows"] = np.array(pooled, np.int32)
-        work.sent = self._packer.send(arrays)
+        sent = work.sent = self._packer.send(arrays, len(seqs))
         if step.slots:
             work.draw = self._sampler.prepare(step.slots, work.sent)
-        rows, num_pages = self._rows, built.num_pages
-        if "seq_slots" in work.sent:
-            query_start = work.sent["query_start"] if "query_start" in arrays else self._count[: len(plan.seqs) + 1]
-            self._rows = _Rows(built, work.sent["seq_slots"], query_start, num_pages)
-        elif rows is not None and ("table_places" in arrays or rows.num_pages != num_pages):
-            self._rows = _Rows(built, rows.slots, rows.query_start, num_pages)
+        kept, num_pages = self._rows, built.num_pages
+        if "seq_slots" in sent:
+            query_start = sent["query_start"] if "query_start" in sent else self._count[: len(seqs) + 1]
+            self._rows = Rows(built, sent["seq_slots"], query_start, self._tables[:, :num_pages])
+        elif kept is not None and kept.columns.shape[1] != num_pages:
+            self._rows = Rows(built, kept.slots, kept.query_start, self._tables[:, :num_pages])
+        elif kept is not None and "table_places" in sent:
+            self._rows = Rows(built, kept.slots, kept.query_start, kept.columns)
         work.rows = self._rows
         return work
 
-    def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: _Work) -> Arrays:
-        arrays: Arrays = {name: built.arrays[name] for name in ("positions", "slots", "seq_lens")}
-        places: list[int] = []
-        pages: list[int] = []
-        for seq in built.paged:
-            first = seq.slot * self._width + seq.page_offset
-            places += range(first, first + len(seq.pages))
-            pages += seq.pages
-        if pages:
-            arrays |= {"table_places": np.array(places, np.int64), "table_pages": np.array(pages, np.int32)}
-        if self._rows is None or self._rows.built is not built:
+    def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: Work) -> Arrays:
+        arrays: Arrays = {}
+        if built.paged is not None:
+            arrays["table_places"], arrays["table_pages"] = built.paged
+        fresh = self._rows is None or self._rows.built is not built
+        if fresh:
             arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
-        if not built.every_row:
-            arrays["query_start"] = built.arrays["query_start"]
+        if built.moving is not None:
+            if fresh:
+                built.moving[3, : len(seqs)] = self._sampler.positions(built.draw_slots, built.draw_lens)
+            arrays["positions slots seq_lens draw_positions"] = built.moving
+        else:
+            arrays |= {name: built.arrays[name] for name in ("positions", "slots", "seq_lens", "query_start")}
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
         if built.own_rows is not None:
@@ -273,7 +220,7 @@ class DeviceRunner(Runner):
                 arrays |= {"pending_rows": pending, "pending_slots": slots}
         return arrays
 
-    def _prompt_targets(self, seqs: list[SeqStep], work: _Work) -> list[int]:
+    def _prompt_targets(self, seqs: list[SeqStep], work: Work) -> list[int]:
         """The tokens whose logprobs are wanted, one after the other, and in `work` which rows predict them."""
         targets: list[int] = []
         row = 0
@@ -289,7 +236,7 @@ class DeviceRunner(Runner):
 
     # ---- the device --------------------------------------------------------------------------------------------
 
-    def _run(self, work: _Work) -> None:
+    def _run(self, work: Work) -> None:
         sent = work.sent
         if work.copies:
             runs = zip(*(sent[name].split_with_sizes(work.copies) for name in ("copy_src", "copy_dst")), strict=True)
@@ -306,7 +253,7 @@ class DeviceRunner(Runner):
                 values = table.values
                 values.index_copy_(0, sent["own_rows"], sent[f"rotation {i}"].view(-1, values.shape[1]))
         if rows.page_table is None:
-            rows.page_table = self._tables[:, : rows.num_pages].index_select(0, rows.slots)
+            rows.page_table = rows.columns.index_select(0, rows.slots)
         batch = [
             self._token_ids(work), sent["positions"], sent["slots"], rows.query_start, sent["seq_lens"], rows.page_table
         ]  # fmt: skip
@@ -327,7 +274,7 @@ class DeviceRunner(Runner):
             self._read(work, hidden)
 
     def _hidden(
-        self, work: _Work, batch: list[Tensor], page_table: Tensor, adapters: Tensor | None
+        self, work: Work, batch: list[Tensor], page_table: Tensor, adapters: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The forward's result, of all rows where some are read; and the rows of it that draw."""
         sent = work.sent
@@ -349,20 +296,20 @@ class DeviceRunner(Runner):
         hidden = forward_kept(*batch, *kept)
         return hidden, hidden
 
-    def _sample(self, work: _Work, draw: Draw, logits: Tensor) -> None:
+    def _sample(self, work: Work, draw: Draw, logits: Tensor) -> None:
         step, sent = work.step, work.sent
         if "held" in sent:
             step.held_logits = self.queue.fetch(logits.index_select(0, sent["held"]))
         drawn = self._sampler.sample(logits, draw)
-        tokens = drawn.clamp(min=0)  # -1, where nothing was drawn, is no id
-        self._drawn = draw.slots, tokens
         step.tokens = self.queue.fetch(drawn)
+        tokens = drawn.clamp_(min=0)  # once they are fetched: -1, where nothing was drawn, is no id
+        self._drawn = draw.slots, tokens
         if step.asked:
             if len(step.asked) < len(step.slots):
                 logits, tokens = logits.index_select(0, sent["asked"]), tokens.index_select(0, sent["asked"])
             step.logprobs = self._logprobs(logits, tokens, work.tops)
 
-    def _read(self, work: _Work, hidden: Tensor) -> None:
+    def _read(self, work: Work, hidden: Tensor) -> None:
         """What is asked of prompts."""
         step, sent = work.step, work.sent
         for slot, row, target, count, top in work.prompts:
@@ -372,7 +319,7 @@ class DeviceRunner(Runner):
         if "pooled_rows" in sent:
             step.pooled = self.queue.fetch(self._pooler.hidden(hidden.index_select(0, sent["pooled_rows"])))
 
-    def _token_ids(self, work: _Work) -> Tensor:
+    def _token_ids(self, work: Work) -> Tensor:
         if self._drawn is not None:
             slots, tokens = self._drawn
             if work.every_pending and work.draw is not None and work.draw.slots is slots:

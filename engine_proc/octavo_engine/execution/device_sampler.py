@@ -19,7 +19,7 @@ from octavo_engine.scheduling.plan import SeqStart
 __all__ = ["DeviceSampler", "Draw", "Fetched", "Held"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Draw:
     """What Ops.sample takes of the slots that draw in a step, on the device."""
 
@@ -64,9 +64,10 @@ class DeviceSampler(Sampler):
         super().__init__(ops, max_num_seqs=max_num_seqs, vocab_size=vocab_size, processors=processors)
         self._prompt_length = np.zeros(max_num_seqs, np.int32)
         self._kept_slots: list[int] = []
-        self._kept: dict[str, Tensor] = {}
         self._kept_index = np.zeros(0, np.intp)
-        self._kept_lengths = np.zeros(0, np.int32)  # of their prompts
+        self._kept_parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+        self._kept_entries: tuple[Tensor, Tensor, Tensor, Tensor]
+        self._kept: Tensor  # the slots on the device
         device = ops.device
         self._nothing = (  # entries that change nothing
             torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=device),
@@ -89,12 +90,16 @@ class DeviceSampler(Sampler):
         self._kept_slots = []
         self._new_masks.pop(slot, None)
 
-    def arrays(self, slots: list[int], lengths: NDArray[np.int32], ahead: list[list[int]] | None = None) -> Arrays:
-        """What a draw needs that is not on the device. lengths: of the sequences, the tokens of this step included."""
+    def positions(self, slots: list[int], lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Of the tokens drawn, in the outputs. lengths: of the sequences, the tokens of this step included."""
+        positions: NDArray[np.int32] = lengths - self._prompt_length[slots]
+        return positions
+
+    def arrays(self, slots: list[int], ahead: list[list[int]] | None = None) -> Arrays:
+        """What a draw needs besides that is not on the device."""
         changed = self._kept_slots != slots
         index = np.array(slots, np.intp) if changed else self._kept_index
-        prompts = self._prompt_length[index] if changed else self._kept_lengths
-        arrays: Arrays = {"draw_positions": lengths - prompts}
+        arrays: Arrays = {}
         if changed:
             arrays["draw_slots"] = index
             arrays["temperature"], arrays["top_k"] = self._temperature[index], self._top_k[index]
@@ -132,22 +137,24 @@ class DeviceSampler(Sampler):
         return self._device_masks
 
     def prepare(self, slots: list[int], sent: dict[str, Tensor]) -> Draw:
-        """sent: what `arrays` gave for these slots, on the device."""
+        """sent: what `arrays` gave for these slots, and draw_positions, on the device."""
         if "temperature" in sent:
-            self._kept_slots, self._kept, self._kept_index = slots.copy(), sent, np.array(slots, np.intp)
-            self._kept_lengths = self._prompt_length[self._kept_index]
-        kept = self._kept
-        parameters = kept["temperature"], kept["top_k"], kept["top_p"], kept["min_p"], kept["seeds"]
+            self._keep(slots, sent)
         mask: tuple[Tensor | None, Tensor | None] = (None, None)
         if "mask_rows" in sent:
             mask = self._masks_there(), sent["mask_rows"]
+        entries = self._kept_entries
+        if "adjust_start" in sent:
+            entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
+        return Draw(self._kept, self._kept_parameters, sent["draw_positions"], entries, mask)
+
+    def _keep(self, slots: list[int], sent: dict[str, Tensor]) -> None:
+        self._kept_slots, self._kept_index, self._kept = slots.copy(), np.array(slots, np.intp), sent["draw_slots"]
+        self._kept_parameters = sent["temperature"], sent["top_k"], sent["top_p"], sent["min_p"], sent["seeds"]
         start, ids, scale, add = self._nothing
         if len(slots) >= len(start):  # there are drafts
             start = start.new_zeros(len(slots) + 1)
-        entries = start[: len(slots) + 1], ids, scale, add
-        if "adjust_start" in sent:
-            entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
-        return Draw(kept["draw_slots"], parameters, sent["draw_positions"], entries, mask)
+        self._kept_entries = start[: len(slots) + 1], ids, scale, add
 
     def sample(self, logits: Tensor, draw: Draw) -> Tensor:
         """[R] int32, one token a row; -1 where nothing is left to choose."""
@@ -155,7 +162,7 @@ class DeviceSampler(Sampler):
 
     def held(self, slots: list[int], lengths: NDArray[np.int32]) -> Held | None:
         """Those of the slots that ask for processors. They do not draw in the step that is ahead, if there is one (see
-        scheduling.sequence), so their output is complete. lengths: as for `arrays`."""
+        scheduling.sequence), so their output is complete. lengths: as for `positions`."""
         if not self._processors.asked:
             return None
         every = self._processors.rows(slots)

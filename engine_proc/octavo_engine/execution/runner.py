@@ -184,9 +184,9 @@ class Runner:
         """
         with torch.inference_mode():
             self._take_over(plan)
-            if not plan.seqs:
+            if not plan.steps:
                 return Step(plan.step, StepResult([], []))
-            built = self._build(plan.seqs)
+            built = self._build(plan)
             if built.own_rows is not None:
                 for table in self._rotations:
                     table.values.index_copy_(0, built.own_rows, table.own_rows(built.own))
@@ -194,16 +194,16 @@ class Runner:
             vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
                 hidden = self._run_rows(built)
-            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.seqs):
+            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.steps):
                 hidden = self._run_kept(built)
             else:
                 every = self._run_rows(built)
-                found = self._prompt_logprobs(every, plan.seqs)
-                vectors = self._pool(every, plan.seqs)
+                found = self._prompt_logprobs(every, plan.steps)
+                vectors = self._pool(every, plan.steps)
                 hidden = every.index_select(0, built.draw_rows)
             tokens, logprobs = self._draw(hidden, built.draw_slots, built.ahead)
             if built.ahead is not None:
-                tokens, logprobs = reject(plan.seqs, tokens, logprobs)
+                tokens, logprobs = reject(plan.steps, tokens, logprobs)
             result = StepResult(tokens, logprobs, found, vectors)
         if tokens:
             self._sampler.commit(*standing(built.draw_slots, tokens))
@@ -217,8 +217,8 @@ class Runner:
     def discard(self, step: Step) -> None:
         """Wait for a step whose results nobody wants."""
 
-    def _build(self, seqs: list[SeqStep]) -> BuiltBatch:
-        built = self._builder.build(seqs)
+    def _build(self, plan: Plan) -> BuiltBatch:
+        built = self._builder.build(plan.steps, plan.again)
         for table in self._rotations:
             table.reach(built.num_pages * self._page_size)
         return built

@@ -132,8 +132,12 @@ class _Buffers:
             shape = (rows, *(widths[n] if isinstance(n, str) else n for n in spec.shape[1:]))
             self._tensors.append(torch.full(shape, spec.fill, dtype=spec.dtype, device=device))
         self._filled_from = 0
-        self._places: list[Tensor] = []  # of the last run's rows
-        self._wide: dict[int, Tensor] = {}  # what those hold that were filled in part
+        self._widths = [i for i, spec in enumerate(inputs) if any(isinstance(n, str) for n in spec.shape[1:])]
+        self._shapes: list[torch.Size] = []  # of the last run's inputs whose width varies
+        self._whole: list[int] = []  # the inputs that fill their rows in it, and where they go; then the others
+        self._places: list[Tensor] = []
+        self._parts: list[tuple[int, Tensor]] = []
+        self._wide: dict[int, Tensor] = {}  # what the others hold
 
     def views(self, rows: int) -> list[Tensor]:
         """The inputs of a run of that many rows."""
@@ -142,25 +146,31 @@ class _Buffers:
     def load(self, given: Sequence[Tensor], rows: int) -> None:
         """given: a run's inputs, on the device. Widths that vary fill the beginning of each row, its rest stays; such a
         tensor, given again, is taken to be what it was."""
-        if rows < self._filled_from:
-            for buffer, counted, fill in zip(self._tensors, self._counted, self._fills, strict=True):
-                if not counted:
-                    buffer[rows : self._filled_from].fill_(fill)
-        if rows != self._filled_from:
-            self._filled_from, self._places = rows, [buffer[:rows] for buffer in self._tensors]
-            self._wide.clear()
-        alike: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for i, (x, place) in enumerate(zip(given, self._places, strict=True)):
-            if self._counted[i]:
+        shapes = [given[i].shape for i in self._widths]
+        if rows != self._filled_from or shapes != self._shapes:
+            self._lay_out(given, rows)
+            self._filled_from, self._shapes = rows, shapes
+        if self._whole:
+            torch._foreach_copy_(self._places, [given[i] for i in self._whole])  # one launch where all are of one type
+        for i, place in self._parts:
+            if self._wide.get(i) is not given[i]:
+                place.copy_(given[i])
+                self._wide[i] = given[i]
+
+    def _lay_out(self, given: Sequence[Tensor], rows: int) -> None:
+        self._whole, self._places, self._parts = [], [], []
+        self._wide.clear()
+        for i, (buffer, counted, fill) in enumerate(zip(self._tensors, self._counted, self._fills, strict=True)):
+            if counted:
                 continue
-            if x.shape == place.shape:
-                self._wide.pop(i, None)
-                alike[0].append(place)
-                alike[1].append(x)
-            elif self._wide.get(i) is not x:
-                place[tuple(slice(n) for n in x.shape)].copy_(x)
-                self._wide[i] = x
-        torch._foreach_copy_(*alike)  # one launch where all are of one type, as those of a batch are
+            if rows < self._filled_from:
+                buffer[rows : self._filled_from].fill_(fill)
+            place = buffer[tuple(slice(n) for n in given[i].shape)]
+            if place.shape == buffer[:rows].shape:
+                self._whole.append(i)
+                self._places.append(place)
+            else:
+                self._parts.append((i, place))
 
 
 class Recorded:
@@ -183,7 +193,9 @@ class Recorded:
         """rows: the most of a run that graphs serve; 0, or graphs None: none is captured."""
         self._function, self._inputs, self._staging = function, inputs, staging
         self.sizes = graph_sizes(rows) if graphs is not None else []
+        self._counted = [spec.fill is None for spec in inputs]
         self._graphs: dict[int, tuple[Graph, Tensor]] = {}
+        self._last: tuple[int, Graph, Tensor] | None = None  # rows, their graph, and what it makes of them
         if graphs is None or not self.sizes:
             return
         self._buffers = _Buffers(inputs, rows, widths or {}, staging.device)
@@ -205,14 +217,17 @@ class Recorded:
         if rows is None:
             return self._function(*sent)
         self._buffers.load(sent, rows)
-        graph, out = self._graphs[self.sizes[bisect_left(self.sizes, rows)]]
+        if self._last is None or self._last[0] != rows:
+            graph, out = self._graphs[self.sizes[bisect_left(self.sizes, rows)]]
+            self._last = rows, graph, out[:rows]
+        _, graph, out = self._last
         graph.replay()
-        return out[:rows]
+        return out
 
     def _rows(self, given: Sequence[Tensor]) -> int | None:
         """The rows of a run that a graph serves: as many in every input, and at most those of the largest graph."""
-        rows = {x.shape[0] - (spec.fill is None) for x, spec in zip(given, self._inputs, strict=True)}
-        if len(rows) != 1:
+        count = given[0].shape[0] - self._counted[0]
+        if not self.sizes or not 0 < count <= self.sizes[-1]:
             return None
-        count = rows.pop()
-        return count if self.sizes and 0 < count <= self.sizes[-1] else None
+        rows = [x.shape[0] for x in given]
+        return count if rows == [count + counted for counted in self._counted] else None

@@ -49,6 +49,7 @@ class Staging:
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(_BUFFERS)]
         self._filled = [x.view(torch.int32) for x in self._buffers]
         self._arrays: list[NDArray[np.int32]] = [x.numpy() for x in self._filled]
+        self._parts = list(self._filled)  # of each what was sent last
         self._words = 0
         self._events: list[Copied] = [self._event() for _ in range(_BUFFERS)]
         self._turn = 0
@@ -64,7 +65,10 @@ class Staging:
 
     def send(self) -> Tensor:
         """What was written to the last `room`, on its way to the device: int32, a new tensor."""
-        block = self._filled[self._turn][: self._words].to(self.device, non_blocking=True, copy=True)
+        part = self._parts[self._turn]
+        if part.shape[0] != self._words:
+            part = self._parts[self._turn] = self._filled[self._turn][: self._words]
+        block = part.to(self.device, non_blocking=True, copy=True)
         self._events[self._turn].record()
         return block
 
@@ -100,4 +104,5 @@ class Staging:
         if self._arrays[self._turn].nbytes < nbytes:
             buffer = torch.empty(-(-nbytes // _PAGE) * _PAGE, dtype=torch.uint8, pin_memory=self._pinned)
             self._buffers[self._turn], self._filled[self._turn] = buffer, buffer.view(torch.int32)
+            self._parts[self._turn] = self._filled[self._turn]
             self._arrays[self._turn] = self._filled[self._turn].numpy()

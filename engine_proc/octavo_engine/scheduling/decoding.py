@@ -4,16 +4,20 @@ When a decode finds no page, the running sequence of the largest rank (lowest pr
 back and waits to be recomputed, which the prefix cache makes cheap while its pages survive. The smallest rank never
 gives way, so there is always progress. While a step is in flight nobody gives way: who lacks a page waits.
 A sequence that outgrows its regime (layers.rope) gives its pages back in the same way, to be computed anew in the next.
+
+Mostly the same sequences decode on for many steps, until one comes, ends or lacks something. What they do is then said
+once (plan.Again), and a step looks at their pages alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 
 from octavo_engine.scheduling.admission import SchedulerConfig
 from octavo_engine.scheduling.census import Counters
 from octavo_engine.scheduling.page_tables import PageTables
-from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
+from octavo_engine.scheduling.plan import PENDING, Again, Plan, SeqStep
 from octavo_engine.scheduling.running import Running
 from octavo_engine.scheduling.sequence import Sequence
 from octavo_engine.scheduling.waiting import WaitingQueue
@@ -25,8 +29,27 @@ _PENDING: list[int] = [PENDING]
 _NOTHING: list[int] = []
 
 
+@dataclass(slots=True)
+class _Together:
+    """Sequences that were all that ran in a step, each for a token, and do so again.
+
+    steps: of that step, `further` steps ago. until: from so many on it has to be looked at each of them again. wait:
+    some can't go on before their last token is known. ends: the tokens that end one of them.
+    """
+
+    seqs: list[Sequence]
+    steps: list[SeqStep]
+    until: int
+    wait: bool
+    ends: frozenset[int]
+    further: int = 0
+
+
 class Decoding:
-    """Works on the scheduler's lists. stalled: nothing more is scheduled before all that is in flight has landed."""
+    """Works on the scheduler's lists. stalled: nothing more is scheduled before all that is in flight has landed.
+
+    filled, ends: of the last plan, see Flight.
+    """
 
     def __init__(
         self,
@@ -39,10 +62,64 @@ class Decoding:
         self._config, self._tables, self._running = config, tables, running
         self._waiting, self._counters = waiting, counters
         self.stalled = False
+        self.filled: list[tuple[Sequence, int]] = []
+        self.ends: frozenset[int] | None = None
+        self._together: _Together | None = None
 
-    def add(self, plan: Plan, *, ahead: bool) -> list[Sequence]:
-        """A step of each that decodes, while the plan is empty. Returns them. ahead: a step is in flight."""
+    def add(self, plan: Plan, *, ahead: bool, ended: bool) -> list[Sequence]:
+        """A step of each that decodes, while the plan is empty. Returns them. ahead: a step is in flight; ended: so are
+        sequences that have ended."""
+        self.filled, self.ends = [], None
+        together = self._together
+        if together is not None and not ended and self._goes_on(together, ahead):
+            self._again(together, plan, ahead)
+            return together.seqs
+        self._together = None
         return self._ahead(plan) if ahead else self._now(plan)
+
+    def keep(self, plan: Plan, decodes: list[Sequence]) -> None:
+        """The plan is about these alone, and each runs one token: the next one may be the same."""
+        if self._together is None and len(decodes) == len(self._running.decoding):
+            if any(seq.group is not None for seq in decodes):
+                return
+            until = min([min(s.max_output - len(s.output) - 1, s.limit - s.num_computed + 1) for s in decodes])
+            wait = any(len(seq.output) < seq.waits_until for seq in decodes)
+            ends = frozenset().union(*{seq.stops for seq in decodes})
+            self._together = _Together(decodes, plan.steps, until, wait, ends)
+
+    def forget(self) -> None:
+        """The last plan was about others too, or there may be more tokens in the next."""
+        self._together = self.ends = None
+
+    def _goes_on(self, together: _Together, ahead: bool) -> bool:
+        seqs = together.seqs
+        return (
+            together.further + 1 < together.until
+            and not (together.wait and ahead)
+            and self._running.decoding == seqs
+            and self._tables.pool.num_available >= len(seqs)  # nobody has to give way, or to wait
+        )
+
+    def _again(self, together: _Together, plan: Plan, ahead: bool) -> None:
+        together.further += 1
+        seqs, size = together.seqs, self._config.page_size
+        paged: list[tuple[int, int, list[int]]] = []
+        for place, seq in enumerate(seqs):
+            start = seq.num_computed
+            stop = seq.num_computed = start + 1
+            if stop >= seq.room:
+                if start >= seq.room:
+                    seq.num_computed = start
+                    self._make_room(seq, plan, ahead=ahead)
+                    seq.num_computed = stop
+                    offset, seq.sent = seq.sent, len(seq.pages)
+                    paged.append((place, offset, seq.pages[offset:]))
+                if not stop % size:
+                    self.filled.append((seq, stop))
+        tokens = [] if ahead else [seq.output[-1] for seq in seqs]
+        plan.steps, plan.again = together.steps, Again(together.further, tokens, paged)
+        if together.further + 1 < together.until:
+            self.ends = together.ends
 
     def vacate(self, seq: Sequence) -> None:
         """It gives slot and pages back."""
@@ -51,7 +128,7 @@ class Decoding:
 
     def _now(self, plan: Plan) -> list[Sequence]:
         """One token each of the running sequences. Returns those of plan.seqs."""
-        steps = plan.seqs
+        steps, size = plan.steps, self._config.page_size
         # Preemption pops this list's tail while it is walked: a sequence already in the plan is never popped.
         for seq in islice(self._running.decoding, self._config.max_num_batched_tokens):
             start = seq.num_computed
@@ -63,13 +140,15 @@ class Decoding:
                 steps.append(SeqStep(seq.slot, start, [seq.output[-1]], offset, new, seq.samplers, regime=seq.regime))
             else:
                 break
-            seq.num_computed = start + 1
+            stop = seq.num_computed = start + 1
+            if not stop % size:
+                self.filled.append((seq, stop))
         return self._running.decoding[: len(steps)]
 
     def _ahead(self, plan: Plan) -> list[Sequence]:
         """The same while a step is in flight. Who cannot take part without that step's tokens is left out."""
         decodes: list[Sequence] = []
-        steps, most = plan.seqs, self._config.max_num_batched_tokens
+        steps, most, size = plan.steps, self._config.max_num_batched_tokens, self._config.page_size
         for seq in self._running.decoding:
             if len(decodes) == most:
                 break
@@ -86,7 +165,9 @@ class Decoding:
                 new = seq.pages[offset:]
             tokens = _PENDING if pending else [seq.output[-1]]
             steps.append(SeqStep(seq.slot, start, tokens, offset, new, seq.samplers, -1, -1, seq.regime))
-            seq.num_computed = start + 1
+            stop = seq.num_computed = start + 1
+            if not stop % size:
+                self.filled.append((seq, stop))
             decodes.append(seq)
         return decodes
 

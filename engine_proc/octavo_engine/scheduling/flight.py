@@ -23,7 +23,9 @@ class Prefill(NamedTuple):
 
 @dataclass(slots=True)
 class Flight:
-    """A plan and whom it is about. decodes: those of the plan's first seqs.
+    """A plan and whom it is about. decodes: those of the plan's first seqs; filled: those of them whose token is the
+    last of a page, and the length with it. ends: the tokens that would end one of the decodes, where nothing else in
+    this step can and it is about nobody else; else None.
 
     replaced: pages that sequences of this flight may still use, though their tables name others now; each counts a
     reference until the flight has landed. drafted: some of the decodes carry drafts.
@@ -32,6 +34,8 @@ class Flight:
     plan: Plan
     decodes: list[Sequence]
     prefills: list[Prefill]
+    filled: list[tuple[Sequence, int]] = field(default_factory=list)
+    ends: frozenset[int] | None = None
     replaced: list[int] = field(default_factory=list)
     drafted: bool = False
 
@@ -40,8 +44,10 @@ class Flight:
         """Who draws, in the order of the plan's samplers."""
         decodes = self.decodes
         if self.drafted:
-            steps = zip(decodes, self.plan.seqs, strict=False)
+            steps = zip(decodes, self.plan.steps, strict=False)
             decodes = [seq for seq, step in steps for _ in range(step.num_drawn)]
+        if not self.prefills:
+            return decodes
         return decodes + [seq for prefill in self.prefills for seq in prefill.samplers]
 
     @property

@@ -138,11 +138,11 @@ class PageTables:
             if seq.node is None:
                 return
             page = seq.pages[index]
-            seq.node = self.cache.store(seq.node, seq.token_bytes(index * size, (index + 1) * size), page)
-            if seq.node is not None and seq.node.page != page:
-                self.pool.share(seq.node.page)
+            node = seq.node = self.cache.store(seq.node, seq.token_bytes(index * size, (index + 1) * size), page)
+            if node is not None and node.page != page:
+                self.pool.share(node.page)
                 self.replaced.append(page)
-                seq.pages[index] = seq.node.page
+                seq.pages[index] = node.page
                 seq.sent = min(seq.sent, index)
                 seq.room = 0
 

@@ -11,7 +11,7 @@ import msgspec
 
 from octavo.options import SamplingParams
 
-__all__ = ["PENDING", "REJECTED", "Plan", "SeqStart", "SeqStep"]
+__all__ = ["PENDING", "REJECTED", "Again", "Plan", "SeqStart", "SeqStep"]
 
 PENDING = -1
 """In SeqStep.tokens, alone: the token that the slot draws in the step before, which has not been collected."""
@@ -70,15 +70,55 @@ class SeqStep(msgspec.Struct, array_like=True, gc=False):
         return len(self.samplers) + self.drafts
 
 
+# Shared by many steps, and changed by nobody: lists made anew would wake the garbage collector.
+_PENDING: list[int] = [PENDING]
+_NOTHING: list[int] = []
+
+
+class Again(msgspec.Struct, array_like=True, gc=False):
+    """Sequences that decode on, one token each and drawn by their own slots, as so many steps (`further`) before.
+
+    tokens: of each sequence the one that is run; empty where all are PENDING. paged: (place in the plan, page_offset,
+    pages), as in SeqStep, of those that got pages; who enters a page is among them.
+    """
+
+    further: int
+    tokens: list[int]
+    paged: list[tuple[int, int, list[int]]]
+
+    def of(self, steps: list[SeqStep]) -> list[SeqStep]:
+        """What the sequences do that did `steps` then."""
+        tokens = [[token] for token in self.tokens] or [_PENDING] * len(steps)
+        found = [
+            SeqStep(step.slot, step.start + self.further, own, 0, _NOTHING, step.samplers, regime=step.regime)
+            for step, own in zip(steps, tokens, strict=True)
+        ]
+        for place, offset, pages in self.paged:
+            found[place].page_offset, found[place].pages = offset, pages
+        return found
+
+
 class Plan(msgspec.Struct, array_like=True):
-    """One step. copies: (source page, destination page), for copy-on-write."""
+    """One step. copies: (source page, destination page), for copy-on-write. steps: of each sequence; where they only go
+    on, those of an earlier plan, the very list, and `again` says what is new."""
 
     step: int
     ends: list[int]
     starts: list[SeqStart]
     copies: list[tuple[int, int]]
-    seqs: list[SeqStep]
+    steps: list[SeqStep]
+    again: Again | None = None
+
+    @property
+    def seqs(self) -> list[SeqStep]:
+        """What each sequence does."""
+        return self.steps if self.again is None else self.again.of(self.steps)
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(seq.tokens) for seq in self.seqs)
+        return sum(len(step.tokens) for step in self.steps)
+
+    def write_out(self) -> list[SeqStep]:
+        """Have `steps` say all, to be changed."""
+        self.steps, self.again = self.seqs, None
+        return self.steps

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from octavo_engine.scheduling.block_pool import BlockPool
 
 __all__ = ["CachedPage", "Parent", "PrefixCache"]
 
 
-class CachedPage:
-    """A full page whose content can be found. tokens: its token ids as int32 bytes."""
+class CachedPage(msgspec.Struct, eq=False, gc=False):
+    """A full page whose content can be found. parent: the page before, or the cache_salt before the first page; tokens:
+    its token ids as int32 bytes."""
 
-    __slots__ = ("key", "page", "parent", "tokens")
+    key: int
+    parent: CachedPage | bytes
+    tokens: bytes
+    page: int
 
-    def __init__(self, key: int, parent: Parent, tokens: bytes, page: int) -> None:
-        self.key, self.parent, self.tokens, self.page = key, parent, tokens, page
 
-
-Parent = CachedPage | bytes  # the page before, or the cache_salt before the first page
+Parent = CachedPage | bytes
 
 
 def _hash(parent: int | bytes, tokens: bytes) -> int:

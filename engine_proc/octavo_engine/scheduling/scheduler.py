@@ -134,7 +134,7 @@ class Scheduler:
         if self.config.regimes is not None and not self.flights:
             self.decoding.change_regimes()
         preempted = self.counters.preemptions
-        decodes = self.decoding.add(plan, ahead=bool(self.flights))
+        decodes = self.decoding.add(plan, ahead=bool(self.flights), ended=bool(self._finished))
         drafted = 0
         if self.speculation is not None:
             drafted = self.speculation.add(plan, decodes, self.config.max_num_batched_tokens)
@@ -142,14 +142,19 @@ class Scheduler:
         prefills = self._prefill(plan, budget)
         if self.waiting and preempted == self.counters.preemptions and not self.decoding.stalled:
             self._admit(plan, budget - sum(prefill.length for prefill in prefills), prefills)
-        if not plan.seqs:
+        if not plan.steps:
             return self.schedule() if not self.flights and self.decoding.shelve() else None
         for prefill in prefills:
             if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
                 self.running.prefilling.remove(prefill.seq)
                 self.running.decode(prefill.seq)
+        if prefills or self.speculation is not None:
+            self.decoding.forget()
+        else:
+            self.decoding.keep(plan, decodes)
         plan.ends = self.running.take_ends()
-        self.flights.push(Flight(plan, decodes, prefills, drafted=drafted > 0))
+        filled, ends = self.decoding.filled, self.decoding.ends
+        self.flights.push(Flight(plan, decodes, prefills, filled, ends, drafted=drafted > 0))
         self._step += 1
         return plan
 
@@ -165,10 +170,14 @@ class Scheduler:
         flight, drew = self.flights.land(plan, len(tokens))
         gone: list[int] = []  # places in `drew`
         page_size = self.config.page_size
-        for seq, step in zip(flight.decodes, plan.seqs, strict=False):
-            stop = step.start + 1
-            if not stop % page_size and seq.finish_reason is None:
+        for seq, stop in flight.filled:
+            if seq.finish_reason is None:
                 self.tables.store(seq, stop - page_size, stop)
+        if flight.ends is not None and not self._finished and flight.ends.isdisjoint(tokens):  # nothing but tokens
+            for seq, token in zip(drew, tokens, strict=True):
+                seq.output.append(token)
+            self._release(flight)
+            return drew
         for prefill in flight.prefills:
             self._commit_prefill(prefill)
         for place, (seq, token) in enumerate(zip(drew, tokens, strict=True)):
@@ -194,7 +203,7 @@ class Scheduler:
 
     def measured(self, plan: Plan, seconds: float) -> None:
         """How long a step took."""
-        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.seqs):
+        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.steps):
             self.speculation.cost.add(plan.num_tokens, seconds)
 
     def resolve(self, plan: Plan) -> None:
@@ -202,7 +211,7 @@ class Scheduler:
 
         A sequence that ended before it drew the token gets 0: what is drawn from that is dropped.
         """
-        for step in plan.seqs:
+        for step in plan.write_out():
             if step.tokens[0] == PENDING:
                 step.tokens = self.sequence_at(step.slot).tokens(step.start, step.start + 1) or [0]
 
@@ -252,7 +261,7 @@ class Scheduler:
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
         if request.pooling == "mean" or (request.pooling and whole):
             step.pooling, step.pooled = request.pooling, whole
-        plan.seqs.append(step)
+        plan.write_out().append(step)
         seq.num_computed = stop
         return Prefill(seq, start, length, samplers)
 

@@ -220,9 +220,11 @@ class Sequence:
 
     def token_bytes(self, start: int, stop: int) -> bytes:
         """The same as int32 bytes."""
-        if stop <= len(self.request.prompt):
+        split = len(self.request.prompt)
+        if stop <= split:
             return self.request.prompt_bytes[4 * start : 4 * stop]
-        return array("i", self.tokens(start, stop)).tobytes()
+        tokens = self.output[start - split : stop - split] if start >= split else self.tokens(start, stop)
+        return array("i", tokens).tobytes()
 
     def ended_by(self, token: int) -> tuple[FinishReason, int | None] | None:
         """finish_reason and stop_reason if `token`, just appended, is the last. A structured output ends before

@@ -59,7 +59,7 @@ class Speculation:
     def add(self, plan: Plan, decodes: list[Sequence], max_tokens: int) -> int:
         """Add guesses to the plan, which holds these decodes' steps, where that pays. Returns how many."""
         chosen: list[tuple[SeqStep, Sequence, int]] = []
-        for seq, step in zip(decodes, plan.seqs, strict=True):
+        for seq, step in zip(decodes, plan.steps, strict=True):
             if step.tokens[0] == PENDING:
                 self._rest(seq)
             elif seq.guesses is not None:
@@ -109,7 +109,7 @@ class Speculation:
         """The plan drew these, and those that stand are output: what was guessed right is computed, and the pages
         behind are given back."""
         at = 0
-        for seq, step in zip(decodes, plan.seqs, strict=False):
+        for seq, step in zip(decodes, plan.steps, strict=False):
             drawn = tokens[at : at + step.num_drawn]
             at += step.num_drawn
             if step.drafts and seq.finish_reason is None:

@@ -34,10 +34,10 @@ class Detokenizer:
     visible stands before the output, that is not here, so `prompt + output` reads as it was generated. Without it the
     output is decoded by itself.
     A token that ends the request (end of sequence, stop token) is the caller's to leave out.
-    feed: where no string ends the text, what `push` does to tokens that are not the last; it returns their text alone.
+    stream: where no string ends the text, what may be given tokens that are not the last ones in place of `push`.
     """
 
-    __slots__ = ("_flush", "_left", "_matcher", "_read", "_stopped", "feed")
+    __slots__ = ("_flush", "_left", "_matcher", "_read", "_stopped", "stream")
 
     def __init__(
         self, text: Text, params: SamplingParams, prompt_token_ids: Sequence[int] = (), stop: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Detokenizer:
         self._read, self._flush = stream.feed, stream.flush
         stops = (*((params.stop,) if isinstance(params.stop, str) else params.stop), *stop)
         self._matcher = StopMatcher(stops, params.include_stop_str_in_output) if stops else None
-        self.feed = None if stops else self._read
+        self.stream = None if stops else stream
         self._left = params.min_tokens  # tokens to come before stop strings count
         self._stopped = False
 

@@ -26,7 +26,16 @@ _INCREMENTAL = codecs.getincrementaldecoder("utf-8")
 
 
 class Stream(Protocol):
-    """The growing text of one sequence."""
+    """The growing text of one sequence.
+
+    table: where the text of the next token is found by its id, a str, unless the stream is `open`: then, and where
+    something else is found, only `feed` knows. A token whose text was taken from the table is not fed.
+    """
+
+    open: bool
+
+    @property
+    def table(self) -> Mapping[int, Any]: ...
 
     def feed(self, token_ids: Sequence[int]) -> str: ...
 
@@ -90,19 +99,19 @@ class _ByteLevelTable(dict[int, "str | bytes"]):
 
 
 class ByteLevelStream:
-    __slots__ = ("_decoder", "_open", "_table")
+    __slots__ = ("_decoder", "open", "table")
 
     def __init__(self, table: _ByteLevelTable) -> None:
-        self._table = table
+        self.table = table
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._open = False  # the decoder holds a character's first bytes
+        self.open = False  # the decoder holds a character's first bytes
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        table = self._table
+        table = self.table
         text = ""
         for token in token_ids:
             piece = table[token]
-            if self._open or piece.__class__ is bytes:
+            if self.open or piece.__class__ is bytes:
                 piece = self._decode(piece)
             text += piece  # type: ignore[operator]
         return text
@@ -112,13 +121,13 @@ class ByteLevelStream:
         if decoder is None:
             decoder = self._decoder = _INCREMENTAL("replace")
         text = decoder.decode(piece.encode() if isinstance(piece, str) else piece)
-        self._open = bool(decoder.getstate()[0])
+        self.open = bool(decoder.getstate()[0])
         return text
 
     def flush(self) -> str:
-        if not self._open or self._decoder is None:
+        if not self.open or self._decoder is None:
             return ""
-        self._open = False
+        self.open = False
         return self._decoder.decode(b"", True)
 
 
@@ -146,10 +155,11 @@ class ByteFallbackStream:
     """
 
     HOLD = 32
-    __slots__ = ("_broken", "_chars", "_decoder", "_lead", "_length", "_space", "_table", "_unsent")
+    __slots__ = ("_broken", "_chars", "_decoder", "_lead", "_length", "_space", "_unsent", "open", "table")
 
     def __init__(self, table: _FallbackTable, lead: int, space: str) -> None:
-        self._table = table
+        self.table = table
+        self.open = lead > 0
         self._lead, self._space = lead, space  # how many leading `space` characters the text still loses
         self._decoder = _INCREMENTAL("strict")
         self._length = 0  # bytes of the current run, and of them those not sent, and their whole characters
@@ -158,7 +168,7 @@ class ByteFallbackStream:
         self._broken = False
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        table = self._table
+        table = self.table
         text = ""
         for token in token_ids:
             piece = table[token]
@@ -168,7 +178,10 @@ class ByteFallbackStream:
                 if self._length:
                     text += self._end_run()
                 text += piece  # type: ignore[operator]
-        return self._strip(text) if self._lead and text else text
+        if self._lead and text:
+            text = self._strip(text)
+        self.open = self._length > 0 or self._lead > 0
+        return text
 
     def flush(self) -> str:
         text = self._end_run()
@@ -224,23 +237,30 @@ class _LocalTable(dict[int, "str | None"]):
 
 
 class LocalStream:
-    __slots__ = ("_first", "_rest", "_start")
+    __slots__ = ("_first", "open", "table")
 
     def __init__(self, first: _LocalTable, rest: _LocalTable, start: bool) -> None:
-        self._first, self._rest = first, rest
-        self._start = start
+        self._first, self.table = first, rest
+        self.open = start
 
     def feed(self, token_ids: Sequence[int]) -> str:
         text = ""
         for token in token_ids:
-            piece = (self._first if self._start else self._rest)[token]
+            piece = (self._first if self.open else self.table)[token]
             if piece is not None:
-                self._start = False
+                self.open = False
                 text += piece
         return text
 
     def flush(self) -> str:
         return ""
+
+
+class _Unknown(dict[int, None]):
+    """No token has a text of its own."""
+
+    def __missing__(self, token: int) -> None:
+        return None
 
 
 class WindowStream:
@@ -252,6 +272,8 @@ class WindowStream:
 
     HOLD = 16
     __slots__ = ("_decode", "_shown", "_window")
+    table: Mapping[int, Any] = _Unknown()
+    open = False
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode

@@ -30,8 +30,16 @@ class Backend(Protocol):
     def is_special(self, token_id: int) -> bool: ...
 
 
+class _NoText(dict[int, str]):
+    def __missing__(self, token: int) -> str:
+        return ""
+
+
 class _Silence:
     """The stream of a checkpoint without a tokenizer: token ids in and out, no text."""
+
+    table: Mapping[int, Any] = _NoText()
+    open = False
 
     def feed(self, token_ids: Sequence[int]) -> str:
         return ""

@@ -1,5 +1,8 @@
 // What the lanes of a warp do together: shuffles, votes, ldmatrix, mma; and the block's barriers. Layouts: PTX ISA,
 // "Matrix fragments for mma.m16n8k16 / m16n8k32" and "ldmatrix".
+#include <type_traits>
+
+#include "../simt/tensor_core.h"
 #include "numbers.h"
 #include "reading.h"
 
@@ -62,26 +65,22 @@ void ldmatrix(Warp& w, const Op& op, uint32_t) {  // o: address, Count results
 
 template <class T>
 void mma_k16(Warp& w, const Op& op, uint32_t) {  // o: D (4), A (4), B (2), C (4)
-  float a[16][16], b[16][8], d[16][8];
+  tensor_core::Tile tile;
   for (int lane = 0; lane < kLanes; ++lane) {
     const int group = lane / 4, member = lane % 4;
     for (int i = 0; i < 8; ++i) {
       const uint32_t word = get<uint32_t>(w, op.o[4 + i / 2], lane);
-      a[group + 8 * (i / 2 % 2)][2 * member + i % 2 + 8 * (i / 4)] = widen(T{uint16_t(word >> (i % 2 * 16))});
+      tile.a[group + 8 * (i / 2 % 2)][2 * member + i % 2 + 8 * (i / 4)] = uint16_t(word >> (i % 2 * 16));
     }
     for (int i = 0; i < 4; ++i) {
       const uint32_t word = get<uint32_t>(w, op.o[8 + i / 2], lane);
-      b[2 * member + i % 2 + 8 * (i / 2)][group] = widen(T{uint16_t(word >> (i % 2 * 16))});
+      tile.b[2 * member + i % 2 + 8 * (i / 2)][group] = uint16_t(word >> (i % 2 * 16));
     }
-    for (int i = 0; i < 4; ++i) d[group + 8 * (i / 2)][2 * member + i % 2] = get<float>(w, op.o[10 + i], lane);
+    for (int i = 0; i < 4; ++i) tile.c[group + 8 * (i / 2)][2 * member + i % 2] = get<float>(w, op.o[10 + i], lane);
   }
-  for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < 16; ++k) {
-      for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
-    }
-  }
+  tensor_core::multiply<std::is_same_v<T, bf16>>(tile);
   for (int lane = 0; lane < kLanes; ++lane) {
-    for (int i = 0; i < 4; ++i) put<float>(w, op.o[i], lane, d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2]);
+    for (int i = 0; i < 4; ++i) put<float>(w, op.o[i], lane, tile.c[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2]);
   }
 }
 void mma_k32_s8(Warp& w, const Op& op, uint32_t) {

@@ -10,7 +10,7 @@ void cp_async(void* to, const void* from, int bytes, bool valid, int line) {
   Worker& w = *worker;
   const auto offset = size_t(static_cast<char*>(to) - w.arena);
   if (!is_shared(to)) fail(Kind::kOutOfBounds, pc, "cp.async at line %d to %p, which is not shared memory", line, to);
-  const uintptr_t both = reinterpret_cast<uintptr_t>(to) | (valid ? reinterpret_cast<uintptr_t>(from) : 0);
+  const uintptr_t both = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
   if (both & uintptr_t(bytes - 1)) {
     fail(Kind::kMisaligned, pc, "cp.async of %d bytes at line %d, to offset %zu from %p", bytes, line, offset, from);
   }

@@ -1,8 +1,7 @@
 // What a warp does together, each as one function over all lanes: shuffles, votes, ldmatrix, mma; and the atomics.
 // Layouts: PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k32" and "ldmatrix".
-#include <immintrin.h>
-
 #include "runtime.h"
+#include "tensor_core.h"
 
 namespace simt {
 namespace {
@@ -19,16 +18,15 @@ void shuffle_body(WarpOp& op, int mode) {
   for (int lane = 0; lane < 32; ++lane) {
     if (!(op.arrived >> lane & 1)) continue;
     const auto& in = *static_cast<const ShuffleIn*>(op.in[lane]);
-    const int base = lane & ~(in.width - 1), position = lane & (in.width - 1);
-    int source = position;
+    // As the manual of shfl.sync computes it; of an operand the low five bits count.
+    const int operand = in.operand & 31, segment = 32 - in.width, first = lane & segment, last = first | (31 & ~segment);
+    int from = lane;
     switch (Shuffle(mode)) {
-      case Shuffle::kIndex: source = in.operand & (in.width - 1); break;
-      case Shuffle::kUp: source = position - in.operand; break;
-      case Shuffle::kDown: source = position + in.operand; break;
-      case Shuffle::kXor: source = position ^ in.operand; break;
+      case Shuffle::kIndex: from = first | (operand & ~segment); break;
+      case Shuffle::kUp: from = lane - operand >= first ? lane - operand : lane; break;
+      case Shuffle::kDown: from = lane + operand <= last ? lane + operand : lane; break;
+      case Shuffle::kXor: from = (lane ^ operand) <= last ? lane ^ operand : lane; break;
     }
-    if (source < 0 || source >= in.width) source = position;
-    const int from = base + source;
     // A lane that is not there has no value: poison.
     const bool there = op.arrived >> from & 1;
     *static_cast<uint64_t*>(op.out[lane]) = there ? static_cast<const ShuffleIn*>(op.in[from])->value : ~uint64_t(0);
@@ -72,59 +70,24 @@ struct MmaIn {
   const void* c;
 };
 
-float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7FFF;
-  if (magnitude >= 0x7C00) return bits<float>(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
-  // A power of two does the exponent, subnormals included: exact.
-  return bits<float>(sign | bits<uint32_t>(bits<float>(magnitude << 13) * 0x1p112f));
-}
-
-// c += a b in order of k.
-void multiply(float (*c)[8], const float (*a)[16], const float (*b)[8]) {
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < 16; ++k) {
-      for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
-    }
-  }
-}
-
-// The same sums. By hand: of the loops above gcc 12 makes shuffles. Most of an emulated kernel's time goes here.
-__attribute__((target("avx2"))) void multiply_avx2(float (*c)[8], const float (*a)[16], const float (*b)[8]) {
-  for (int m = 0; m < 16; m += 4) {
-    __m256 sums[4];
-    for (int i = 0; i < 4; ++i) sums[i] = _mm256_loadu_ps(c[m + i]);
-    for (int k = 0; k < 16; ++k) {
-      const __m256 row = _mm256_loadu_ps(b[k]);
-      for (int i = 0; i < 4; ++i) sums[i] = _mm256_add_ps(sums[i], _mm256_mul_ps(_mm256_set1_ps(a[m + i][k]), row));
-    }
-    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(c[m + i], sums[i]);
-  }
-}
-
 template <bool Bf16>
 void mma_float_body(WarpOp& op, int) {
-  // float32 sums in order of k. A tensor core truncates inside groups of k: compare with a tolerance.
-  float a[16][16], b[16][8], c[16][8];
-  const auto value = [](uint32_t word, int half) {
-    const auto h = uint16_t(word >> (16 * half));
-    return Bf16 ? bits<float>(uint32_t(h) << 16) : half_to_float(h);
-  };
+  tensor_core::Tile tile;
   for (int lane = 0; lane < 32; ++lane) {
     const auto& in = *static_cast<const MmaIn*>(op.in[lane]);
     const int g = lane >> 2, t = (lane & 3) * 2;
     for (int i = 0; i < 4; ++i) {
-      for (int e = 0; e < 2; ++e) a[g + 8 * (i & 1)][t + e + 8 * (i >> 1)] = value(in.a[i], e);
-      c[g + 8 * (i >> 1)][t + (i & 1)] = static_cast<const float*>(in.c)[i];
+      for (int e = 0; e < 2; ++e) tile.a[g + 8 * (i & 1)][t + e + 8 * (i >> 1)] = uint16_t(in.a[i] >> (16 * e));
+      tile.c[g + 8 * (i >> 1)][t + (i & 1)] = static_cast<const float*>(in.c)[i];
     }
     for (int i = 0; i < 2; ++i) {
-      for (int e = 0; e < 2; ++e) b[t + e + 8 * i][g] = value(in.b[i], e);
+      for (int e = 0; e < 2; ++e) tile.b[t + e + 8 * i][g] = uint16_t(in.b[i] >> (16 * e));
     }
   }
-  static const bool avx2 = __builtin_cpu_supports("avx2");
-  (avx2 ? multiply_avx2 : multiply)(c, a, b);
+  tensor_core::multiply<Bf16>(tile);
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane >> 2, t = (lane & 3) * 2;
-    for (int i = 0; i < 4; ++i) static_cast<float*>(op.out[lane])[i] = c[g + 8 * (i >> 1)][t + (i & 1)];
+    for (int i = 0; i < 4; ++i) static_cast<float*>(op.out[lane])[i] = tile.c[g + 8 * (i >> 1)][t + (i & 1)];
   }
 }
 
