@@ -1,5 +1,5 @@
-// What the CUDA bindings share, on top of octavo/binding.h. Under OCTAVO_SIMT and OCTAVO_PTX (tests/support/simt and
-// ptx) tensors are on the CPU and stand for device memory.
+// What the CUDA bindings share, on top of octavo/binding.h. Under OCTAVO_SIMT tensors are on the CPU and stand for
+// device memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@ void device_memory(const void* p, size_t bytes, bool permanent);
 
 namespace octavo::binding {
 
-#if defined(OCTAVO_SIMT) || defined(OCTAVO_PTX)
+#ifdef OCTAVO_SIMT
 constexpr DLDeviceType kDevice = kDLCPU;
 #else
 constexpr DLDeviceType kDevice = kDLCUDA;
@@ -47,7 +47,7 @@ inline const float* device_vector(const Optional<TensorView>& t, const char* nam
 
 // The stream that Python has made current for the tensor's device.
 inline cudaStream_t current_stream(const TensorView& t) {
-#if defined(OCTAVO_SIMT) || defined(OCTAVO_PTX)
+#ifdef OCTAVO_SIMT
   (void)t;
   return nullptr;
 #else

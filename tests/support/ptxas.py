@@ -1,6 +1,6 @@
 """What the compiler says of every CUDA kernel: registers and spills, by architecture. `python -m tests.support.ptxas`.
 
-The build keeps ptxas' words in build/native/ptxas, one file a source file (csrc/cuda/keep_ptxas_log.sh).
+The build keeps ptxas' words in build/native/ptxas, one file a source file (csrc/cuda/keep_compiled.sh).
 """
 
 from __future__ import annotations

@@ -1,82 +1,78 @@
-// The CUDA runtime's calls that nvcc's host code and our launchers make. Kernels come from the PTX in the fat binary.
+// The CUDA runtime's calls that nvcc's host code and our launchers make. Kernels come from the PTX beside the library.
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <map>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 
 #include "machine.h"
 
+namespace simt {
+void device_memory(const void*, size_t, bool) {}  // the emulator's, whose bindings these are, watches what they name
+}  // namespace simt
+
 namespace {
 
-struct FatBinary {  // what nvcc's host code registers
-  int magic, version;
-  const char* data;
-  void* unused;
-};
-struct FatBinaryHeader {
-  uint32_t magic;
-  uint16_t version, header_bytes;
-  uint64_t bytes;
-};
-
-struct Module {
-  std::string_view text;
-  std::map<std::string, std::string_view> entries;
-};
-struct Function {
-  Module* module;
-  std::string name;
-  std::unique_ptr<ptx::Kernel> kernel;
-};
-std::unordered_map<const void*, Function>& functions() {
-  static std::unordered_map<const void*, Function> all;
+std::unordered_map<const void*, std::string>& names() {  // of kernels, by what stands for them on the host
+  static std::unordered_map<const void*, std::string> all;
   return all;
 }
+
+// The text of NAME.ptx where this library is NAME.so, by entry.
+class Texts {
+ public:
+  Texts() {
+    Dl_info library{};
+    dladdr(reinterpret_cast<const void*>(&names), &library);
+    const std::string path = std::string(library.dli_fname);
+    std::ifstream file(path.substr(0, path.rfind('.')) + ".ptx");
+    text_.assign(std::istreambuf_iterator<char>(file), {});
+    for (size_t at = text_.find("\n.extern .shared"); at != text_.npos; at = text_.find("\n.extern .shared", at + 1)) {
+      dynamic_ += text_.substr(at + 1, text_.find('\n', at + 1) - at);
+    }
+    for (size_t at = text_.find(kEntry); at != text_.npos;) {
+      const size_t name = at + kEntry.size(), next = std::min(text_.find(kEntry, name), text_.size());
+      entries_[text_.substr(name, text_.find('(', name) - name)] = std::string_view(text_).substr(at, next - at);
+      at = next == text_.size() ? text_.npos : next;
+    }
+  }
+  ptx::Kernel kernel(const std::string& name) const {
+    const auto found = entries_.find(name);
+    if (found == entries_.end()) ptx::fail("no entry " + name);
+    return std::move(ptx::parse(dynamic_ + std::string(found->second)).at(0));
+  }
+
+ private:
+  static constexpr std::string_view kEntry = ".entry ";
+  std::string text_, dynamic_;
+  std::unordered_map<std::string, std::string_view> entries_;
+};
 
 const ptx::Kernel& kernel_of(const void* stub) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
-  const auto found = functions().find(stub);
-  if (found == functions().end()) ptx::fail("a kernel that was not registered");
-  Function& f = found->second;
-  if (!f.kernel) {  // only this one is read: head of the module, and the entry
-    const std::string_view text = f.module->text;
-    const size_t name = text.find(" " + f.name + "(");
-    if (name == std::string_view::npos) ptx::fail("no entry " + f.name);
-    const size_t from = text.rfind('\n', name) + 1, to = std::min(text.find(".entry ", name), text.size());
-    std::string part;
-    for (size_t at = text.find("\n.extern .shared"); at != std::string_view::npos; at = text.find("\n.extern .shared", at + 1)) {
-      part += std::string(text.substr(at + 1, text.find('\n', at + 1) - at));
-    }
-    auto kernels = ptx::parse(part + std::string(text.substr(from, to - from)));
-    f.kernel = std::make_unique<ptx::Kernel>(std::move(kernels.at(0)));
-  }
-  return *f.kernel;
+  static const Texts texts;
+  static std::unordered_map<const void*, std::unique_ptr<ptx::Kernel>> kernels;
+  auto& kernel = kernels[stub];
+  if (!kernel) kernel = std::make_unique<ptx::Kernel>(texts.kernel(names().at(stub)));
+  return *kernel;
 }
 
 }  // namespace
 
 extern "C" {
 
-void** __cudaRegisterFatBinary(void* wrapper) {
-  const auto* fat = static_cast<const FatBinary*>(wrapper);
-  FatBinaryHeader header;
-  std::memcpy(&header, fat->data, sizeof header);
-  const std::string_view all(fat->data, header.header_bytes + header.bytes);
-  const size_t at = all.find("\n.version ");
-  auto* module = new Module;
-  if (at != std::string_view::npos) module->text = all.substr(at, all.find('\0', at) - at);
-  return reinterpret_cast<void**>(module);
-}
+void** __cudaRegisterFatBinary(void*) { return nullptr; }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
-  functions()[host] = {reinterpret_cast<Module*>(handle), name, nullptr};
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+  names()[host] = name;
 }
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 0; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaSuccess; }
