@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n $(shell expr 2 \* $$(nproc)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 ALONE = $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 MAKEFLAGS += --no-print-directory
 
@@ -12,8 +12,8 @@ MAKEFLAGS += --no-print-directory
 demo: build model
 	@$(BIN)/octavo chat "$$($(BIN)/python -m tests.support.demo_model)" --prompt "$${PROMPT:-Explain in two sentences how a hummingbird can hover.}"
 
-# In two processes a core (tests/conftest.py), for many tests wait, by whole files, the long ones of e2e first; then what
-# looks at threads, cores or moments, with nothing beside it.
+# In as many processes as there are cores (tests/conftest.py), by whole files, the long ones of e2e first; then what looks
+# at threads, cores or moments, with nothing beside it.
 test: build
 	@$(MAKE) -j4 --output-sync lint emulated model others
 	@failed=0; $(PYTEST) -m "not gpu and not alone" $(PARALLEL) || failed=$$?; \

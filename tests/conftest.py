@@ -8,10 +8,10 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Each of the processes keeps to its share of the cores, or to one. What counts cores then starts as many threads,
-    in the engines it spawns too: threads that wait for each other on one core take several times as long."""
+    """Each of the processes keeps to its share of the cores. What counts cores then starts as many threads, in the
+    engines it spawns too: threads that wait for each other on one core take several times as long."""
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         index, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[index % len(cores) :: min(count, len(cores))])
+        os.sched_setaffinity(0, cores[index % len(cores) :: count])

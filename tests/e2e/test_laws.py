@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
-import msgspec
 import pytest
 
 import octavo
 from octavo import AsyncClient, EngineOptions, SamplingParams
+from tests.support.engines import running
 
 pytestmark = pytest.mark.anyio
 
@@ -32,14 +32,9 @@ ENDLESS = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of one engine for all who leave streams, each with a client of its own."""
-    address = f"ipc://{tmp_path_factory.mktemp('laws')}/engine.sock"
-    options = msgspec.json.encode(SMALL).decode()
-    command = [sys.executable, "-m", "octavo_engine", "--model", str(tiny), "--bind", address, "--options", options]
-    with subprocess.Popen(command) as process:
+def shared(tiny: Path) -> Iterator[str]:
+    with running(tiny, SMALL) as address:
         yield address
-        process.terminate()
 
 
 async def pages_are_free(client: AsyncClient) -> None:

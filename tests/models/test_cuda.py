@@ -223,8 +223,13 @@ def test_families_in_bfloat16(name: str, checkpoint: Folder) -> None:
     check(run(checkpoint(name), cuda, asked(name), BF16), name, 0.15)
 
 
-@pytest.mark.parametrize("short", ["int8", "int4"])
-@pytest.mark.parametrize("name", IN_FEWER_BITS)
+# int4 keeps heads in 8 bits, so that the layers of int8 are new there alone: each way to make one is in some of these.
+IN_INT8 = ["cohere-plus", "falcon-7b", "gemma2", "gpt2-by-layer", "mixtral", "phi3-long", "qwen2-moe", "santacoder"]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"), [*((name, "int4") for name in IN_FEWER_BITS), *((name, "int8") for name in IN_INT8)]
+)
 def test_families_in_fewer_bits(name: str, short: str, checkpoint: Folder) -> None:
     check_fewer_bits(checkpoint(name), asked(name), short)
 
