@@ -78,7 +78,7 @@ def runs(smollm2: str, kind: dict[str, Any]) -> tuple[list[Any], list[Any]]:
             alone = await run(client, at_once=False)
             filler = SamplingParams(temperature=1.0, max_tokens=200, ignore_eos=True)
             for i in range(64 - len(REQUESTS)):
-                group.start_soon(client.generate, [100 + i] * (1 + i), filler)
+                group.start_soon(client.generate, [100 + i] * (1 + i % 20), filler)
             crowded = await run(client, at_once=True)
             group.cancel_scope.cancel()
         return alone, crowded
