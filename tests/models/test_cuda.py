@@ -223,7 +223,8 @@ def test_families_in_bfloat16(name: str, checkpoint: Folder) -> None:
     check(run(checkpoint(name), cuda, asked(name), BF16), name, 0.15)
 
 
-# int4 keeps heads in 8 bits, so that the layers of int8 are new there alone: each way to make one is in some of these.
+# A family meets both in the same way, and tests/ops has the products of every kind: here one of each way to publish
+# q, k and v, mixtures, and heads that int4 too keeps in 8 bits.
 IN_INT8 = ["cohere-plus", "falcon-7b", "gemma2", "gpt2-by-layer", "mixtral", "phi3-long", "qwen2-moe", "santacoder"]
 
 

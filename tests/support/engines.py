@@ -23,5 +23,7 @@ def running(model: str | Path, options: EngineOptions) -> Iterator[str]:
         address = f"ipc://{folder}/engine.sock"
         command = [sys.executable, "-m", "octavo_engine", "--model", str(model), "--bind", address]
         with subprocess.Popen([*command, "--options", msgspec.json.encode(options).decode()]) as process:
-            yield address
-            process.terminate()
+            try:
+                yield address
+            finally:
+                process.terminate()
