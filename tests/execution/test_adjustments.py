@@ -51,7 +51,7 @@ def check(adjustments: Adjustments, start: SeqStart, output: list[int]) -> None:
         assert np.float32(add[token]) == (0 if at is None else adjustments.add[at])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(params, tokens, tokens, tokens, tokens, bad_words)
 def test_entries_are_those_of_the_history(
     params: SamplingParams,

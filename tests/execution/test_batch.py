@@ -59,7 +59,7 @@ def check(built: BuiltBatch, seqs: list[SeqStep], tables: dict[int, list[int]]) 
             assert row[: -(-length // PAGE)] == tables[slot][: -(-length // PAGE)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32), st.booleans())
 def test_every_field_over_many_steps(seed: int, decode_only: bool) -> None:
     rng = random.Random(seed)
@@ -96,7 +96,7 @@ def test_every_field_over_many_steps(seed: int, decode_only: bool) -> None:
             check(build(seqs), seqs, tables)  # a step may be run again
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_the_same_sequences_decode_on(seed: int) -> None:
     """Mostly one token further each, over page boundaries, several at a time; now and then another batch, a fork, a

@@ -65,19 +65,19 @@ def refused_or_answered(path: str, body: Any, script: Any = None, *, refused: bo
     anyio.run(main)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests(ChatRequest, {"messages": st.one_of(MESSAGES, VALUES)}))
 def test_chat(body: Any) -> None:
     refused_or_answered("/v1/chat/completions", body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests(CompletionRequest, {"prompt": st.one_of(st.text(max_size=5), VALUES)}))
 def test_completions(body: Any) -> None:
     refused_or_answered("/v1/completions", body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests(ResponsesRequest, {"input": st.one_of(st.text(max_size=5), MESSAGES, VALUES)}))
 def test_responses(body: Any) -> None:
     refused_or_answered("/v1/responses", body)
@@ -123,7 +123,7 @@ ANSWER = Reply(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_right_requests_are_answered_in_openai_s_types(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(REQUESTS)))

@@ -57,7 +57,7 @@ SCHEMA = schemathesis.openapi.from_dict(document("1", keys=False))
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_no_request_is_the_server_s_fault(case: schemathesis.Case, address: str) -> None:
     if isinstance(case.body, dict):
         case.body["model"] = "toy"

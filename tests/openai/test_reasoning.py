@@ -46,7 +46,7 @@ def test_thoughts(text: str, inside: bool, thoughts: str, answer: str) -> None:
 PARTS = st.sampled_from(["<think>", "</think>", "<think", "</thi", "nk>", " ", "\n", "a", "<"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PARTS, max_size=8), st.lists(st.integers(0, 40), max_size=6), st.booleans())
 def test_any_cut_gives_the_same(parts: list[str], cuts: list[int], inside: bool) -> None:
     text = "".join(parts)

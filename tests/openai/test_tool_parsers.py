@@ -132,7 +132,7 @@ def test_each_family_s_calls(form: str, text: str) -> None:
 MARKS = sorted({mark for _, text in WRITTEN for mark in text.replace(P, "\0").split("\0")} | {P, "{", "[", '"', "\n"})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_cut_of_any_text_gives_the_same_calls(data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(sorted(FORMATS)))

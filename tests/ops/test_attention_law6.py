@@ -130,7 +130,7 @@ def test_slots_before_the_window_never_reach_the_result(ops: Ops) -> None:
     assert torch.equal(ops.paged_attention(**batch, num_heads=s.num_heads, scale=0.1, sliding_window=21), wanted)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=6),
     page_size=st.sampled_from([16, 32, 48]),

@@ -120,7 +120,7 @@ def test_filters_draw_the_token_of_the_reference(ops: Ops, reference: Ops, name:
     assert torch.equal(draw(ops, logits, **FILTERS[name]), draw(reference, logits, **FILTERS[name]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     logits=st.lists(st.sampled_from([NEVER, -4.0, -1.0, 0.0, 0.5, 0.75, 3.0]), min_size=1, max_size=70),
     temperature=st.sampled_from([0.0, 0.5, 1.0, 3.0]),

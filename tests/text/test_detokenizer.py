@@ -63,7 +63,7 @@ def test_each_family_is_decoded_its_own_way(text_of: dict[str, Text]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("skip", [True, False])
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(ids=ids_of_any_vocabulary, sizes=sizes)
 def test_deltas_are_the_whole_decode(
     family: str, skip: bool, ids: list[int], sizes: list[int], text_of: dict[str, Text]
@@ -82,7 +82,7 @@ def test_ids_that_no_vocabulary_has_are_no_text(family: str, text_of: dict[str, 
     assert text.decode([3, -1, 1 << 32, 4, 1 << 70, -(1 << 70)]) == text.decode([3, 4])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_what_is_no_character_is_not_held_for_ever(windowed: Text, data: st.DataObject) -> None:
     """The window decodes all that it holds again for each token: a long answer that is no text stays cheap."""
@@ -97,7 +97,7 @@ def test_what_is_no_character_is_not_held_for_ever(windowed: Text, data: st.Data
     assert text + stream.flush() == oracle(windowed).decode(ids)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_real_vocabulary(smollm: Text, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, 49151), max_size=60))
@@ -184,7 +184,7 @@ def naive_fallback(pieces: list[str]) -> str:
     return text.removeprefix(" ")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_long_byte_runs(sentencepiece: Text, data: st.DataObject) -> None:
     part = st.one_of(
@@ -238,7 +238,7 @@ def test_without_a_tokenizer_there_is_no_text() -> None:
 # ---- with stop strings ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_stop_strings_across_tokens(text_of: dict[str, Text], data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(["byte_level", "sentencepiece", "wordpiece"]))
@@ -284,7 +284,7 @@ def test_the_missing_bytes_can_complete_a_stop_string(byte_level: Text) -> None:
     assert (piece.text, piece.stop) == ("", "a\ufffd")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2), sizes)
 def test_min_tokens(byte_level: Text, string: str, stops: list[str], sizes: list[int]) -> None:
     tokens = byte_ids(byte_level, "byte_level")

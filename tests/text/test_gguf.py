@@ -85,7 +85,7 @@ def test_smollm_known_texts(text: str, smollm: Text, naive: NaiveBPE) -> None:
     assert smollm.decode(ids, skip_special_tokens=False) == text
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(awkward)
 def test_smollm_any_text(smollm: Text, naive: NaiveBPE, text: str) -> None:
     ids = smollm.encode(text)
@@ -227,7 +227,7 @@ def test_user_defined_tokens_are_matched_and_shown() -> None:
     assert text.decode([0, *ids]) == "a<sep>b"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("theao é日 z\n😀"), max_size=20))
 def test_sentencepiece_is_its_own_definition(sentencepiece: Text, string: str) -> None:
     """Join the neighbours whose whole has the best score, leftmost first, until none is a piece; bytes for the rest."""
