@@ -262,7 +262,7 @@ async def test_health_tells_of_a_dead_and_of_a_silent_engine() -> None:
         assert (await http.get("/health")).status_code == 503
     async with served() as (http, engine):
         engine.die()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while (await http.get("/health")).status_code != 503:
                 await anyio.sleep(0.01)
 
@@ -318,10 +318,10 @@ async def test_a_caller_that_leaves_ends_its_request(stream: bool) -> None:
     }  # fmt: skip
     async with engine.client() as client, anyio.create_task_group() as tasks:
         tasks.start_soon(create_app(client), scope, receive, send)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not engine.requests:
                 await anyio.sleep(0.01)
         left.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not engine.aborted:
                 await anyio.sleep(0.01)

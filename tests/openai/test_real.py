@@ -32,7 +32,7 @@ def metric(address: str, name: str) -> float:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)

@@ -53,7 +53,7 @@ async def client(anyio_backend: Any, shared_engine: str) -> Any:
 
 async def until(client: octavo.AsyncClient, **wanted: float) -> dict[str, float]:
     """Ask the engine until its counters are as wanted; each answer comes from its loop, so nothing is slept for."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         while True:
             stats = await client.stats()
             if all(stats[name] == value for name, value in wanted.items()):

@@ -46,7 +46,7 @@ class Terminal:
         self._wait(lambda: self.text.rpartition("\n")[2] == ">", "a prompt")
 
     def _wait(self, come: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while not come():
             ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"{what!r} did not come; on the screen:\n{self.text}"

@@ -144,7 +144,7 @@ def test_chat_on_a_terminal_keeps_its_history_and_obeys_ctrl_c_and_ctrl_d(argume
         terminal.type("three" + enter, expect="two!|three!")
         terminal.prompt()
         terminal.type("\x04")
-        assert child.wait(10) == 0
+        assert child.wait(20) == 0
 
 
 def test_a_rich_terminal_shows_markdown_and_edits_lines() -> None:

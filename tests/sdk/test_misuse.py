@@ -79,7 +79,7 @@ async def test_a_model_whose_name_is_no_text(anyio_backend: Any) -> None:
 async def test_calls_that_are_refused(
     client: AsyncClient, call: Callable[[AsyncClient], Awaitable[Any]], text: str
 ) -> None:
-    with anyio.fail_after(10), pytest.raises((octavo.InvalidRequest, octavo.InvalidOption)) as caught:
+    with anyio.fail_after(20), pytest.raises((octavo.InvalidRequest, octavo.InvalidOption)) as caught:
         await call(client)
     assert text in str(caught.value)
     assert (await client.stats())["requests"] == 0
