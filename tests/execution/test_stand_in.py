@@ -148,6 +148,17 @@ def test_what_was_fetched_holds_until_its_step_is_dropped(gpu: Device) -> None:
     assert found[1].equal(torch.ones(3))
 
 
+def test_products_of_float32_are_of_float32(gpu: Device) -> None:
+    """Also where the environment has told torch otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        CudaOps()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # ---- what the stand-in is strict about --------------------------------------------------------------------------
 
 
