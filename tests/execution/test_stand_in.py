@@ -16,7 +16,7 @@ from octavo_engine.execution.device import CudaQueue, TypedErrors
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 from octavo_engine.execution.kv_cache import page_bytes
-from octavo_engine.execution.memory import CudaMemory
+from octavo_engine.execution.memory import CudaMemory, profile_step
 from octavo_engine.layers.lora import Adapters
 from octavo_engine.machine import Machine, NoRoom
 from octavo_engine.models import load_model
@@ -299,6 +299,25 @@ def test_code_that_a_step_loads_counts_as_its_memory(gpu: Device) -> None:
 
     assert memory.peak_of(work) == 8 << 20
     assert memory.free() == gpu.total - (4 << 20)
+
+
+def test_the_largest_step_draws_with_all_that_takes_memory(gpu: Device) -> None:
+    """Penalties and masks work on a copy of the logits: of 256 rows over 128,256 tokens 131 MB."""
+    ops, count, memory = CudaOps(), 64, CudaMemory(torch.device("cuda", 0))
+    model = tiny_llama(ops, BF16)
+    sizes: dict[str, Any] = {"page_size": 16, "max_num_seqs": count, "max_model_len": 64, "kv_dtype": BF16}
+    starts = [SeqStart(slot, EVERYTHING, slot, [slot], []) for slot in range(count)]
+    seqs = [SeqStep(slot, 0, [slot], 0, [slot], [slot]) for slot in range(count)]
+
+    def everything() -> None:
+        runner = DeviceRunner(model, ops, num_pages=count, graphs=False, **sizes)
+        runner.collect(runner.submit(Plan(0, [], starts, [], seqs)))
+
+    def profiled() -> None:
+        profile_step(model, ops, max_num_batched_tokens=count, **sizes)
+
+    profiled()  # what is made once
+    assert memory.peak_of(profiled) >= memory.peak_of(everything)
 
 
 def test_out_of_memory_says_how_much_there_is(gpu: Device) -> None:
