@@ -243,6 +243,19 @@ def test_a_graph_holds_nothing_before_it_runs(gpu: Device) -> None:
     assert out.cpu().equal(torch.ones(3))
 
 
+def test_results_are_kept_where_torch_does_not_manage_the_memory(
+    gpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's own allocator takes back what nobody holds."""
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    graphs, x = CudaGraphs(torch.device("cuda", 0)), torch.zeros(1024, device="cuda")
+    captured = [graphs.capture(lambda: x + 1) for _ in range(3)]
+    assert sum(pool.live for pool in gpu.pools.values()) == 3 * x.nbytes
+    for graph, out in captured:
+        graph.replay()
+        assert out.cpu().equal(torch.ones(1024))
+
+
 def test_what_breaks_a_capture_is_told(gpu: Device) -> None:
     graphs, runs = CudaGraphs(torch.device("cuda", 0)), []
     x = torch.zeros(3, device="cuda")
