@@ -243,9 +243,7 @@ def test_a_graph_holds_nothing_before_it_runs(gpu: Device) -> None:
     assert out.cpu().equal(torch.ones(3))
 
 
-def test_results_are_kept_where_torch_does_not_manage_the_memory(
-    gpu: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_kept_where_torch_does_not_manage_the_memory(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's own allocator takes back what nobody holds."""
     monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
     graphs, x = CudaGraphs(torch.device("cuda", 0)), torch.zeros(1024, device="cuda")
