@@ -195,7 +195,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     InternLM) is rotated for its length, and computed again for its new one when it has grown by more than this share;
     0: at every token, for the very tokens of a whole forward over all before, at its price.
     batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
-    slower. On a CPU, and by weights of 4 and 8 bits, they never do.
+    slower. On a CPU they never do. By weights of 4 and 8 bits they don't either, but for steps of 384 tokens and more
+    with activations in floats, which take cuBLAS unless this is set.
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
     enable_lora: linear layers take LoRA adapters, chosen a request by name. max_loras: loaded at a time; max_lora_rank:
     of any; on a GPU the memory for so many of that rank is taken at the start. loras: a name -> a folder (or hub id) to
