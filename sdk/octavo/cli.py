@@ -2,6 +2,7 @@
 
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
+octavo keys FOLDER [NAME ...]                  keys, for an engine that is joined over tcp
 octavo quantize MODEL OUT --scheme int4        a quantised checkpoint on disk
 octavo bench serve --url URL --rate 4          a load on a server, and the latencies it shows
 octavo eval perplexity MODEL --text FILE       how well a model, quantised or not, predicts a text
@@ -26,6 +27,8 @@ from octavo.chat import answer_once, chat
 from octavo.client import AsyncClient
 from octavo.errors import InvalidOption, OctavoError
 from octavo.evaluate import add_arguments, evaluate
+from octavo.keys import add_arguments as add_key_arguments
+from octavo.keys import make_keys
 from octavo.load import add_arguments as add_load_arguments
 from octavo.load import options_of as load_options
 from octavo.options import EngineOptions, SamplingParams
@@ -43,6 +46,11 @@ _PERPLEXITY = (
 _LOAD = (
     "Requests at random times (Poisson) with realistic lengths, sent when they are due whatever the server does, and "
     "the times to first token, between tokens and to the end that they saw. Works on any server of OpenAI's API."
+)
+_KEYS = (
+    "Pairs of CURVE keys as ZeroMQ's certificates: NAME.key, to be given to the other side, and NAME.key_secret, which "
+    "stays where it is used; only their owner can read them. With the folder of both: octavo engine --bind "
+    "tcp://0.0.0.0:5555 --keys FOLDER lets each client in whose NAME.key is there."
 )
 _SAMPLING = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
 
@@ -79,9 +87,12 @@ def _fail(error: Exception) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="bench | chat | engine | eval | quantize | serve"
+        dest="command", required=True, metavar="bench | chat | engine | eval | keys | quantize | serve"
     )
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
+    pairs = commands.add_parser("keys", help="make keys for an engine that is joined over tcp", description=_KEYS)
+    pairs.set_defaults(run=_keys)
+    add_key_arguments(pairs)
     commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
     talk = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
     talk.set_defaults(run=_chat)
@@ -179,6 +190,10 @@ async def _eval(options: argparse.Namespace) -> None:
             yield client
 
     await evaluate(options, _engine_options(options), opened)
+
+
+async def _keys(options: argparse.Namespace) -> None:
+    make_keys(options)
 
 
 async def _bench(options: argparse.Namespace) -> None:
