@@ -101,11 +101,11 @@ def _read_key(name: str, key: Key, *, secret: bool = False) -> str:
             pair = load_certificate(key)
         except (OSError, ValueError, IndexError) as error:
             raise InvalidOption(name, shown, f"a certificate, as `octavo keys` makes them: {error}") from None
-        if secret and mode & 0o077:
-            raise InvalidOption(name, shown, f"a file for its owner alone, and not of mode {mode:04o}: chmod 600 it")
         part = pair[1] if secret else pair[0]
         if part is None:
             raise InvalidOption(name, shown, "the file of a pair, NAME.key_secret: this one has no secret key")
+        if secret and mode & 0o077:
+            raise InvalidOption(name, shown, f"a file for its owner alone, and not of mode {mode:04o}: chmod 600 it")
         found = part.decode("utf-8", "replace")
     try:
         if isinstance(found, str) and len(z85.decode(found)) == 32:
@@ -211,7 +211,7 @@ class ZmqTransport:
         socket.curve_publickey = curve.public.encode()
         socket.curve_secretkey = curve.secret.encode()
         # Else IPv4 alone is looked for: of a name with both, ZeroMQ takes one, and not every engine's port has both.
-        socket.ipv6 = self._address.count(":") > 2
+        socket.ipv6 = "[" in self._address
         # Another machine's network is not asked a hundred times a second. A host that is still to come does not answer
         # at all; the kernel would ask it after ever longer pauses.
         socket.reconnect_ivl, socket.reconnect_ivl_max, socket.connect_timeout = 100, 1000, 5000
