@@ -32,8 +32,8 @@ class BadKeys(Exception):
 
 
 def curve_of(
-    keys: str | None,
-    clients: str | None,
+    keys: str | None = None,
+    clients: str | None = None,
     *,
     variables: tuple[str, str] = ("", ""),
     allow_any_client: bool = False,

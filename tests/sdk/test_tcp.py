@@ -264,7 +264,7 @@ def test_keys_that_are_not_made(
 def test_a_chat_with_an_engine_that_runs_already(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    public, secret = create_certificates(tmp_path, "me")
+    secret = create_certificates(tmp_path, "me")[1]
     os.chmod(secret, 0o600)
     (tmp_path / "engine.key").write_text(f'curve\n    public-key = "{SERVER}"\n')
     for key in (SERVER, str(tmp_path / "engine.key")):
