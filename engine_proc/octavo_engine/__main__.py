@@ -33,7 +33,7 @@ def _arguments() -> argparse.Namespace:
     tcp.add_argument("--keys", metavar="PATH", help="of `octavo keys`: a folder, or the engine's own NAME.key_secret")
     tcp.add_argument("--clients", metavar="PATH", help="a folder of NAME.key, or a file of public keys; default --keys")
     tcp.add_argument("--allow-any-client", action="store_true", default=None, help="who knows the engine's public key")
-    tcp.add_argument("--peer-timeout", type=float, metavar="S", help="a client that is silent so long has gone: 20")
+    tcp.add_argument("--peer-timeout", type=float, metavar="S", help="a client that is silent so long has gone: 30")
     parser.add_argument("--parent-fd", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -37,7 +37,7 @@ def curve_of(
     *,
     variables: tuple[str, str] = ("", ""),
     allow_any_client: bool = False,
-    peer_timeout: float = 20.0,
+    peer_timeout: float = 30.0,
 ) -> Curve | None:
     """What --keys and --clients stand for; None where no key is given. Raises BadKeys.
 

@@ -152,7 +152,7 @@ class Mailbox:
             raise BadAddress(f"--bind={address!r}: one that can be bound: {error.strerror}") from None
         if door is not None:
             door.start()
-        self.address = self._socket.last_endpoint.decode().rstrip("\0")
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._place.bound()
         # Other threads (tokenising, signals) end the engine thread's poll by writing here.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -170,8 +170,9 @@ class Mailbox:
         # Without a door nobody is let in; ZeroMQ would let everybody in.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TCP_FRAME)
-        # Asked after one half, and another one to answer.
-        socket.heartbeat_ivl = socket.heartbeat_timeout = max(1, int(curve.peer_timeout * 500))
+        # The answer waits behind the frame that is on its way, so most of the time is for that.
+        socket.heartbeat_ivl = max(1, int(curve.peer_timeout * 250))
+        socket.heartbeat_timeout = max(1, int(curve.peer_timeout * 750))
         return _Door(self._context, curve.lets_in)
 
     def wake(self) -> None:

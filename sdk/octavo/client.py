@@ -84,7 +84,7 @@ class AsyncClient:
         server_public_key: Key | None = None,
         public_key: Key | None = None,
         secret_key: Key | None = None,
-        peer_timeout: float = 20.0,
+        peer_timeout: float = 30.0,
     ) -> Self:
         """Join the shared engine at address, "ipc:///path" or "tcp://host:port"; an open client.
 

@@ -70,7 +70,7 @@ class JoinedEngine:
     knob = "{} of AsyncClient.connect"
 
     def __init__(
-        self, address: str, curve: CurveKeys | None, transport: Transport | None = None, *, peer_timeout: float = 20.0
+        self, address: str, curve: CurveKeys | None, transport: Transport | None = None, *, peer_timeout: float = 30.0
     ) -> None:
         self.address = address
         self._curve, self._given, self._peer_timeout = curve, transport, peer_timeout

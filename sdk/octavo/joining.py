@@ -24,7 +24,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     server_public_key: str | None = None
     secret_key: str | None = None
-    peer_timeout: float = 20.0
+    peer_timeout: float = 30.0
     ready_timeout: float = 120.0
     heartbeat_timeout: float = 60.0
 
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--server-public-key", metavar="KEY", help="the engine's: 40 characters, or its NAME.key")
     secret = "this side's NAME.key_secret, of `octavo keys`, whose public key the engine knows"
     group.add_argument("--secret-key", type=Path, metavar="FILE", help=secret)
-    gone = "an engine that is silent so long over tcp has gone; default 20"
-    group.add_argument("--peer-timeout", type=float, default=20.0, metavar="S", help=gone)
+    gone = "an engine that is silent so long over tcp has gone; default 30"
+    group.add_argument("--peer-timeout", type=float, default=30.0, metavar="S", help=gone)
 
 
 def joined_of(options: argparse.Namespace, engine: EngineOptions) -> Joined | None:
@@ -66,8 +66,8 @@ def joined_of(options: argparse.Namespace, engine: EngineOptions) -> Joined | No
     keys = curve_keys(options.connect, server, None, options.secret_key)
     return Joined(
         address=options.connect,
-        server_public_key=keys and keys.server,
-        secret_key=keys and keys.secret,
+        server_public_key=keys.server if keys else None,
+        secret_key=keys.secret if keys else None,
         peer_timeout=options.peer_timeout,
         **{name: getattr(engine, name) for name in _OURS},
     )

@@ -230,6 +230,9 @@ class Session:
         self._router.receive()  # what it sent before it ended still counts
         self._lost = why
         self._die(self._why)
+        if self._engine.process is None and self._engine.transport is not None:
+            # ZeroMQ would connect again, and send what was not sent yet to an engine that would answer nobody.
+            self._engine.transport.flush_and_close(0.0)
 
     def _die(self, why: Callable[[], OctavoError]) -> None:
         if self._dead is not None or self._router is None:

@@ -155,7 +155,7 @@ class ZmqTransport:
     """
 
     def __init__(
-        self, address: str, *, curve: CurveKeys | None = None, watch_peer: bool = False, peer_timeout: float = 20.0
+        self, address: str, *, curve: CurveKeys | None = None, watch_peer: bool = False, peer_timeout: float = 30.0
     ) -> None:
         self._address = address
         self._curve = curve
@@ -215,8 +215,9 @@ class ZmqTransport:
         # Another machine's network is not asked a hundred times a second. A host that is still to come does not answer
         # at all; the kernel would ask it after ever longer pauses.
         socket.reconnect_ivl, socket.reconnect_ivl_max, socket.connect_timeout = 100, 1000, 5000
-        # Asked after one half, and another one to answer: by ZeroMQ's I/O thread, however long a step takes.
-        socket.heartbeat_ivl = socket.heartbeat_timeout = max(1, int(self._peer_timeout * 500))
+        # Answered by ZeroMQ's I/O thread, however long a step takes, but behind the frame that is on its way.
+        socket.heartbeat_ivl = max(1, int(self._peer_timeout * 250))
+        socket.heartbeat_timeout = max(1, int(self._peer_timeout * 750))
 
     def _on_monitor(self) -> None:
         while self._monitor is not None:

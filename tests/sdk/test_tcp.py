@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import zmq
 from zmq.auth import create_certificates, load_certificate
@@ -68,6 +69,36 @@ async def test_keys_of_certificates(anyio_backend: Any, address: str, tmp_path: 
     keys = {"server_public_key": tmp_path / "engine.key", "secret_key": Path(secret)}
     for more in ({}, {"public_key": Path(public)}, {"public_key": load_certificate(public)[0].decode()}):
         async with await AsyncClient.connect(address, **keys, **more) as client:
+            assert (await client.generate("here")).text == "here"
+
+
+async def test_an_engine_that_comes_later_and_one_that_follows_it(anyio_backend: Any) -> None:
+    """A client whose engine died is done: it sends nothing to the next one there, until it joins that."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    async with anyio.create_task_group() as group:
+        box: list[AsyncClient] = []
+
+        async def connect() -> None:
+            box.append(await AsyncClient.connect(address, server_public_key=SERVER))
+
+        group.start_soon(connect)
+        await anyio.wait_all_tasks_blocked()
+        first = ExitStack()
+        first.enter_context(engine(address))
+    async with box[0] as client:
+        stream = client.stream("forever")
+        await anext(stream)
+        first.close()
+        with pytest.raises(octavo.EngineDead, match="closed the connection"):
+            async for _ in stream:
+                pass
+        with engine(address):
+            with pytest.raises(octavo.EngineDead):
+                await client.generate("here")
+            async with await AsyncClient.connect(address, server_public_key=SERVER) as other:
+                assert (await other.stats())["clients"] == 1
+            await client.restart()
             assert (await client.generate("here")).text == "here"
 
 
