@@ -24,6 +24,7 @@ log = logging.getLogger("octavo.engine")
 
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85, rfc.zeromq.org/spec/32
 _OWN = "engine.key_secret"
+_LONGEST = 86400.0  # seconds
 _LOG_EVERY = 1.0  # seconds
 
 
@@ -41,16 +42,16 @@ def curve_of(
 ) -> Curve | None:
     """What --keys and --clients stand for; None where no key is given. Raises BadKeys.
 
-    keys: the file of the engine's own pair, or a folder with it and the clients' certificates. variables: the secret
-    key and the clients' public keys themselves (config.key_variables), each of which the file named for it goes before.
+    keys: the file of the engine's own pair, or a folder with it and the clients' certificates. clients: a folder or a
+    file of theirs alone. variables: in place of the two the keys themselves (config.key_variables).
     """
     own, public = _own_pair(keys, variables[0])
     if own is None:
         if clients or allow_any_client:
             raise BadKeys("--clients and --allow-any-client go with --keys, the engine's own")
         return None
-    if not peer_timeout > 0:
-        raise BadKeys(f"--peer-timeout={peer_timeout:g}: seconds, more than 0")
+    if not 0 < peer_timeout <= _LONGEST:
+        raise BadKeys(f"--peer-timeout={peer_timeout:g}: seconds, more than 0 and at most {_LONGEST:g}")
     if allow_any_client:
         if clients:
             raise BadKeys(f"--clients={clients!r}: not with --allow-any-client, which lets everybody in")
@@ -64,7 +65,7 @@ def curve_of(
             raise BadKeys(f"OCTAVO_CLIENT_KEYS: public keys of 40 characters, with blanks between; one is {wrong[0]!r}")
         guests = Guests(lambda: given, "those of OCTAVO_CLIENT_KEYS")
     else:
-        raise BadKeys(f"--keys={keys!r}: --clients, too: a folder of their certificates or a file of their public keys")
+        raise BadKeys("--clients: a folder of their certificates or a file of their public keys says who may join")
     log.info("the engine's public key is %s; let in: %s", public, guests)
     return Curve(own, guests.lets_in, guests.turned_away, peer_timeout)
 

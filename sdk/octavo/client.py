@@ -101,7 +101,7 @@ class AsyncClient:
         from octavo.transport import curve_keys
 
         options = EngineOptions(ready_timeout=ready_timeout, heartbeat_timeout=heartbeat_timeout)
-        number("peer_timeout", peer_timeout, 0.0, above=True)
+        number("peer_timeout", peer_timeout, 0.0, 86400.0, above=True)
         keys = curve_keys(address, server_public_key, public_key, secret_key)
         client = cls._over(JoinedEngine(address, keys, peer_timeout=peer_timeout), options, on_progress)
         await client.open()

@@ -235,7 +235,7 @@ class ZmqTransport:
                 self._on_lost(f"the engine at {self._address} closed the connection{silent}")
 
     def _on_handshake(self, kind: int, value: int, curve: CurveKeys) -> None:
-        """What happens before the engine has let us in. All but the first case is final: ZeroMQ tries no more."""
+        """What happens before the engine lets us in. Where it fails otherwise than at first, ZeroMQ tries no more."""
         other = f"server_public_key={curve.server!r} is not the key of what answers at {self._address}"
         match kind:
             case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:

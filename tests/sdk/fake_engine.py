@@ -81,7 +81,6 @@ class Fake:
                 values = {name: float(counts[name]) for name in names}
                 values["running"] = float(sum(key[0] == client for key in self.running))
                 values["goodbyes"] = float(self.goodbyes)
-                values["clients"] = float(len(self.counts))
                 self.send(client, wire.Stats(token, values))
             case wire.Drain():
                 if "ignore-drain" not in self.behaviours:
