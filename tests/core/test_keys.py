@@ -143,6 +143,34 @@ def test_a_client_without_keys_learns_nothing(folder: Path) -> None:
         mailbox.close(0)
 
 
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: engine\r\n\r\n",
+        bytes(range(256)) * 40,
+        GREETING + b"\x04\x1a\x05READY" + bytes(20),
+        GREETING + b"\x06" + (1 << 62).to_bytes(8, "big") + b"\x05HELLO" + bytes(1000),
+        GREETING + b"\x06" + (wire.MAX_TCP_FRAME + 1).to_bytes(8, "big") + b"\x05HELLO" + bytes(1000),
+    ],
+)
+def test_who_says_anything_else_is_shown_out(folder: Path, join: Join, said: bytes) -> None:
+    client = pair(folder, "client")
+    mailbox = opened(curve_of(str(folder), None))
+    try:
+        port = int(mailbox.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 10) as plain, suppress(ConnectionError):
+            plain.sendall(said)
+            while plain.recv(4096):  # the end, or TimeoutError
+                pass
+        join(mailbox, client)
+        heard(mailbox)
+    finally:
+        mailbox.close(0)
+
+
 def test_without_its_door_the_mailbox_lets_nobody_in(folder: Path, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZeroMQ by itself would let everybody in."""
     client = pair(folder, "client")
