@@ -17,6 +17,7 @@ from octavo.options import EngineOptions, replace
 from octavo_engine import config
 from octavo_engine.address import BadAddress
 from octavo_engine.execution.errors import DeviceLost
+from octavo_engine.keys import BadKeys, curve_of
 from octavo_engine.mailbox import Client, Mailbox, wrong_protocol
 
 if TYPE_CHECKING:
@@ -46,11 +47,20 @@ class StartFailed(Exception):
         self.code = code
 
 
-def serve(address: str, options_json: str, *, model: str | None, spawned: bool) -> int:
-    """Run one engine until it is drained or signalled; the process's exit status."""
+def serve(
+    address: str, options_json: str, *, model: str | None, spawned: bool, keys: dict[str, Any] | None = None
+) -> int:
+    """Run one engine until it is drained or signalled; the process's exit status. keys: what keys.curve_of takes."""
     try:
-        mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
-    except BadAddress as error:
+        curve = None
+        if address.startswith("tcp://"):
+            curve = curve_of(**keys or {}, variables=config.key_variables())
+        elif keys:
+            raise BadKeys(f"{_flags(keys)}: only for --bind tcp://host:port; who may join at {address} is the folder's")
+        mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error), curve)
+        if curve is not None:
+            log.info("clients join at %s", mailbox.address)
+    except (BadAddress, BadKeys) as error:
         log.error("%s", error)
         return 1
     greeter = _Greeter(mailbox)
@@ -78,6 +88,10 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
     finally:
         mailbox.close()
     return 0
+
+
+def _flags(keys: dict[str, Any]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in keys)
 
 
 def last_words(error: Exception) -> wire.Dying:
@@ -290,10 +304,10 @@ def _start(options_json: str, model: str | None, greeter: _Greeter, *, owned: bo
     gc.freeze()
     greeter.hear(0)
     log.info(
-        "%s ready on %s: %s, %s, %d pages of %d tokens, %d threads, %s",
+        "%s ready on %s: %s, %s, %d pages of %d tokens, %d threads, %s, at %s",
         ready.architecture, machine.device, dtype_name,
         quantization.describe() if quantization else "weights as stored",
-        num_pages, options.page_size, threads, ops.isa,
+        num_pages, options.page_size, threads, ops.isa, greeter.mailbox.address,
     )  # fmt: skip
     return Core(
         greeter.mailbox,
