@@ -16,15 +16,16 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {
+    "serve": {"address", "config", "core", "execution", "greeter", "mailbox", "start"},
+    "greeter": {"mailbox"},
+    "start": {
         "core",
-        "address",
         "adapters",
         "config",
+        "greeter",
         "guessing",
         "layers",
         "machine",
-        "mailbox",
         "execution",
         "models",
         "ops",
