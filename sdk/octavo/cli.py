@@ -10,6 +10,7 @@ octavo eval perplexity MODEL --text FILE       how well a model, quantised or no
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["quantize"]:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine.quantize", *arguments[1:]])
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="replace")
     try:
         anyio.run(options.run, options)
     except OctavoError as error:

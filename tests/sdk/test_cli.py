@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import socket
@@ -42,6 +43,17 @@ def test_reads_the_prompt_from_a_pipe(engine, capsys, monkeypatch):
     with sys.stdin:
         assert cli.main(["chat", "model"]) == 1
     assert "--prompt" in capsys.readouterr().err
+
+
+def test_what_an_encoding_lacks_ends_nothing(engine, monkeypatch):
+    engine._script = {"na\ufffdve": "Hello 你好 😀"}
+    written = io.BytesIO()
+    with io.TextIOWrapper(io.BytesIO(b"na\xefve\n"), "utf-8") as said, io.TextIOWrapper(written, "latin-1") as out:
+        monkeypatch.setattr(sys, "stdin", said)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["chat", "model"]) == 0
+        out.flush()
+        assert written.getvalue() == b"Hello ?? ?\n"
 
 
 def test_system_message_and_sampling_reach_the_request(engine):
