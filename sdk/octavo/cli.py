@@ -56,9 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["quantize"]:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine.quantize", *arguments[1:]])
     options = _parser().parse_args(arguments)
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+        sys.stdout.reconfigure(errors="replace")
     try:
         anyio.run(options.run, options)
     except OctavoError as error:
@@ -219,7 +218,10 @@ async def _chat(options: argparse.Namespace) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     prompt = options.prompt
     if prompt is None and not interactive:
-        prompt = sys.stdin.read().strip()
+        try:
+            prompt = sys.stdin.read().strip()
+        except UnicodeDecodeError as error:
+            raise InvalidOption("--prompt", "-", f"a text; what stands on standard input is none: {error}") from None
         if not prompt:
             raise InvalidOption("--prompt", "", "a text, or give one on standard input")
     engine = _engine_options(options)
