@@ -16,16 +16,17 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {
+    "serve": {"address", "config", "core", "execution", "greeter", "mailbox", "start"},
+    "greeter": {"mailbox"},
+    "start": {
         "core",
-        "address",
         "adapters",
         "config",
+        "greeter",
         "guessing",
         "keys",
         "layers",
         "machine",
-        "mailbox",
         "execution",
         "models",
         "ops",

@@ -14,6 +14,7 @@ chat and serve take --connect ADDRESS in place of a model, to join an engine tha
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["quantize"]:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine.quantize", *arguments[1:]])
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+        sys.stdout.reconfigure(errors="replace")
     try:
         anyio.run(options.run, options)
     except OctavoError as error:
@@ -245,7 +248,10 @@ async def _chat(options: argparse.Namespace) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     prompt = options.prompt
     if prompt is None and not interactive:
-        prompt = sys.stdin.read().strip()
+        try:
+            prompt = sys.stdin.read().strip()
+        except UnicodeDecodeError as error:
+            raise InvalidOption("--prompt", "-", f"a text; what stands on standard input is none: {error}") from None
         if not prompt:
             raise InvalidOption("--prompt", "", "a text, or give one on standard input")
     engine = _engine_options(options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import anyio
 
@@ -156,6 +156,12 @@ class AsyncClient:
             await self._session.open(self)
             await self._session.load_again()
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AsyncClient can't be copied or sent to another process: give that one the `address` of a client opened "
+            "with share=True, to join its engine with AsyncClient.connect"
+        )
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -373,7 +379,8 @@ class AsyncClient:
         under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
         and where EngineOptions.max_loras are loaded.
         """
-        await self._session.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path)))
+        folder = os.fsdecode(path)
+        await self._session.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", folder))
 
     async def unload_lora(self, name: str) -> None:
         """No new request can name it from now on; returns when those that run with it have ended.

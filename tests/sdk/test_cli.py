@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import socket
@@ -42,6 +43,23 @@ def test_reads_the_prompt_from_a_pipe(engine, capsys, monkeypatch):
     with sys.stdin:
         assert cli.main(["chat", "model"]) == 1
     assert "--prompt" in capsys.readouterr().err
+
+
+def test_what_an_encoding_lacks_ends_no_answer(engine, monkeypatch):
+    engine._script = {"Hello": "Hello 你好 😀"}
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, "latin-1") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["chat", "model", "--prompt", "Hello"]) == 0
+        out.flush()
+        assert written.getvalue() == b"Hello ?? ?\n"
+
+
+def test_a_prompt_that_is_no_text_is_refused(engine, monkeypatch, capsys):
+    with io.TextIOWrapper(io.BytesIO(b"na\xefve\n"), "utf-8") as said:
+        monkeypatch.setattr(sys, "stdin", said)
+        assert cli.main(["chat", "model"]) == 1
+    assert "--prompt='-': a text; what stands on standard input is none: 'utf-8' codec" in capsys.readouterr().err
 
 
 def test_system_message_and_sampling_reach_the_request(engine):
