@@ -16,15 +16,17 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {
+    "serve": {"address", "config", "core", "execution", "greeter", "mailbox", "start"},
+    "greeter": {"mailbox"},
+    "start": {
         "core",
-        "address",
         "adapters",
         "config",
+        "greeter",
         "guessing",
+        "keys",
         "layers",
         "machine",
-        "mailbox",
         "execution",
         "models",
         "ops",
@@ -57,6 +59,7 @@ ROOMS = {
     "intake": {"chats", "scheduling", "execution", "text"},
     "deltas": {"delivery", "mailbox", "requests", "scheduling", "text"},
     "delivery": {"scheduling", "execution", "text", "mailbox", "adapters"},
+    "keys": {"mailbox"},
     "mailbox": {"address"},
     "address": set(),
     "config": set(),

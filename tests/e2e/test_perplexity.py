@@ -78,7 +78,7 @@ async def test_tokenize(smollm2: str) -> None:
         assert await client.tokenize("x", special=False) == await client.tokenize("x")  # this model has no BOS
         with pytest.raises(InvalidRequest, match="not valid Unicode"):
             await client.tokenize("\ud800")
-        with pytest.raises(InvalidRequest, match='each needs a "role"'):
+        with pytest.raises(InvalidRequest, match=r'messages\[0\]: a mapping with "role"'):
             await client.tokenize([1])  # type: ignore[list-item]
         with pytest.raises(InvalidRequest, match="a string or chat messages"):
             await client.tokenize(b"x")  # type: ignore[arg-type]

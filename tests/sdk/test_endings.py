@@ -181,6 +181,8 @@ SLOPPY = {
         ready.wait()
     """,
     "a fork that outlives us": """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of a fork beside any thread
         async def main():
             client = make()
             say(await client.open())
