@@ -130,7 +130,7 @@ async def test_loading_and_unloading(tiny: Path, folders: dict[str, Any]) -> Non
         with pytest.raises(LoraError, match="lora='z' is not loaded; loaded: 'a', 'b'"):
             await client.unload_lora("z")
         async with client.stream([1, 2, 3], SamplingParams(max_tokens=400, ignore_eos=True), lora="b") as stream:
-            await anext(stream)
+            tokens = [*(await anext(stream)).token_ids]
             unloaded = anyio.Event()
 
             async def unload() -> None:
@@ -144,8 +144,8 @@ async def test_loading_and_unloading(tiny: Path, folders: dict[str, Any]) -> Non
                 with pytest.raises(LoraError, match="lora='b' is not loaded"):
                     await client.generate([1], lora="b")
                 assert not unloaded.is_set()
-                tokens = [token async for delta in stream for token in delta.token_ids]
-                assert len(tokens) == 399
+                tokens += [token async for delta in stream for token in delta.token_ids]
+                assert len(tokens) == 400
         with pytest.raises(LoraError, match=r"has rank 16; raise EngineOptions\.max_lora_rank=4"):
             await client.load_lora("c", paths["c"])
         with pytest.raises(LoraError, match="no such folder"):
