@@ -16,6 +16,7 @@ __all__ = [
     "VERSION",
     "available_memory",
     "checkpoint_dtype",
+    "key_variables",
     "quantized_folder",
     "resolve_dtype",
     "resolve_threads",
@@ -116,6 +117,11 @@ def quantized_folder(asked: str) -> Path | None:
         return Path.home() / ".cache" / "octavo" / "quantized"
     except RuntimeError:
         return None
+
+
+def key_variables() -> tuple[str, str]:
+    """The engine's secret key and its clients' public keys (blanks between) for tcp, where no file can hold them."""
+    return os.environ.get("OCTAVO_SECRET_KEY", ""), os.environ.get("OCTAVO_CLIENT_KEYS", "")
 
 
 def with_limits(

@@ -17,6 +17,7 @@ from octavo_engine import config
 from octavo_engine.address import BadAddress
 from octavo_engine.execution.errors import DeviceLost
 from octavo_engine.greeter import Greeter, StartFailed
+from octavo_engine.keys import BadKeys, curve_of
 from octavo_engine.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -32,11 +33,20 @@ VERSION = config.VERSION
 _left: list[object] = []
 
 
-def serve(address: str, options_json: str, *, model: str | None, spawned: bool) -> int:
-    """Run one engine until it is drained or signalled; the process's exit status."""
+def serve(
+    address: str, options_json: str, *, model: str | None, spawned: bool, keys: dict[str, Any] | None = None
+) -> int:
+    """Run one engine until it is drained or signalled; the process's exit status. keys: what keys.curve_of takes."""
     try:
-        mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error))
-    except BadAddress as error:
+        curve = None
+        if address.startswith("tcp://"):
+            curve = curve_of(**keys or {}, variables=config.key_variables())
+        elif keys:
+            raise BadKeys(f"{_flags(keys)}: only for --bind tcp://host:port; who may join at {address} is the folder's")
+        mailbox = Mailbox(address, lambda client, error: log.warning("a malformed frame was dropped: %s", error), curve)
+        if curve is not None:
+            log.info("clients join at %s", mailbox.address)
+    except (BadAddress, BadKeys) as error:
         log.error("%s", error)
         return 1
     greeter = Greeter(mailbox)
@@ -64,6 +74,10 @@ def serve(address: str, options_json: str, *, model: str | None, spawned: bool) 
     finally:
         mailbox.close()
     return 0
+
+
+def _flags(keys: dict[str, Any]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in keys)
 
 
 def last_words(error: Exception) -> wire.Dying:

@@ -74,10 +74,10 @@ def start(options: EngineOptions, greeter: Greeter, *, owned: bool) -> Core:
     gc.freeze()
     greeter.hear(0)
     log.info(
-        "%s ready on %s: %s, %s, %d pages of %d tokens, %d threads, %s",
+        "%s ready on %s: %s, %s, %d pages of %d tokens, %d threads, %s, at %s",
         ready.architecture, options.device, options.dtype,
         loaded.quantization.describe() if loaded.quantization else "weights as stored",
-        num_pages, options.page_size, options.num_threads, loaded.machine.ops.isa,
+        num_pages, options.page_size, options.num_threads, loaded.machine.ops.isa, greeter.mailbox.address,
     )  # fmt: skip
     return Core(
         greeter.mailbox,

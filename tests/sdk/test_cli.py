@@ -27,7 +27,7 @@ SCRIPT = {"Hello": "Hi there, you!", "refused": Reply(fail="invalid_request", me
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """A scripted engine in the place of the one that `octavo chat` would spawn."""
     made = ScriptedEngine(SCRIPT)
-    monkeypatch.setattr(cli, "AsyncClient", lambda model, options, on_progress: made.client())
+    monkeypatch.setattr(cli, "AsyncClient", lambda model, options, on_progress, share: made.client())
     return made
 
 
@@ -72,7 +72,7 @@ def test_system_message_and_sampling_reach_the_request(engine):
 def test_engine_options_are_flags(monkeypatch):
     seen = []
 
-    def client(model, options, on_progress):
+    def client(model, options, on_progress, share):
         seen.append(options)
         raise ModelError("no such model")
 
@@ -124,7 +124,7 @@ def answer(request):
         return Reply(["endless "] * 1000, delay=0.05)
     return "**bold**\\n\\n\\x1b]0;title\\x07\\n\\n- item" if turns[-1] == "mark" else "|".join(turns) + "!"
 engine = ScriptedEngine(answer)
-cli.AsyncClient = lambda model, options, on_progress: engine.client()
+cli.AsyncClient = lambda model, options, on_progress, share: engine.client()
 sys.exit(cli.main(["chat", "model", "--prompt", "one", *sys.argv[1:]]))
 """
 
