@@ -206,14 +206,16 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     InternLM) is rotated for its length, and computed again for its new one when it has grown by more than this share;
     0: at every token, for the very tokens of a whole forward over all before, at its price.
     batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
-    slower. On a CPU, and by weights of 4 and 8 bits, they never do.
+    slower. On a CPU they never do. By weights of 4 and 8 bits they don't either, but for steps of 384 tokens and more
+    with activations in floats, which take cuBLAS unless this is set.
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
     enable_lora: linear layers take LoRA adapters, chosen a request by name. max_loras: loaded at a time; max_lora_rank:
     of any; on a GPU the memory for so many of that rank is taken at the start. loras: a name -> a folder (or hub id) to
     load at the start; implies enable_lora.
     logits_processors: a name -> "package.module:factory" (or "path/to/file.py:factory"), imported in the engine's
     process, by the path of the host that spawns it, too; what it is: octavo_engine.execution.processors.
-    num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
+    num_threads: of the CPU kernels, 0 for all cores that the process and its control groups may use. seed: for requests
+    without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it
     may take. grammar_cache_size: compiled grammars kept for the next request, besides those in use, of no more text
