@@ -18,7 +18,7 @@ import platform
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -30,8 +30,7 @@ from octavo.options import EngineOptions, SamplingParams
 from octavo_engine.core import Core
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.mailbox import Mailbox
-from octavo_engine.ops.cuda_graphs import Recorded
-from octavo_engine.ops.cuda_upload import Staging
+from octavo_engine.ops.cuda_graphs import Captured
 from octavo_engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.text import load_text
 from octavo_engine.weights import open_source
@@ -43,7 +42,7 @@ PAGE, MAX_LEN, PROMPT, WARM_UP = 16, 4096, 400, 100
 
 
 class _Nothing:
-    """Graphs that do nothing, for Recorded."""
+    """Graphs that do nothing."""
 
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[_Nothing, torch.Tensor]:
         return self, work()
@@ -55,20 +54,16 @@ class _Nothing:
         return 0
 
 
-class _There(Staging):
-    """What is on the host is on the device."""
-
-    def upload(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return list(tensors)
-
-
 class _Device(Free):
     """Decode steps as graphs, as CudaOps has them."""
 
-    def record(self, function: Callable[..., Any], inputs: Any, kept: Any = None, **hints: Any) -> Callable[..., Any]:
+    def record(self, function: Callable[..., Any], inputs: Any, kept: Any = None) -> Callable[..., Any]:
         if kept is not None:
             return lambda *tensors: self._hidden[: len(tensors[len(inputs)])]
-        return Recorded(function, inputs, _There(self.device), _Nothing(), **hints)
+        return function
+
+    def capture(self, work: Callable[[int], Any], most: int, progress: Any = None) -> Callable[[int], Any]:
+        return Captured(work, most, _Nothing(), progress)
 
     def forward(self, batch: Any) -> torch.Tensor:
         return self._hidden[: len(batch.token_ids)]
@@ -122,9 +117,8 @@ def watch_all(parts: Parts, core: Core) -> None:
     parts.watch(core.scheduler, "schedule", "schedule")
     parts.watch(runner._builder, "build", "batch")
     parts.watch(runner, "_prepare", "what is sent: arrays")
-    parts.watch(runner._packer, "send", "what is sent: one copy")
+    parts.watch(runner._fixed, "stage", "what is sent: pinned")
     parts.watch(runner.queue, "enqueue", "device: the step's calls")
-    parts.watch(runner._decodes, 0, "device: inputs of its graph")
     parts.watch(runner, "submit", "submit, the rest")
     parts.watch(runner, "collect", "collect")
     parts.watch(core.scheduler, "commit", "commit")

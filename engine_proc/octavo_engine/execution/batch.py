@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,61 @@ from octavo_engine.layers.batch import Batch
 from octavo_engine.layers.rope import OwnRows, Regimes
 from octavo_engine.scheduling.plan import PENDING, Again, SeqStep
 
-__all__ = ["BatchBuilder", "BuiltBatch"]
+__all__ = ["BatchBuilder", "BuiltBatch", "DecodeRows", "DecodeTensors"]
 
 
 Paged = tuple[NDArray[np.int64], NDArray[np.int32]]
+
+
+class DecodeTensors(NamedTuple):
+    """What DecodeRows has, as tensors."""
+
+    seq_slots: torch.Tensor
+    entries: torch.Tensor
+    moving: torch.Tensor
+    pages: torch.Tensor
+    adapters: torch.Tensor
+
+
+class DecodeRows:
+    """What is told of each sequence where every one brings a token and draws one: fields of R entries, one after the
+    other in `block`, int32 [10 R]. R: max_num_seqs and what makes it a multiple of LINE.
+
+    seq_slots: int64, the sequences' slots. entries, pages: which entry of the slots' page tables, numbered over all of
+    them, names the page that the token is written to, int64, and that page. moving: [4, R], what is one more with every
+    step that they go on: positions, slots and seq_lens as in Batch, and the place of what is drawn in the output, which
+    is the runner's to say. adapters: as in BuiltBatch, -1 for none.
+    Beyond the first `count` entries stand sequences of no tokens, which write nothing, in a slot that none has.
+    """
+
+    def __init__(self, max_num_seqs: int, width: int) -> None:
+        """width: entries of a slot's page table."""
+        most = max_num_seqs + -max_num_seqs % LINE
+        self.count, self.block = 0, np.zeros(10 * most, np.int32)
+        wide, self.moving = self.block[: 4 * most].view(np.int64), self.block[4 * most : 8 * most].reshape(4, most)
+        self.seq_slots, self.entries = wide[:most], wide[most:]
+        self.pages, self.adapters = self.block[8 * most : 9 * most], self.block[9 * most :]
+        self._fills = ((self.seq_slots, max_num_seqs), (self.entries, max_num_seqs * width), (self.adapters, -1))
+        self._clear(0, most)
+
+    def begin(self, count: int) -> None:
+        """So many sequences, of which all is to be said."""
+        self._clear(count, self.count)
+        self.count = count
+
+    def of(self, block: torch.Tensor) -> DecodeTensors:
+        """The parts of a copy of `block`."""
+        most = len(self.pages)
+        wide, moving, narrow = block.split_with_sizes([4 * most, 4 * most, 2 * most])
+        seq_slots, entries = wide.view(torch.int64).view(2, most)
+        pages, adapters = narrow.view(2, most)
+        return DecodeTensors(seq_slots, entries, moving.view(4, most), pages, adapters)
+
+    def _clear(self, start: int, stop: int) -> None:
+        self.moving[:, start:stop] = 0
+        self.moving[1, start:stop] = -1
+        for field, fill in self._fills:
+            field[start:stop] = fill
 
 
 @dataclass
@@ -30,12 +82,11 @@ class BuiltBatch:
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
     what layers.batch.KEPT_ROWS asks for them. every_pending: that, and all tokens are PENDING. draw_lens: the length of
     the sequence that each draws for, int32. paged: which entries of the slots' page tables, numbered over all of them,
-    are others than before, and what they are now. moving, where every_row: what is one more with every step they go on,
-    int32 [4, S and what makes rows a multiple of staging.LINE]: positions, slots, seq_lens, and a row of the runner's
-    own. adapters: [T] int32, the adapter of each row, where any has one (see layers.lora). ahead: drafts.ahead_of,
-    where there are drafts. own: of those whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where
-    in the tables' values it is to be written. num_pages: the width of the batch's page table. arrays: what the batch's
-    other tensors share their memory with, by name.
+    are others than before, and what they are now; where every_row, but for what DecodeRows says. adapters: [T] int32,
+    the adapter of each row, where any has one (see layers.lora). ahead: drafts.ahead_of, where there are drafts. own:
+    of those whose rotation has no table (layers.rope.Regimes), and own_rows, int64, where in the tables' values it is
+    to be written. num_pages: the width of the batch's page table. arrays: what the batch's other tensors share their
+    memory with, by name.
     It holds until the next build, which may write to the same tensors.
     """
 
@@ -48,7 +99,6 @@ class BuiltBatch:
     every_pending: bool
     num_pages: int
     paged: Paged | None
-    moving: NDArray[np.int32] | None = None
     ahead: list[list[int]] | None = None
     kept: tuple[torch.Tensor, ...] = ()
     adapters: torch.Tensor | None = None
@@ -62,8 +112,7 @@ class _Decode:
 
     steps: list[SeqStep]
     further: int
-    index: NDArray[np.intp]  # slots
-    moving: NDArray[np.int32]
+    moving: NDArray[np.int32]  # of all that DecodeRows has, these sequences' part
     longest: int
     token_ids: NDArray[np.int32]
     built: BuiltBatch
@@ -94,6 +143,7 @@ class BatchBuilder:
         self._last: _Decode | None = None
         self._adapters = np.full(max_num_seqs, -1, np.int32)  # of each slot
         self._count = np.arange(max_num_seqs + 1, dtype=np.int32)
+        self.rows = DecodeRows(max_num_seqs, self._table.shape[1])
 
     def start(self, slot: int, adapter: int) -> None:
         """A sequence takes the slot. Idempotent."""
@@ -143,11 +193,8 @@ class BatchBuilder:
             samplers = [seq.samplers * (1 + seq.drafts) for seq in seqs]
         draw_slots = list(chain.from_iterable(samplers))
         every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
-        moving = None
         if every_row:
-            moving = np.zeros((4, num_seqs + -num_seqs % LINE), np.int32)
-            moving[:3, :num_seqs] = positions, cache_slots, seq_lens
-            positions, cache_slots, seq_lens = moving[:3, :num_seqs]
+            positions, cache_slots, seq_lens = self._lay_out(slots, positions, cache_slots, seq_lens)
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
             drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
@@ -170,7 +217,7 @@ class BatchBuilder:
         ahead = ahead_of(seqs) if drafted else None
         every_pending = every_row and max(token_list) == PENDING
         draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
-        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, moving, ahead)
+        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
@@ -179,9 +226,26 @@ class BatchBuilder:
             built.own_rows = torch.from_numpy(positions[positions >= self._rows_of_own].astype(np.int64))
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
-        if moving is not None and not own:
-            self._last = _Decode(steps, further, slots, moving, longest, token_ids, built)
+        if every_row and not own:
+            self._last = _Decode(steps, further, self.rows.moving[:, :num_seqs], longest, token_ids, built)
         return built
+
+    def _lay_out(
+        self,
+        slots: NDArray[np.intp],
+        positions: NDArray[np.int32],
+        cache_slots: NDArray[np.int32],
+        seq_lens: NDArray[np.int32],
+    ) -> NDArray[np.int32]:
+        """A decode step, as `rows` tells it; returns the last three, as parts of it."""
+        rows, count = self.rows, len(slots)
+        rows.begin(count)
+        moving = rows.moving[:3, :count]
+        moving[:] = positions, cache_slots, seq_lens
+        rows.seq_slots[:count], rows.adapters[:count] = slots, self._adapters[slots]
+        rows.entries[:count] = slots * self._table.shape[1] + (seq_lens - 1) // self._page_size
+        rows.pages[:count] = cache_slots // self._page_size
+        return moving
 
     def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
         """From a sequence's positions to rows of the rotation tables; `own` takes those of who has none."""
@@ -204,7 +268,7 @@ class BatchBuilder:
 
     def _advance(self, last: _Decode, again: Again) -> BuiltBatch:
         """Turn the last batch into the next one."""
-        built, moving, size = last.built, last.moving, self._page_size
+        built, rows, moving, size = last.built, self.rows, last.moving, self._page_size
         moving += 1
         last.longest += 1
         last.further += 1
@@ -213,19 +277,24 @@ class BatchBuilder:
         elif not built.every_pending:
             last.token_ids.fill(PENDING)
         built.every_pending = not again.tokens
-        built.paged = self._store_pages(
-            [(built.draw_slots[place], first, pages) for place, first, pages in again.paged]
-        )
+        built.paged, width = None, self._table.shape[1]
         for place, first, pages in again.paged:  # they enter a page, or theirs is another now
-            page, offset = divmod(built.draw_lens.item(place) - 1, size)
-            moving[1, place] = pages[page - first] * size + offset
+            slot = built.draw_slots[place]
+            if len(pages) > 1 or first >= width:
+                built.paged = self._store_pages([(slot, first, pages)], built.paged)
+            page, offset = divmod(moving.item(2, place) - 1, size)
+            rows.entries[place] = entry = slot * width + page
+            rows.pages[place] = self._entries[entry] = found = pages[page - first]
+            moving[1, place] = found * size + offset
         num_pages = self._num_pages(last.longest)
-        if built.paged is not None or num_pages != built.num_pages:
-            built.num_pages, built.batch.page_table = num_pages, self._page_table(last.index, num_pages)
+        if again.paged or num_pages != built.num_pages:
+            built.num_pages = num_pages
+            built.batch.page_table = self._page_table(rows.seq_slots[: rows.count], num_pages)
         return built
 
-    def _store_pages(self, paged: list[tuple[int, int, list[int]]]) -> Paged | None:
-        """paged: (slot, page_offset, pages). Raises IndexError beyond max_model_len."""
+    def _store_pages(self, paged: list[tuple[int, int, list[int]]], others: Paged | None = None) -> Paged | None:
+        """paged: (slot, page_offset, pages). Returns what changed, and `others`. Raises IndexError beyond
+        max_model_len."""
         places: list[int] = []
         pages: list[int] = []
         width = self._table.shape[1]
@@ -239,7 +308,9 @@ class BatchBuilder:
             return None
         entries, values = np.array(places, np.int64), np.array(pages, np.int32)
         self._entries[entries] = values
-        return entries, values
+        if others is None:
+            return entries, values
+        return np.concatenate((others[0], entries)), np.concatenate((others[1], values))
 
     def _num_pages(self, longest: int) -> int:
         return (longest - 1) // self._page_size + 1
