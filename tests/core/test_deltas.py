@@ -75,7 +75,11 @@ class Told:
         for seq, token in drew:
             if seq is not None:
                 seq.output.append(token)
-        told = {client: list(deltas) for client, deltas in self.plain.tell(sequences, tokens, self.live, 5.0).items()}
+        told = {}
+        for client, raw in self.plain.tell(sequences, tokens, self.live, 5.0).items():
+            (message,) = wire.decode_to_client(wire.encode([raw]))
+            assert isinstance(message, wire.Deltas)
+            told[client] = list(message.deltas)
         for place, behind in self.plain.others:
             seq = sequences[place]
             assert seq is not None

@@ -49,7 +49,7 @@ def test_a_step_runs_in_the_next_larger_graph() -> None:
         sizes.append(rows)
         return lying[:rows] * 2
 
-    run, expected = Captured(work, 40, graphs), {n: 0 for n in graph_sizes(40)}
+    run, expected = Captured(work, 40, graphs), dict.fromkeys(graph_sizes(40), 0)
     for rows, size in [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (33, 40), (40, 40), (3, 4)]:
         lying.copy_(torch.arange(40.0) + rows)
         assert run(rows).equal(2 * lying[:rows])
