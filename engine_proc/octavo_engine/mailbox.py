@@ -123,7 +123,7 @@ class Mailbox:
         if now < self._listen_at:
             return
         self._listen_at = now + _SETTLED
-        while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while int(self._monitor.getsockopt(zmq.EVENTS)) & _READABLE:
             self._monitor.recv_multipart(zmq.NOBLOCK)
             self._look_at = now + _SETTLED
         if self._look_at is not None and now >= self._look_at:

@@ -66,7 +66,8 @@ def test_one_joins_and_one_leaves(in_flight: int) -> None:
     driver.add("new", [9, 9])
     joined = driver.step()
     assert joined is not None
-    assert joined.again is None
+    assert joined.again is not None
+    assert [step.tokens for step in joined.more] == [[9, 9]]
     for _ in range(2):
         driver.step()
     assert {len(plan.steps) for plan in steady(driver)} == {4}

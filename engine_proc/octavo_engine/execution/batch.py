@@ -76,7 +76,7 @@ class DecodeRows:
 
 @dataclass
 class BuiltBatch:
-    """A Batch and who draws from it.
+    """A Batch and who draws from it. seq_slots: the sequences' slots.
 
     draw_slots: the slots that draw a token, in the order of the plan's samplers; draw_rows: the row of T that each
     draws from, int32. every_row: draw_rows is 0 .. T - 1, so that nothing needs gathering (plain decode); else kept is
@@ -92,6 +92,7 @@ class BuiltBatch:
 
     batch: Batch
     arrays: dict[str, NDArray[np.int32]]
+    seq_slots: NDArray[np.int64]
     draw_slots: list[int]
     draw_rows: torch.Tensor
     draw_lens: NDArray[np.int32]
@@ -104,6 +105,41 @@ class BuiltBatch:
     adapters: torch.Tensor | None = None
     own: Sequence[OwnRows] = ()
     own_rows: torch.Tensor | None = None
+
+
+class _Columns(NamedTuple):
+    """Of sequences: slots, positions of their first tokens, numbers of tokens, these, one sequence's after the other;
+    who draws, and how many of them for each sequence."""
+
+    slots: NDArray[np.int64]
+    starts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    token_ids: NDArray[np.int32]
+    draw_slots: list[int]
+    draws: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, seqs: Sequence[SeqStep]) -> _Columns:
+        tokens, samplers = [seq.tokens for seq in seqs], [seq.samplers * (1 + seq.drafts) for seq in seqs]
+        return cls(
+            np.array([seq.slot for seq in seqs], np.int64),
+            np.array([seq.start for seq in seqs], np.int32),
+            np.array(list(map(len, tokens)), np.int32),
+            np.array(list(chain.from_iterable(tokens)), np.int32),
+            list(chain.from_iterable(samplers)),
+            np.array(list(map(len, samplers)), np.int32),
+        )
+
+    def __add__(self, others: _Columns) -> _Columns:  # type: ignore[override]
+        """These, then others."""
+        return _Columns(
+            np.concatenate((self.slots, others.slots)),
+            np.concatenate((self.starts, others.starts)),
+            np.concatenate((self.lengths, others.lengths)),
+            np.concatenate((self.token_ids, others.token_ids)),
+            self.draw_slots + others.draw_slots,
+            np.concatenate((self.draws, others.draws)),
+        )
 
 
 @dataclass
@@ -150,32 +186,54 @@ class BatchBuilder:
         self._adapters[slot] = adapter
         self._last = None  # another regime or adapter, perhaps, at the place where the one before would go on
 
-    def build(self, steps: list[SeqStep], again: Again | None = None) -> BuiltBatch:
-        """Applies the sequences' page table changes and lays out their tokens. Idempotent; steps is not empty."""
-        last, further = self._last, 0
-        seqs = steps
-        if again is not None:
-            further = again.further
-            if last is not None and last.steps is steps and last.further == further - 1:
-                return self._advance(last, again)
-            seqs = again.of(steps)
+    def build(self, steps: list[SeqStep], again: Again | None = None, more: Sequence[SeqStep] = ()) -> BuiltBatch:
+        """Applies the sequences' page table changes and lays out their tokens, as Plan tells of them. Idempotent; steps
+        is not empty."""
+        if again is None:
+            return self._build(steps, [*steps, *more])
+        last = self._last
+        if more and self._first_rows:
+            return self._build(steps, [*again.of(steps), *more])
+        if last is not None and last.steps is steps and last.further == again.further - 1:
+            built = self._advance(last, again)
+        else:
+            built = self._build(steps, again.of(steps), again.further)
+        return self._beside(built, more) if more else built
+
+    def _build(self, steps: list[SeqStep], seqs: list[SeqStep], further: int = 0) -> BuiltBatch:
+        """steps: those that seqs are so many times further; anything, where there is more than to decode."""
         self._last = None
         paged = self._store_pages([(seq.slot, seq.page_offset, seq.pages) for seq in seqs if seq.pages])
-        num_seqs = len(seqs)
-        slots = np.array([seq.slot for seq in seqs], np.intp)
-        starts = np.array([seq.start for seq in seqs], np.int32)
-        tokens = [seq.tokens for seq in seqs]
-        token_list = list(chain.from_iterable(tokens))
-        token_ids, num_tokens = np.array(token_list, np.int32), len(token_list)
+        columns = _Columns.of(seqs)
+        built = self._assemble(columns, paged, seqs)
+        if built.every_row and not built.own:
+            moving = self.rows.moving[:, : len(seqs)]
+            self._last = _Decode(steps, further, moving, int(built.draw_lens.max()), columns.token_ids, built)
+        return built
+
+    def _beside(self, decodes: BuiltBatch, more: Sequence[SeqStep]) -> BuiltBatch:
+        """What goes on as `rows` has it, and more."""
+        rows, count = self.rows, self.rows.count
+        paged = rows.entries[:count], rows.pages[:count]
+        for others in (decodes.paged, self._store_pages([(seq.slot, seq.page_offset, seq.pages) for seq in more])):
+            if others is not None:
+                paged = np.concatenate((paged[0], others[0])), np.concatenate((paged[1], others[1]))
+        one, lengths = np.ones(count, np.int32), rows.moving[2, :count]
+        token_ids = decodes.arrays["token_ids"]
+        first = _Columns(rows.seq_slots[:count], lengths - 1, one, token_ids, decodes.draw_slots, one)
+        return self._assemble(first + _Columns.of(more), paged)
+
+    def _assemble(self, columns: _Columns, paged: Paged | None, seqs: Sequence[SeqStep] = ()) -> BuiltBatch:
+        """seqs: what the columns are of; may be left out where none has drafts and there are no regimes."""
+        slots, starts, lengths, token_ids, draw_slots, draws = columns
+        num_seqs, num_tokens = len(slots), len(token_ids)
+        seq_lens = starts + lengths
         if num_tokens == num_seqs:  # every sequence brings one token: nothing to spread
             query_start = self._count[: num_seqs + 1]
-            seq_lens = starts + 1
             positions, table_rows = starts, slots
         else:
-            lengths = np.array(list(map(len, tokens)), np.int32)
             query_start = np.zeros(num_seqs + 1, np.int32)
             np.cumsum(lengths, out=query_start[1:])
-            seq_lens = starts + lengths
             positions = np.arange(num_tokens, dtype=np.int32)
             positions += np.repeat(starts - query_start[:-1], lengths)
             table_rows = np.repeat(slots, lengths)
@@ -185,19 +243,14 @@ class BatchBuilder:
         if self._first_rows:
             shifts = self._shifts(seqs, query_start, own)
             positions = positions + (shifts if num_tokens == num_seqs else np.repeat(shifts, lengths))
-        longest = int(seq_lens.max())
-        num_pages = self._num_pages(longest)
-        samplers = [seq.samplers for seq in seqs]
+        num_pages = self._num_pages(int(seq_lens.max()))
         drafted = any(seq.drafts for seq in seqs)
-        if drafted:
-            samplers = [seq.samplers * (1 + seq.drafts) for seq in seqs]
-        draw_slots = list(chain.from_iterable(samplers))
-        every_row = len(draw_slots) == num_seqs == num_tokens and all(samplers)
+        every_row = len(draw_slots) == num_seqs == num_tokens and bool(draws.all())
         if every_row:
             positions, cache_slots, seq_lens = self._lay_out(slots, positions, cache_slots, seq_lens)
             drawn_by, draw_rows, draw_lens = None, self._count[:num_seqs].copy(), seq_lens
         else:
-            drawn_by = np.repeat(self._count[:num_seqs], list(map(len, samplers)))
+            drawn_by = np.repeat(self._count[:num_seqs], draws)
             draw_rows, draw_lens = query_start[drawn_by + 1] - 1, seq_lens[drawn_by]
             if drafted:
                 back = np.concatenate(
@@ -215,9 +268,9 @@ class BatchBuilder:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         batch = Batch(**tensors, page_table=self._page_table(slots, num_pages), kv=self._kv)
         ahead = ahead_of(seqs) if drafted else None
-        every_pending = every_row and max(token_list) == PENDING
-        draws = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
-        built = BuiltBatch(batch, arrays, *draws, num_pages, paged, ahead)
+        every_pending = every_row and int(token_ids.max()) == PENDING
+        drawing = draw_slots, torch.from_numpy(draw_rows), draw_lens, every_row, every_pending
+        built = BuiltBatch(batch, arrays, slots, *drawing, num_pages, paged, ahead)
         adapters = self._adapters[table_rows]
         if adapters.max(initial=-1) >= 0:
             built.adapters = torch.from_numpy(adapters)
@@ -226,13 +279,11 @@ class BatchBuilder:
             built.own_rows = torch.from_numpy(positions[positions >= self._rows_of_own].astype(np.int64))
         if drawn_by is not None:
             built.kept = self._kept(built, torch.from_numpy(drawn_by))
-        if every_row and not own:
-            self._last = _Decode(steps, further, self.rows.moving[:, :num_seqs], longest, token_ids, built)
         return built
 
     def _lay_out(
         self,
-        slots: NDArray[np.intp],
+        slots: NDArray[np.int64],
         positions: NDArray[np.int32],
         cache_slots: NDArray[np.int32],
         seq_lens: NDArray[np.int32],
@@ -247,7 +298,7 @@ class BatchBuilder:
         rows.pages[:count] = cache_slots // self._page_size
         return moving
 
-    def _shifts(self, seqs: list[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
+    def _shifts(self, seqs: Sequence[SeqStep], query_start: NDArray[np.int32], own: list[OwnRows]) -> NDArray[np.int32]:
         """From a sequence's positions to rows of the rotation tables; `own` takes those of who has none."""
         shifts = np.empty(len(seqs), np.int32)
         for i, (seq, row) in enumerate(zip(seqs, query_start.tolist(), strict=False)):
@@ -263,7 +314,7 @@ class BatchBuilder:
         starts_of_one = torch.arange(len(drawn_by) + 1, dtype=torch.int32)
         return built.draw_rows, starts_of_one, torch.from_numpy(built.draw_lens), built.batch.page_table[drawn_by]
 
-    def _page_table(self, slots: NDArray[np.intp], num_pages: int) -> torch.Tensor:
+    def _page_table(self, slots: NDArray[np.int64], num_pages: int) -> torch.Tensor:
         return torch.from_numpy(self._table[slots, :num_pages])
 
     def _advance(self, last: _Decode, again: Again) -> BuiltBatch:

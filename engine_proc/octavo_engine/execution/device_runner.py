@@ -141,7 +141,7 @@ class DeviceRunner(Runner):
         prompt_logprobs: dict[int, list[TokenLogprob]] = {slot: [] for slot in step.read}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs[slot].extend(chunk.entries())
-        vectors = {} if step.pooled is None else self._pooler.add(step.plan.steps, step.pooled)
+        vectors = {} if step.pooled is None else self._pooler.add(step.plan.kinds, step.pooled)
         return StepResult(tokens, logprobs, prompt_logprobs, vectors, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
@@ -172,9 +172,9 @@ class DeviceRunner(Runner):
         return work
 
     def _prepare_seqs(self, plan: Plan, step: DeviceStep, work: Work, arrays: Arrays) -> None:
-        seqs = plan.steps  # what is read of them below is the same in each of the steps that go on
+        seqs = plan.kinds
         built = self._build(plan)
-        fresh = built is not self._built
+        fresh, others = built is not self._built, plan.steps if plan.again is None else plan.more
         step.slots, step.drafted = built.draw_slots, built.ahead is not None
         work.num_seqs, work.num_pages, work.adapted = len(seqs), built.num_pages, built.adapters is not None
         if built.paged is not None:
@@ -184,7 +184,7 @@ class DeviceRunner(Runner):
             for i, table in enumerate(self._rotations):
                 arrays[f"rotation {i}"] = table.own_rows(built.own).view(-1).numpy()
         if not built.every_pending:
-            arrays |= self._token_arrays(seqs, built)
+            arrays |= self._token_arrays(built)
         arrays |= self._sampler.masks(step.slots)
         if built.every_row:
             if fresh:
@@ -192,7 +192,9 @@ class DeviceRunner(Runner):
                 rows.moving[3, : rows.count] = self._sampler.positions(step.slots, built.draw_lens)
             work.decode = self._fixed.stage()
         else:
-            arrays |= self._row_arrays(seqs, built, work)
+            arrays |= self._row_arrays(built)
+            if any(seq.prompt_logprobs >= 0 or seq.pooling for seq in others):
+                arrays |= self._read_arrays(seqs, work)
         if step.slots:
             arrays |= self._sampler.arrays(step.slots, built.ahead)
             step.held = self._sampler.held(step.slots, built.draw_lens)
@@ -201,8 +203,7 @@ class DeviceRunner(Runner):
             step.asked, work.tops = self._sampler.asked(step.slots, step.held)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
-        if plan.again is None:
-            step.read = [seq.slot for seq in seqs if seq.prompt_logprobs >= 0]
+        step.read = [seq.slot for seq in others if seq.prompt_logprobs >= 0]
         if arrays:
             work.sent = self._packer.send(arrays)
         if step.slots and (arrays or fresh):
@@ -211,16 +212,21 @@ class DeviceRunner(Runner):
         work.draw = self._drawing if step.slots else None
         self._built = built if built.every_row else None
 
-    def _row_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: Work) -> Arrays:
+    def _row_arrays(self, built: BuiltBatch) -> Arrays:
         """Of a step that is more, or less, than to decode."""
         arrays: Arrays = {name: built.arrays[name] for name in ("positions", "slots", "seq_lens", "query_start")}
-        arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
+        arrays["seq_slots"] = built.seq_slots
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
         if built.draw_slots:
             arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
             arrays["draw_lens"] = built.draw_lens
             arrays["draw_positions"] = self._sampler.positions(built.draw_slots, built.draw_lens)
+        return arrays
+
+    def _read_arrays(self, seqs: list[SeqStep], work: Work) -> Arrays:
+        """Of prompts that something is asked of."""
+        arrays: Arrays = {}
         if any(seq.prompt_logprobs >= 0 for seq in seqs):
             arrays["targets"] = np.array(self._prompt_targets(seqs, work), np.int32)
         if pooled := self._pooler.rows(seqs):
@@ -228,14 +234,13 @@ class DeviceRunner(Runner):
         return arrays
 
     @staticmethod
-    def _token_arrays(seqs: list[SeqStep], built: BuiltBatch) -> Arrays:
+    def _token_arrays(built: BuiltBatch) -> Arrays:
         token_ids = built.arrays["token_ids"]
         arrays: Arrays = {"token_ids": token_ids}
         pending = np.flatnonzero(token_ids == PENDING)
         if len(pending):
             of_seq = np.searchsorted(built.arrays["query_start"], pending, "right") - 1
-            slots = np.array([seqs[i].slot for i in of_seq], np.int32)
-            arrays |= {"pending_rows": pending, "pending_slots": slots}
+            arrays |= {"pending_rows": pending, "pending_slots": built.seq_slots[of_seq]}
         return arrays
 
     def _prompt_targets(self, seqs: list[SeqStep], work: Work) -> list[int]:

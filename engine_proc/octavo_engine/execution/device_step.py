@@ -33,7 +33,7 @@ class DeviceStep:
     pooled: Tensor | None = None  # hidden states of the rows that Pooler.rows names
 
     def __str__(self) -> str:
-        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.steps)} sequences"
+        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.kinds)} sequences"
 
 
 @dataclass(slots=True)

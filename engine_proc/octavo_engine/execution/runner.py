@@ -199,12 +199,12 @@ class Runner:
             vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
                 hidden = self._run_rows(built)
-            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.steps):
+            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.kinds):
                 hidden = self._run_kept(built)
             else:
                 every = self._run_rows(built)
-                found = self._prompt_logprobs(every, plan.steps)
-                vectors = self._pool(every, plan.steps)
+                found = self._prompt_logprobs(every, plan.kinds)
+                vectors = self._pool(every, plan.kinds)
                 hidden = every.index_select(0, built.draw_rows)
             tokens, logprobs = self._draw(hidden, built.draw_slots, built.ahead)
             if built.ahead is not None:
@@ -223,7 +223,7 @@ class Runner:
         """Wait for a step whose results nobody wants."""
 
     def _build(self, plan: Plan) -> BuiltBatch:
-        built = self._builder.build(plan.steps, plan.again)
+        built = self._builder.build(plan.steps, plan.again, plan.more)
         for table in self._rotations:
             table.reach(built.num_pages * self._page_size)
         return built

@@ -148,12 +148,14 @@ class Scheduler:
             if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
                 self.running.prefilling.remove(prefill.seq)
                 self.running.decode(prefill.seq)
-        if prefills or self.speculation is not None:
+        if self.speculation is not None:
             self.decoding.forget()
         else:
             self.decoding.keep(plan, decodes)
         plan.ends = self.running.take_ends()
         filled, ends = self.decoding.filled, self.decoding.ends
+        if any(prefill.samplers for prefill in prefills):
+            ends = None
         self.flights.push(Flight(plan, decodes, prefills, filled, ends, drafted=drafted > 0))
         self._step += 1
         return plan
@@ -173,13 +175,13 @@ class Scheduler:
         for seq, stop in flight.filled:
             if seq.finish_reason is None:
                 self.tables.store(seq, stop - page_size, stop)
+        for prefill in flight.prefills:
+            self._commit_prefill(prefill)
         if flight.ends is not None and not self._finished and flight.ends.isdisjoint(tokens):  # nothing but tokens
             for seq, token in zip(drew, tokens, strict=True):
                 seq.output.append(token)
             self._release(flight)
             return drew
-        for prefill in flight.prefills:
-            self._commit_prefill(prefill)
         for place, (seq, token) in enumerate(zip(drew, tokens, strict=True)):
             if seq.finish_reason is None and seq.group is None and token >= 0:
                 output = seq.output
@@ -261,7 +263,7 @@ class Scheduler:
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
         if request.pooling == "mean" or (request.pooling and whole):
             step.pooling, step.pooled = request.pooling, whole
-        plan.write_out().append(step)
+        plan.add(step)
         seq.num_computed = stop
         return Prefill(seq, start, length, samplers)
 
