@@ -83,6 +83,21 @@ def test_one_joins_and_one_leaves(in_flight: int) -> None:
 
 
 @IN_FLIGHT
+def test_a_prompt_is_computed_beside_them(in_flight: int) -> None:
+    driver = running(3, in_flight, max_num_batched_tokens=8, page_size=4)
+    driver.add("long", range(18))
+    plans = steady(driver, 4)
+    assert [[len(step.tokens) for step in plan.more] for plan in plans] == [[5], [5], [5], [3]]
+    assert [step.samplers for plan in plans for step in plan.more] == [[], [], [], [3]]
+    assert [plan.num_tokens for plan in plans] == [8, 8, 8, 6]
+    for _ in range(2):
+        driver.step()
+    assert {len(plan.steps) for plan in steady(driver)} == {4}
+    driver.settle()
+    driver.run()
+
+
+@IN_FLIGHT
 def test_one_ends_while_the_others_go_on(in_flight: int) -> None:
     """Its row of the step that is in flight is dropped, theirs are not."""
     last = {0: 8}

@@ -221,7 +221,10 @@ class BatchBuilder:
         one, lengths = np.ones(count, np.int32), rows.moving[2, :count]
         token_ids = decodes.arrays["token_ids"]
         first = _Columns(rows.seq_slots[:count], lengths - 1, one, token_ids, decodes.draw_slots, one)
-        return self._assemble(first + _Columns.of(more), paged)
+        built = self._assemble(first + _Columns.of(more), paged)
+        if built.every_row:  # theirs is a token too: now `rows` has all of them
+            self._last = None
+        return built
 
     def _assemble(self, columns: _Columns, paged: Paged | None, seqs: Sequence[SeqStep] = ()) -> BuiltBatch:
         """seqs: what the columns are of; may be left out where none has drafts and there are no regimes."""
