@@ -85,7 +85,7 @@ def test_one_joins_and_one_leaves(in_flight: int) -> None:
 @IN_FLIGHT
 def test_a_prompt_is_computed_beside_them(in_flight: int) -> None:
     driver = running(3, in_flight, max_num_batched_tokens=8, page_size=4)
-    driver.add("long", range(18))
+    driver.add("long", range(50, 68))
     plans = steady(driver, 4)
     assert [[len(step.tokens) for step in plan.more] for plan in plans] == [[5], [5], [5], [3]]
     assert [step.samplers for plan in plans for step in plan.more] == [[], [], [], [3]]
