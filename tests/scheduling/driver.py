@@ -210,7 +210,6 @@ class Driver:
 
     def _inspect(self, work: Work, ahead: bool) -> None:
         plan = work.plan
-        self.scheduler.decoding.settle()
         for start in plan.starts:
             self._check_start(start, self.scheduler.sequence_at(start.slot))
         assert len({step.slot for step in plan.seqs}) == len(plan.seqs), "a sequence runs twice in a step"

@@ -6,13 +6,12 @@ gives way, so there is always progress. While a step is in flight nobody gives w
 A sequence that outgrows its regime (layers.rope) gives its pages back in the same way, to be computed anew in the next.
 
 Mostly the same sequences decode on for many steps, until one comes, ends or lacks something. What they do is then said
-once (plan.Again), and a step looks at those alone that enter a page; how far the others are is noted when it matters.
+once (plan.Again), and a step looks at their pages alone.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 from octavo_engine.scheduling.admission import SchedulerConfig
@@ -35,8 +34,7 @@ class _Together:
     """Sequences that were all that ran in a step, each for a token, and do so again.
 
     steps: of that step, `further` steps ago. until: from so many on it has to be looked at each of them again. wait:
-    some can't go on before their last token is known. ends: the tokens that end one of them. begun: their num_computed
-    then; it is brought up to date by `settle`. due: by `further`, the places of those that fill or enter a page then.
+    some can't go on before their last token is known. ends: the tokens that end one of them.
     """
 
     seqs: list[Sequence]
@@ -44,22 +42,7 @@ class _Together:
     until: int
     wait: bool
     ends: frozenset[int]
-    begun: list[int]
-    due: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     further: int = 0
-
-    def __post_init__(self) -> None:
-        for place in range(len(self.seqs)):
-            self.look_at(place)
-
-    def look_at(self, place: int) -> None:
-        """When its room is used up, or in the next step where it is."""
-        self.due[max(self.further + 1, self.seqs[place].room - self.begun[place])].append(place)
-
-    def settle(self) -> None:
-        for seq, begun in zip(self.seqs, self.begun, strict=True):
-            if seq.slot >= 0:
-                seq.num_computed = begun + self.further
 
 
 class Decoding:
@@ -91,7 +74,7 @@ class Decoding:
         if together is not None and not ended and self._goes_on(together, ahead):
             self._again(together, plan, ahead)
             return together.seqs
-        self.forget()
+        self._together = None
         return self._ahead(plan) if ahead else self._now(plan)
 
     def keep(self, plan: Plan, decodes: list[Sequence]) -> None:
@@ -103,17 +86,11 @@ class Decoding:
             wait = any(len(seq.output) < seq.waits_until for seq in decodes)
             ends = frozenset().union(*{seq.stops for seq in decodes})
             steps = plan.steps[: len(decodes)]
-            self._together = _Together(decodes, steps, until, wait, ends, [seq.num_computed for seq in decodes])
+            self._together = _Together(decodes, steps, until, wait, ends)
 
     def forget(self) -> None:
-        """The next plan has to look at each."""
-        self.settle()
+        """There may be more tokens in the next plan."""
         self._together = self.ends = None
-
-    def settle(self) -> None:
-        """Bring num_computed of all sequences up to date: where the same decode on, it is left until somebody asks."""
-        if self._together is not None:
-            self._together.settle()
 
     def _goes_on(self, together: _Together, ahead: bool) -> bool:
         seqs = together.seqs
@@ -128,17 +105,18 @@ class Decoding:
         together.further += 1
         seqs, size = together.seqs, self._config.page_size
         paged: list[tuple[int, int, list[int]]] = []
-        for place in together.due.pop(together.further, ()):
-            seq = seqs[place]
-            stop = together.begun[place] + together.further
-            if stop > seq.room:
-                seq.num_computed = stop - 1
-                self._make_room(seq, plan, ahead=ahead)
-                offset, seq.sent = seq.sent, len(seq.pages)
-                paged.append((place, offset, seq.pages[offset:]))
-            if not stop % size:
-                self.filled.append((seq, stop))
-            together.look_at(place)
+        for place, seq in enumerate(seqs):
+            start = seq.num_computed
+            stop = seq.num_computed = start + 1
+            if stop >= seq.room:
+                if start >= seq.room:
+                    seq.num_computed = start
+                    self._make_room(seq, plan, ahead=ahead)
+                    seq.num_computed = stop
+                    offset, seq.sent = seq.sent, len(seq.pages)
+                    paged.append((place, offset, seq.pages[offset:]))
+                if not stop % size:
+                    self.filled.append((seq, stop))
         tokens = [] if ahead else [seq.output[-1] for seq in seqs]
         plan.steps, plan.again = together.steps, Again(together.further, tokens, paged)
         if together.further + 1 < together.until:
@@ -213,7 +191,6 @@ class Decoding:
 
     def change_regimes(self) -> None:
         """Requeue what has outgrown its regime; nothing is in flight."""
-        self.settle()
         for seq in [seq for seq in self._running.decoding if seq.num_computed >= seq.limit]:
             self._running.decoding.remove(seq)
             self._requeue(seq)

@@ -220,7 +220,6 @@ class Scheduler:
     def _release(self, flight: Flight) -> None:
         """After `flight` has landed or was dropped: give back what was kept for it alone."""
         if self.tables.replaced:
-            self.decoding.forget()  # their room is other than it was
             keeper = self.flights.newest if self.flights else flight
             keeper.replaced += self.tables.replaced
             self.tables.replaced = []
@@ -386,11 +385,9 @@ class Scheduler:
 
     def stats(self) -> dict[str, float]:
         """Gauges and counters by the names that dashboards know, see census.stats."""
-        self.decoding.settle()
         return census.stats(self)
 
     def check(self) -> None:
         """Prove every invariant of scheduler, pool and cache. Raises AssertionError."""
-        self.decoding.settle()
         census.check(self)
         assert self.flights or not self._finished, "a finished sequence was not swept"
