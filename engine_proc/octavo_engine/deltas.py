@@ -57,6 +57,7 @@ class PlainDeltas:
         self._sequences: list[Sequence] | list[Sequence | None] | None = None  # of the last step; None: look again
         self._frames: dict[Client, _Frame] = {}
         self._tails: list[_Tails] = []
+        self._only: _Tails | None = None  # the same for all, as a rule
         self._streams: list[Stream] = []
         self._open: set[int] = set()  # of _streams, those that are in the middle of something
         self._tables: dict[int, _Tails] = {}  # by the id of a stream's table: there is a handful
@@ -74,7 +75,10 @@ class PlainDeltas:
             self._look(sequences, found, now)
         if self.others or len(self.places) < len(tokens):
             tokens = [tokens[place] for place in self.places]
-        tails = list(map(getitem, self._tails, tokens))
+        if self._only is None:
+            tails = list(map(getitem, self._tails, tokens))
+        else:
+            tails = list(map(self._only.__getitem__, tokens))
         if self._open or b"" in tails:
             fed = self._open.union([i for i, tail in enumerate(tails) if not tail])
             for i in fed:
@@ -112,6 +116,7 @@ class PlainDeltas:
             self._streams.append(stream)
         for frame in frames.values():
             frame.parts[0] = wire.deltas_head(len(frame.places)) + frame.parts[0]
+        self._only = self._tails[0] if len(set(map(id, self._tails))) == 1 else None
         self._open = {i for i, stream in enumerate(self._streams) if stream.open}
 
     def _of_table(self, texts: Mapping[int, Any]) -> _Tails:
