@@ -135,9 +135,13 @@ class Scheduler:
             self.decoding.change_regimes()
         preempted = self.counters.preemptions
         decodes = self.decoding.add(plan, ahead=bool(self.flights), ended=bool(self._finished))
-        drafted = 0
-        if self.speculation is not None:
-            drafted = self.speculation.add(plan, decodes, self.config.max_num_batched_tokens)
+        drafted, guessing = 0, self.speculation
+        if guessing is not None and not guessing.may_guess(len(decodes)):
+            if plan.again is None:
+                guessing.pause(decodes)
+            guessing = None
+        if guessing is not None:
+            drafted = guessing.add(plan, decodes, self.config.max_num_batched_tokens)
         budget = self.config.max_num_batched_tokens - len(decodes) - drafted
         prefills = self._prefill(plan, budget)
         if self.waiting and preempted == self.counters.preemptions and not self.decoding.stalled:
@@ -148,10 +152,10 @@ class Scheduler:
             if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
                 self.running.prefilling.remove(prefill.seq)
                 self.running.decode(prefill.seq)
-        if self.speculation is not None:
-            self.decoding.forget()
-        else:
+        if guessing is None:
             self.decoding.keep(plan, decodes)
+        else:
+            self.decoding.forget()
         plan.ends = self.running.take_ends()
         filled, ends = self.decoding.filled, self.decoding.ends
         if any(prefill.samplers for prefill in prefills):
@@ -205,7 +209,7 @@ class Scheduler:
 
     def measured(self, plan: Plan, seconds: float) -> None:
         """How long a step took."""
-        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.steps):
+        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.kinds):
             self.speculation.cost.add(plan.num_tokens, seconds)
 
     def resolve(self, plan: Plan) -> None:
