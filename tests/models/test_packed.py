@@ -197,6 +197,14 @@ def test_a_folder_that_can_not_be_written_is_said(
     assert "quantized_cache is not written" in caplog.text
 
 
+def test_a_folder_that_can_not_be_looked_into_is_said(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As another user's is; a name that no file system takes fails in the same places, for root too."""
+    load(model_folder, load_ops("cpu"), QuantizedCache(tmp_path / ("x" * 300), "0.1.0"))
+    assert caplog.text.count("File name too long") == 2
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(
     model_folder: Path, cache: QuantizedCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,11 +81,11 @@ class CacheEntry:
 
     def open(self) -> PackedFile | None:
         """The file, if it is there, whole and of this key."""
-        if not self.path.exists():
-            return None
         try:
+            if not self.path.exists():
+                return None
             file = PackedFile(self.path)
-        except SourceError as error:
+        except (SourceError, OSError) as error:  # a folder of somebody else's is no reason not to start
             self.damaged(error)
             return None
         if file.settings.get("key") != self.key:

@@ -191,6 +191,7 @@ def _names(on: Device) -> dict[str, Any]:
         "max_memory_allocated": memory("peak"),
         "reset_peak_memory_stats": memory("reset"),
         "graph_pool_handle": lambda: object(),
+        "get_allocator_backend": lambda: "native",
         "current_stream": lambda device=None: on.current,
         "default_stream": lambda device=None: on.default,
         "stream": stream,
