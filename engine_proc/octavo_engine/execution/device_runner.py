@@ -3,6 +3,10 @@
 A step draws on the device and leaves each slot's last token there, so that the next step, which feeds on it, can be
 submitted before the host has seen it (plan.PENDING). The page tables live on the device too; a step brings what is new
 in them, and all its other small arrays, in one copy out of pinned memory.
+
+A step in which every sequence brings a token and draws one reads all that it takes from where it always lies: what the
+host says of it (batch.DecodeRows), the tokens, the tables. So it is captured whole, but for the draw, and where the
+same sequences go on the host's part is one copy there, the graph, the draw, and one copy back.
 """
 
 from __future__ import annotations
