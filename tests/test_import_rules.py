@@ -16,7 +16,7 @@ ENGINE = ROOT / "engine_proc" / "octavo_engine"
 ROOMS = {
     "__main__": {"serve"},
     "quantize": {"config", "models", "ops", "weights"},
-    "serve": {"address", "config", "core", "execution", "greeter", "mailbox", "start"},
+    "serve": {"address", "config", "core", "execution", "greeter", "keys", "mailbox", "start"},
     "greeter": {"mailbox"},
     "start": {
         "core",
@@ -24,7 +24,6 @@ ROOMS = {
         "config",
         "greeter",
         "guessing",
-        "keys",
         "layers",
         "machine",
         "execution",

@@ -19,10 +19,10 @@ class StartFailed(Exception):
 
 
 class Greeter:
-    """Tells the clients that say Hello how the loading goes."""
+    """Tells the clients that say Hello how the loading goes. owned: by a client that spawned it, and may end it."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.mailbox = mailbox
+    def __init__(self, mailbox: Mailbox, *, owned: bool) -> None:
+        self.mailbox, self._owned = mailbox, owned
         self.clients: set[Client] = set()
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
@@ -38,7 +38,7 @@ class Greeter:
                     self.mailbox.send(client, [wrong_protocol(protocol)])
                 case wire.Hello():
                     self.clients.add(client)
-                case wire.Drain():
+                case wire.Drain() if self._owned:
                     raise StartFailed("drained", "the client closed while the model was loading")
                 case wire.Goodbye():
                     self.clients.discard(client)

@@ -49,7 +49,7 @@ def serve(
     except (BadAddress, BadKeys) as error:
         log.error("%s", error)
         return 1
-    greeter = Greeter(mailbox)
+    greeter = Greeter(mailbox, owned=spawned)
     try:
         core = _start(options_json, model, greeter, owned=spawned)
     except Exception as error:

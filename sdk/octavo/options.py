@@ -214,7 +214,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     load at the start; implies enable_lora.
     logits_processors: a name -> "package.module:factory" (or "path/to/file.py:factory"), imported in the engine's
     process, by the path of the host that spawns it, too; what it is: octavo_engine.execution.processors.
-    num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
+    num_threads: of the CPU kernels, 0 for all cores that the process and its control groups may use. seed: for requests
+    without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it
     may take. grammar_cache_size: compiled grammars kept for the next request, besides those in use, of no more text

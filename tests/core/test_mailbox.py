@@ -21,7 +21,7 @@ ERRORS: list[str] = []
 @pytest.fixture
 def mailbox(tmp_path: Path) -> Iterator[Mailbox]:
     ERRORS.clear()
-    mailbox = Mailbox(f"ipc://{tmp_path}/s", lambda client, error: ERRORS.append(error))
+    mailbox = Mailbox(f"ipc://{tmp_path}/s", lambda client, error: ERRORS.append(error), clock=lambda: 0.0)
     yield mailbox
     mailbox.close(0)
 

@@ -233,13 +233,22 @@ def test_graphs_share_the_memory_of_their_results(gpu: Device) -> None:
         assert run(rows).cpu().equal(torch.full((rows, 4096), 8.0 * rows))
 
 
-def test_a_graph_holds_nothing_before_it_runs(gpu: Device) -> None:
+def test_a_graph_holds_what_it_last_made(gpu: Device) -> None:
     graphs = CudaGraphs(torch.device("cuda", 0))
     x = torch.zeros(3, device="cuda")
     graph, out = graphs.capture(lambda: x + 1)
-    assert not out.cpu().equal(torch.ones(3))
-    graph.replay()
+    x.fill_(4)
     assert out.cpu().equal(torch.ones(3))
+    graph.replay()
+    assert out.cpu().equal(torch.full((3,), 5.0))
+
+
+def test_a_graph_has_all_its_memory_when_it_is_captured(gpu: Device) -> None:
+    graphs, x = CudaGraphs(torch.device("cuda", 0)), torch.zeros(3, device="cuda")
+    graph, _ = graphs.capture(lambda: x + 1)
+    free = graphs.free_memory()
+    graph.replay()
+    assert graphs.free_memory() == free
 
 
 def test_results_are_kept_where_torch_does_not_manage_the_memory(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:

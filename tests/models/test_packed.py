@@ -225,6 +225,21 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert list(cache.folder.iterdir()) == []
 
 
+def test_a_model_of_the_hub_has_one_file_for_all_revisions(model_folder: Path, cache: QuantizedCache) -> None:
+    """As the hub's own cache lays them: links to blobs."""
+    keys = set()
+    for revision in ("a" * 40, "b" * 40):
+        snapshot = cache.folder.parent / "hub/models--owner--name/snapshots" / revision
+        blobs = Path(shutil.copytree(model_folder, snapshot.parents[1] / "blobs" / revision))
+        snapshot.mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
+        load(snapshot, load_ops("cpu"), cache)
+        assert only_file(cache).name.startswith("owner--name-")
+        keys.add(PackedFile(only_file(cache)).settings["key"])
+    assert len(keys) == 2
+
+
 def test_what_a_killed_engine_left_is_swept(model_folder: Path, cache: QuantizedCache) -> None:
     cache.folder.mkdir()
     old, new = cache.folder / ".a-1.tmp", cache.folder / ".b-2.tmp"

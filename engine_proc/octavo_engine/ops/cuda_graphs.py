@@ -106,6 +106,7 @@ class CudaGraphs:
                     graph.capture_end()
                 raise
             graph.capture_end()
+            graph.replay()  # the first one takes memory, and a millisecond, that no step is to find missing
         current.wait_stream(self._stream)
         made = CudaGraph(graph)
         self._alive.add(made)

@@ -30,6 +30,7 @@ SEQUENCES = (1, 16, 64, 256)
 LENGTHS = (256, 1024, 4096, 32768)
 MOST_BYTES = 40 << 30
 MOST_LAYERS = 1024  # of the smallest shape, so that they don't stay in a cache
+LEAST_LAYERS = 4  # of the largest, where they fit: the first makes the work list, as in a model one of many does
 Call = Callable[[], object]
 
 
@@ -151,7 +152,8 @@ def attention(
         for shape in todo:
             if all(name in peers.missing for name in names):
                 break
-            work = _Work(ops, shape, rotations(shape.nbytes, MOST_LAYERS))
+            layers = max(rotations(shape.nbytes, MOST_LAYERS), min(LEAST_LAYERS, most // shape.nbytes))
+            work = _Work(ops, shape, layers)
             makers = {"octavo": work.octavo, "torch SDPA": work.sdpa, "FlashInfer": partial(work.flashinfer, peers)}
             for name in names:
                 if name in peers.missing:
