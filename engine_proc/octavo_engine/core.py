@@ -134,8 +134,9 @@ class Core:
         advanced = self.scheduler.commit(plan, result.tokens, result.logprobs)
         for key in ended:
             self.scheduler.abort(key)  # what has all its scores need not run its last token
+        for client, told in self._plain.tell(advanced, result.tokens, self._live.by_key, now).items():
+            self._outbox[client].append(told)
         deltas: defaultdict[Client, list[wire.Delta]] = defaultdict(list)
-        deltas.update(self._plain.tell(advanced, result.tokens, self._live.by_key, now))
         for place, behind in self._plain.others:
             sequence = advanced[place]
             assert sequence is not None
@@ -149,7 +150,7 @@ class Core:
             deltas[live.client].append(delta)
             if live.open_choices == 0:
                 ended.append(sequence.request.key)
-        self._counters["generation_tokens"] += sum(map(len, deltas.values()))  # one each
+        self._counters["generation_tokens"] += len(self._plain.places) + sum(map(len, deltas.values()))  # one each
         for request in self.scheduler.beams.take_found():
             live = self._live[request.key]
             live.first_token = now

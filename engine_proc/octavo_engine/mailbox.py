@@ -42,7 +42,8 @@ _SHARE = 1 / 8
 # Plain numbers: combining the enumerations that they are of takes longer than the call.
 _READABLE, _NOBLOCK, _MORE = int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _LONGEST = 3600.0  # seconds to wait: a poll's milliseconds are 32 bits
-# Seconds from the end of a connection to the look at who has gone: ZeroMQ tells of it before it lets go of the peer.
+# Seconds between looks for the end of a connection, and from one to the look at who has gone: ZeroMQ tells of it before
+# it lets go of the peer.
 _SETTLED = 0.1
 
 
@@ -150,6 +151,7 @@ class Mailbox:
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
         self._heard: set[Client] = set()
         self._look_at: float | None = None
+        self._listen_at = 0.0
         door = None if curve is None else self._secure(curve)
         self._socket.ipv6 = self._place.ipv6
         try:
@@ -198,6 +200,7 @@ class Mailbox:
                 timeout = min(_LONGEST if timeout is None else timeout, max(0.0, self._look_at - time.monotonic()))
             milliseconds = None if timeout is None else max(1, int(min(timeout, _LONGEST) * 1000))
             self._poller.poll(milliseconds)
+            self._listen_at = 0.0  # it may have been that which ended it
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
         yield from self._frames(self._clock() + share)
@@ -230,14 +233,18 @@ class Mailbox:
 
     def _departed(self) -> Iterator[tuple[Client, Any]]:
         """Goodbye, for each client that has gone without one."""
-        while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        now = time.monotonic()
+        if now < self._listen_at:
+            return
+        self._listen_at = now + _SETTLED
+        while int(self._monitor.getsockopt(zmq.EVENTS)) & _READABLE:
             event = self._monitor.recv_multipart(zmq.NOBLOCK)[0]
             # 16 bits of event and 32 of value, zmq_socket_monitor(3)
             if int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_DISCONNECTED:
-                self._look_at = time.monotonic() + _SETTLED
+                self._look_at = now + _SETTLED
             elif self._curve is not None:
                 self._curve.turned_away(_why_failed(int.from_bytes(event[2:6], sys.byteorder)))
-        if self._look_at is not None and time.monotonic() >= self._look_at:
+        if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             for client in list(self._heard):
                 if not self.send(client, []):

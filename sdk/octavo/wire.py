@@ -49,6 +49,9 @@ __all__ = [
     "Usage",
     "decode_to_client",
     "decode_to_engine",
+    "delta_head",
+    "delta_tail",
+    "deltas_head",
     "encode",
     "plain",
 ]
@@ -234,7 +237,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=22):
-    """All new output of one step for one client."""
+    """New output of one step for one client."""
 
     deltas: list[Delta]
 
@@ -368,6 +371,30 @@ _to_client: msgspec.msgpack.Decoder[list[ToClient]] = msgspec.msgpack.Decoder(li
 def encode(messages: list[Any]) -> bytes:
     """One frame. Both directions."""
     return _encoder.encode(messages)
+
+
+# Most deltas are one token's text alone, the same few thousand again and again: so they are put together of parts that
+# were encoded before. A Deltas of n is deltas_head(n), then n times delta_head and delta_tail; as msgspec.Raw it can
+# stand in what is encoded.
+
+
+def deltas_head(count: int) -> bytes:
+    """What a Deltas of so many begins with."""
+    return _encoder.encode(Deltas([None] * count))[:-count]  # type: ignore[list-item]
+
+
+def delta_head(request_id: int, index: int) -> bytes:
+    """What a Delta of that choice begins with."""
+    return _encoder.encode(Delta(request_id, index, "", ()))[:-_EMPTY_TAIL]
+
+
+def delta_tail(text: str, token: int) -> bytes:
+    """How a Delta ends that tells of this alone."""
+    return _encoder.encode(Delta(0, 0, text, (token,)))[_EMPTY_HEAD:]
+
+
+_EMPTY_HEAD = len(_encoder.encode([0, 0]))
+_EMPTY_TAIL = len(_encoder.encode(Delta(0, 0, "", ()))) - _EMPTY_HEAD
 
 
 def _decode(decode: Callable[[bytes | memoryview], Any], frame: bytes | memoryview) -> Any:

@@ -50,8 +50,11 @@ class Free:
             torch.zeros(rows, 5),
         )
 
-    def record(self, function: Callable[..., Any], inputs: Any, kept: Any = None, **_: Any) -> Callable[..., Any]:
+    def record(self, function: Callable[..., Any], inputs: Any, kept: Any = None) -> Callable[..., Any]:
         return function if kept is None else lambda *tensors: function(*tensors[: len(inputs)])
+
+    def capture(self, work: Callable[[int], Any], *_: Any, **__: Any) -> Callable[[int], Any]:
+        return work
 
     def empty_cache(self, layout: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(1), torch.zeros(1)

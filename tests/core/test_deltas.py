@@ -17,6 +17,10 @@ A, B = b"client a", b"client b"
 OPEN = 100  # a token that shows nothing before the next one
 
 
+SHORT: Mapping[int, str | None] = {token: None if token == OPEN else f"{token} " for token in range(1000)}
+LONG = {token: text and f"_{text}" for token, text in SHORT.items()}
+
+
 class Words:
     """Tokens are numbers; after OPEN the next one is in brackets."""
 
@@ -26,7 +30,7 @@ class Words:
         return []
 
     def stream_factory(self, skip_special_tokens: bool) -> Any:
-        return lambda visible: _Stream()
+        return lambda visible: _Stream(SHORT if skip_special_tokens else LONG)
 
     def token_bytes(self) -> tuple[None, frozenset[int]]:
         return None, frozenset()
@@ -39,10 +43,8 @@ class Words:
 
 
 class _Stream:
-    table: Mapping[int, str | None] = {token: None if token == OPEN else f"{token} " for token in range(1000)}
-
-    def __init__(self) -> None:
-        self.open = False
+    def __init__(self, table: Mapping[int, str | None]) -> None:
+        self.table, self.open = table, False
 
     def feed(self, token_ids: Sequence[int]) -> str:
         text = ""
@@ -75,7 +77,11 @@ class Told:
         for seq, token in drew:
             if seq is not None:
                 seq.output.append(token)
-        told = {client: list(deltas) for client, deltas in self.plain.tell(sequences, tokens, self.live, 5.0).items()}
+        told = {}
+        for client, raw in self.plain.tell(sequences, tokens, self.live, 5.0).items():
+            (message,) = wire.decode_to_client(wire.encode([raw]))
+            assert isinstance(message, wire.Deltas)
+            told[client] = list(message.deltas)
         for place, behind in self.plain.others:
             seq = sequences[place]
             assert seq is not None
@@ -97,6 +103,15 @@ def test_each_client_is_told_of_its_own() -> None:
     assert [live.first_token for live in told.live.values()] == [5.0] * 3
     assert told.step() == {}
     assert told.step((two, 4)) == {B: [(2, "4 ", None)]}
+
+
+def test_each_choice_has_a_table_of_its_own() -> None:
+    told = Told()
+    one, two, three = told.start(1), told.start(2, skip_special_tokens=False), told.start(3, B)
+    for drew in ([(one, 7), (two, 8), (three, 9)], [(one, 9), (three, 8)], [(two, 7)]):
+        texts = {(seq.request.key, f"{'_' if seq is two else ''}{token} ") for seq, token in drew}
+        found = told.step(*drew)
+        assert {(key, text) for deltas in found.values() for key, text, _ in deltas} == texts
 
 
 def test_what_is_open_is_fed_until_it_is_whole() -> None:

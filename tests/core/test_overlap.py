@@ -76,22 +76,27 @@ def test_a_drain_ends_what_is_in_flight() -> None:
     assert mail.of(CLIENT, wire.Dying)[0].code == "drained"
 
 
-def before_forward(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, hook: Callable[[tuple[torch.Tensor, ...]], None]
-) -> None:
-    """hook(inputs) may raise; for every row or for those that are kept."""
+def before_forward(monkeypatch: pytest.MonkeyPatch, engine: Engine, hook: Callable[[int, int], None]) -> None:
+    """hook(tokens, sequences) may raise; for every row or for those that are kept."""
 
     def with_hook(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*tensors: torch.Tensor) -> torch.Tensor:
-            hook(tensors)
+            hook(len(tensors[0]), len(tensors[4]))
             return forward(*tensors)
+
+        return call
+
+    def decode_with_hook(decode: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+        def call(count: int) -> torch.Tensor:
+            hook(count, count)
+            return decode(count)
 
         return call
 
     for name in ("_forward", "_forward_kept"):
         monkeypatch.setattr(engine.runner, name, with_hook(getattr(engine.runner, name)))
     if isinstance(engine.runner, DeviceRunner):
-        monkeypatch.setattr(engine.runner, "_decodes", [with_hook(decode) for decode in engine.runner._decodes])
+        monkeypatch.setattr(engine.runner, "_decodes", [decode_with_hook(run) for run in engine.runner._decodes])
 
 
 @pytest.mark.parametrize("every", [2, 3, 7])
@@ -102,8 +107,8 @@ def test_a_step_that_fails_now_and_then_changes_no_text(monkeypatch: pytest.Monk
     engine = Engine(overlap=True, num_pages=14)
     steps = iter(range(1 << 30))
 
-    def broken(tensors: tuple[torch.Tensor, ...]) -> None:
-        if len(tensors[4]) > 1 and next(steps) % every == every - 1:  # one alone never fails: it would be its fault
+    def broken(tokens: int, sequences: int) -> None:
+        if sequences > 1 and next(steps) % every == every - 1:  # one alone never fails: it would be its fault
             raise RuntimeError("now and then")
 
     before_forward(monkeypatch, engine, broken)
@@ -147,8 +152,8 @@ def test_beams_that_take_freed_slots_in_a_step_that_fails(overlap: bool) -> None
 def test_out_of_memory_is_typed_when_a_request_alone_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(overlap=True)
 
-    def small(tensors: tuple[torch.Tensor, ...]) -> None:
-        if len(tensors[0]) > 30:
+    def small(tokens: int, sequences: int) -> None:
+        if tokens > 30:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     before_forward(monkeypatch, engine, small)
@@ -166,7 +171,7 @@ def test_a_lost_device_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(overlap=True)
     runs = iter(range(100))
 
-    def lost(tensors: tuple[torch.Tensor, ...]) -> None:
+    def lost(tokens: int, sequences: int) -> None:
         engine.queue.lost = next(runs) == 3
 
     before_forward(monkeypatch, engine, lost)
@@ -182,7 +187,7 @@ def test_memory_that_is_back_at_the_second_try(monkeypatch: pytest.MonkeyPatch) 
     engine = Engine(overlap=True)
     runs = iter(range(100))
 
-    def small(tensors: tuple[torch.Tensor, ...]) -> None:
+    def small(tokens: int, sequences: int) -> None:
         if next(runs) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

@@ -19,6 +19,26 @@ def builder(max_num_seqs: int = 8, max_model_len: int = 100) -> BatchBuilder:
     return BatchBuilder(KV, page_size=PAGE, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
 
 
+def check_rows(made: BatchBuilder, seqs: list[SeqStep], tables: dict[int, list[int]]) -> None:
+    """What a captured step reads, and that the rows behind are nobody's."""
+    rows, count = made.rows, len(seqs)
+    assert rows.count == count
+    assert rows.seq_slots.tolist() == [seq.slot for seq in seqs] + [8] * (16 - count)
+    assert rows.moving[0].tolist() == [seq.start for seq in seqs] + [0] * (16 - count)
+    assert rows.moving[2].tolist() == [seq.start + 1 for seq in seqs] + [0] * (16 - count)
+    pages = [tables[seq.slot][seq.start // PAGE] for seq in seqs]
+    offsets = [seq.start % PAGE for seq in seqs]
+    assert rows.moving[1].tolist() == [p * PAGE + at for p, at in zip(pages, offsets, strict=True)] + [-1] * (
+        16 - count
+    )
+    assert rows.pages[:count].tolist() == pages
+    assert rows.entries.tolist() == [7 * seq.slot + seq.start // PAGE for seq in seqs] + [7 * 8] * (16 - count)
+    assert rows.adapters.tolist() == [-1] * 16
+    parts = rows.of(torch.from_numpy(rows.block))
+    for part, field in zip(parts, (rows.seq_slots, rows.entries, rows.moving, rows.pages, rows.adapters), strict=True):
+        assert part.numpy().tolist() == field.tolist()
+
+
 def check(built: BuiltBatch, seqs: list[SeqStep], tables: dict[int, list[int]]) -> None:
     """Against the definition of every field, one token at a time."""
     batch = built.batch
@@ -100,14 +120,16 @@ def test_every_field_over_many_steps(seed: int, decode_only: bool) -> None:
 @given(st.integers(0, 2**32))
 def test_the_same_sequences_decode_on(seed: int) -> None:
     """Mostly one token further each, over page boundaries, several at a time; now and then another batch, a fork, a
-    page that was replaced, tokens that are not known, or a step twice."""
+    page that was replaced, tokens that are not known, a prompt's chunk beside them, or a step twice."""
     rng = random.Random(seed)
-    build = builder().build
+    made = builder()
+    build = made.build
     tables: dict[int, list[int]] = {slot: [rng.randrange(1000)] for slot in range(5)}
     lengths = {slot: rng.choice([PAGE - 3, rng.randrange(PAGE - 1)]) for slot in range(5)}
     build([SeqStep(slot, 0, [0] * (lengths[slot] + 1), 0, tables[slot], []) for slot in range(5)])
     order = [3, 0, 4]
     steps: list[SeqStep] = []
+    more: list[SeqStep] = []
     further = 0
     for _ in range(40):
         change = rng.random()
@@ -132,14 +154,25 @@ def test_the_same_sequences_decode_on(seed: int) -> None:
             further += 1
             again = Again(further, [] if change > 0.6 else [seq.tokens[0] for seq in seqs], paged)
             assert again.of(steps) == seqs
-            built = build(steps, again)
+            more = []
+            if rng.random() < 0.3:
+                start, count = rng.choice([0, 5, 20]), rng.choice([1, 7, 40])
+                tables[7] = [rng.randrange(1000) for _ in range(4)]
+                samplers = rng.choice([[], [7], [7, 6]])
+                more = [SeqStep(7, start, [rng.randrange(500) for _ in range(count)], 0, tables[7], samplers)]
+            built = build(steps, again, more)
+            if more:
+                assert built.paged is not None
+                seqs += more
         else:
             built = build(seqs)
             steps, further = ([], 0) if change <= 0.15 else (seqs, 0)
         check(built, seqs, tables)
-        assert built.every_pending == (built.every_row and change > 0.6)
+        assert built.every_pending == (built.every_row and all(seq.tokens == [PENDING] for seq in seqs))
+        if built.every_row:
+            check_rows(made, seqs, tables)
         if change > 0.9:
-            check(build(steps, again) if further else build(seqs), seqs, tables)
+            check(build(steps, again, more) if further else build(seqs), seqs, tables)
             check(build(seqs[:1]), seqs[:1], tables)
 
 

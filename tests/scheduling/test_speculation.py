@@ -72,6 +72,23 @@ def test_none_in_large_batches() -> None:
     assert any(lengths(made, 20))  # one
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_large_batches_decode_on_together(in_flight: int) -> None:
+    made = driver(lambda rows: 1.0, max_in_flight=in_flight)
+    for key in range(5):
+        made.add(key, range(9 * key, 9 * key + 8), max_tokens=200 if key else 40)
+    for _ in range(8):
+        made.step()
+    plans = [made.step() for _ in range(15)]
+    assert all(plan is not None and plan.again is not None for plan in plans)
+    assert made.scheduler.in_flight == (in_flight == 2)
+    while made.scheduler.num_running == 5:
+        made.step()
+    assert any(lengths(made, 60))
+    made.settle()
+    made.run()
+
+
 def test_wrong_guesses_leave_no_page_and_nothing_in_the_cache() -> None:
     made = driver(lambda rows: 1.0, right=False, page_size=2)
     made.add(0, range(1, 9), max_tokens=40)

@@ -60,13 +60,29 @@ def test_several_enter_a_page_in_one_step(in_flight: int) -> None:
 
 
 @IN_FLIGHT
+def test_a_page_that_was_computed_twice_is_told_of(in_flight: int) -> None:
+    driver = Driver(max_in_flight=in_flight, page_size=4)
+    for key in range(3):
+        driver.add(key, [1, 2], seed=5)  # they draw the same
+    for _ in range(3):
+        driver.step()
+    for _ in range(20):
+        driver.step()
+    shared = [len(set(pages)) for pages in zip(*(r.sequences[0].pages[:4] for r in driver.requests), strict=True)]
+    assert shared == [1] * 4
+    driver.settle()
+    driver.run()
+
+
+@IN_FLIGHT
 def test_one_joins_and_one_leaves(in_flight: int) -> None:
     driver = running(3, in_flight)
     steady(driver)
     driver.add("new", [9, 9])
     joined = driver.step()
     assert joined is not None
-    assert joined.again is None
+    assert joined.again is not None
+    assert [step.tokens for step in joined.more] == [[9, 9]]
     for _ in range(2):
         driver.step()
     assert {len(plan.steps) for plan in steady(driver)} == {4}
@@ -77,6 +93,25 @@ def test_one_joins_and_one_leaves(in_flight: int) -> None:
     assert len(left.steps) == 3
     driver.step()
     assert {len(plan.steps) for plan in steady(driver)} == {3}
+    driver.settle()
+    driver.run()
+
+
+@IN_FLIGHT
+def test_a_prompt_is_computed_beside_them(in_flight: int) -> None:
+    driver = Driver(max_in_flight=in_flight, max_num_batched_tokens=8, page_size=4)
+    for key in range(3):
+        driver.add(key, [80 + key])
+    for _ in range(3):
+        driver.step()
+    driver.add("long", range(50, 68))
+    plans = steady(driver, 4)
+    assert [[len(step.tokens) for step in plan.more] for plan in plans] == [[5], [5], [5], [3]]
+    assert [step.samplers for plan in plans for step in plan.more] == [[], [], [], [3]]
+    assert [plan.num_tokens for plan in plans] == [8, 8, 8, 6]
+    for _ in range(2):
+        driver.step()
+    assert {len(plan.steps) for plan in steady(driver)} == {4}
     driver.settle()
     driver.run()
 

@@ -170,6 +170,16 @@ def test_several_messages_share_a_frame() -> None:
     assert wire.decode_to_client(wire.encode(messages)) == messages
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 70_000])
+def test_deltas_put_together_of_parts(count: int) -> None:
+    choices = [(0, 0), (127, 1), (128, 0), (1 << 40, 300)]
+    texts = [("", 0), (" the", 278), ("é" * 20, 70_000), ("x" * 300, 1 << 31)]
+    deltas = [wire.Delta(*choices[i % 4], text, (token,)) for i in range(count) for text, token in [texts[i // 4 % 4]]]
+    parts = [wire.delta_head(d.request_id, d.index) + wire.delta_tail(d.text, d.token_ids[0]) for d in deltas]
+    told = msgspec.Raw(wire.deltas_head(count) + b"".join(parts))
+    assert wire.encode([told, wire.Stats(1, {})]) == wire.encode([wire.Deltas(deltas), wire.Stats(1, {})])
+
+
 def test_the_two_directions_do_not_mix() -> None:
     with pytest.raises(msgspec.ValidationError):
         wire.decode_to_client(wire.encode([wire.Hello(1)]))

@@ -3,6 +3,10 @@
 A step draws on the device and leaves each slot's last token there, so that the next step, which feeds on it, can be
 submitted before the host has seen it (plan.PENDING). The page tables live on the device too; a step brings what is new
 in them, and all its other small arrays, in one copy out of pinned memory.
+
+A step in which every sequence brings a token and draws one reads all that it takes from where it always lies: what the
+host says of it (batch.DecodeRows), the tokens, the tables. So it is captured whole, but for the draw, and where the
+same sequences go on the host's part is one copy there, the graph, the draw, and one copy back.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from octavo.wire import TokenLogprob
 from octavo_engine.execution.batch import BatchBuilder, BuiltBatch
 from octavo_engine.execution.device import Queue, TypedErrors, open_queue
 from octavo_engine.execution.device_sampler import DeviceSampler, Draw, Fetched
-from octavo_engine.execution.device_step import DeviceStep, Rows, Work
+from octavo_engine.execution.device_step import DeviceStep, Work
 from octavo_engine.execution.drafts import reject, standing
-from octavo_engine.execution.runner import Runner, StepResult, independent_copies
-from octavo_engine.execution.staging import Arrays, Packer
+from octavo_engine.execution.runner import Capture, Runner, StepResult, independent_copies
+from octavo_engine.execution.staging import Arrays, Fixed, Packer
 from octavo_engine.ops import Ops, TensorSpec
 from octavo_engine.scheduling.plan import PENDING, Plan, SeqStep
 
@@ -55,27 +59,44 @@ class DeviceRunner(Runner):
     """
 
     asynchronous = True
-    _builder_class = _Builder
     _sampler: DeviceSampler
 
     def __init__(self, model: CausalLM, ops: Ops, *, queue: Queue | None = None, **sizes: Any) -> None:
         """sizes: as Runner takes them."""
-        self._decodes: list[Callable[..., Tensor]] = []  # without adapters, with
-        super().__init__(model, ops, **sizes)
-        slots, width = sizes["max_num_seqs"], -(-sizes["max_model_len"] // sizes["page_size"])
-        self.queue = queue or open_queue(ops.device)
-        self._packer = Packer(ops.device)
-        self._tables = torch.zeros((slots, width), dtype=torch.int32, device=ops.device)
+        slots, width, device = sizes["max_num_seqs"], -(-sizes["max_model_len"] // sizes["page_size"]), ops.device
+        # By slot, and for one more, which none has.
+        self._tables = torch.zeros((slots + 1, width), dtype=torch.int32, device=device)
         self._entries = self._tables.view(-1)
-        self._last = torch.zeros(slots, dtype=torch.int32, device=ops.device)
-        self._drawn: tuple[Tensor, Tensor] | None = None  # slots and tokens that are still to go to `_last`
-        self._count = torch.arange(slots + 1, dtype=torch.int32, device=ops.device)
+        self._last = torch.zeros(slots + 1, dtype=torch.int32, device=device)  # drawn; -1: nothing could be
+        self._count = torch.arange(slots + 1, dtype=torch.int32, device=device)
         self._no_rows = self._count[:0], self._count[:1], self._count[:0]
-        self._rows: Rows | None = None
+        self._decodes: list[Callable[[int], Tensor]] = []  # logits of so many sequences; without adapters, with
+        super().__init__(model, ops, **sizes)
+        self.queue = queue or open_queue(device)
+        self._packer = Packer(device)
+        self._built: BuiltBatch | None = None  # of the last decode step
+        self._drawing: Draw | None = None  # how the sequences of the last step draw
         self._inference = torch.inference_mode()
 
-    def _record_decode(self, decode: Callable[..., Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]) -> None:
-        self._decodes.append(self._ops.record(decode, specs, **hints))
+    def _make_builder(self, kv: list[tuple[Tensor, Tensor]], **sizes: Any) -> _Builder:
+        builder = _Builder(kv, **sizes)
+        self._fixed = Fixed(builder.rows.block, self._ops.device)
+        self._decode_rows = builder.rows.of(self._fixed.there)
+        return builder
+
+    def _record_decode(self, decode: Callable[..., Tensor], specs: Sequence[TensorSpec], capture: Capture) -> None:
+        adapted, run = bool(self._decodes), self._ops.record(decode, specs)
+        self._decodes.append(capture(lambda rows: run(*self._decode_inputs(rows, adapted))))
+
+    def _decode_inputs(self, count: int, adapted: bool) -> list[Tensor]:
+        """What a decode step of the first `count` of self._decode_rows takes; captured with it."""
+        rows = self._decode_rows
+        slots = rows.seq_slots[:count]
+        self._entries.index_copy_(0, rows.entries[:count], rows.pages[:count])
+        token_ids, page_table = self._last.index_select(0, slots).clamp_(min=0), self._tables.index_select(0, slots)
+        positions, cache_slots, seq_lens, _ = rows.moving[:, :count]
+        batch = [token_ids, positions, cache_slots, self._count[: count + 1], seq_lens, page_table]
+        return [*batch, rows.adapters[:count]] if adapted else batch
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -124,7 +145,7 @@ class DeviceRunner(Runner):
         prompt_logprobs: dict[int, list[TokenLogprob]] = {slot: [] for slot in step.read}
         for slot, chunk in step.prompt_logprobs:
             prompt_logprobs[slot].extend(chunk.entries())
-        vectors = {} if step.pooled is None else self._pooler.add(step.plan.steps, step.pooled)
+        vectors = {} if step.pooled is None else self._pooler.add(step.plan.kinds, step.pooled)
         return StepResult(tokens, logprobs, prompt_logprobs, vectors, self._sampler.broken)
 
     def discard(self, step: DeviceStep) -> None:  # type: ignore[override]
@@ -148,20 +169,37 @@ class DeviceRunner(Runner):
         if copies:
             pairs = np.array(list(chain.from_iterable(copies)), np.int32)
             arrays["copy_src"], arrays["copy_dst"] = pairs.T.copy()
-        seqs = plan.steps  # what is read of them below is the same in each of the steps that go on
-        if not seqs:
-            if arrays:
-                work.sent = self._packer.send(arrays)
-            return work
+        if plan.steps:
+            self._prepare_seqs(plan, step, work, arrays)
+        elif arrays:
+            work.sent = self._packer.send(arrays)
+        return work
+
+    def _prepare_seqs(self, plan: Plan, step: DeviceStep, work: Work, arrays: Arrays) -> None:
+        seqs = plan.kinds
         built = self._build(plan)
+        fresh, others = built is not self._built, plan.steps if plan.again is None else plan.more
         step.slots, step.drafted = built.draw_slots, built.ahead is not None
-        arrays |= self._batch_arrays(seqs, built, work)
+        work.num_seqs, work.num_pages, work.adapted = len(seqs), built.num_pages, built.adapters is not None
+        if built.paged is not None:
+            arrays["table_places"], arrays["table_pages"] = built.paged
+        if built.own_rows is not None:
+            arrays["own_rows"] = built.own_rows.numpy()
+            for i, table in enumerate(self._rotations):
+                arrays[f"rotation {i}"] = table.own_rows(built.own).view(-1).numpy()
+        if not built.every_pending:
+            arrays |= self._token_arrays(built)
         arrays |= self._sampler.masks(step.slots)
+        if built.every_row:
+            if fresh:
+                rows = self._builder.rows
+                rows.moving[3, : rows.count] = self._sampler.positions(step.slots, built.draw_lens)
+            work.decode = self._fixed.stage()
+        else:
+            arrays |= self._row_arrays(built)
+            if any(seq.prompt_logprobs >= 0 or seq.pooling for seq in others):
+                arrays |= self._read_arrays(seqs, work)
         if step.slots:
-            if built.moving is None:
-                arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
-                arrays["draw_lens"] = built.draw_lens
-                arrays["draw_positions"] = self._sampler.positions(step.slots, built.draw_lens)
             arrays |= self._sampler.arrays(step.slots, built.ahead)
             step.held = self._sampler.held(step.slots, built.draw_lens)
             if step.held is not None:
@@ -169,55 +207,44 @@ class DeviceRunner(Runner):
             step.asked, work.tops = self._sampler.asked(step.slots, step.held)
             if step.asked:
                 arrays["asked"] = np.array(step.asked, np.int32)
-        if plan.again is None:
-            step.read = [seq.slot for seq in seqs if seq.prompt_logprobs >= 0]
-        if built.moving is None:  # else nobody reads a prompt
-            if step.read:
-                arrays["targets"] = np.array(self._prompt_targets(seqs, work), np.int32)
-            if pooled := self._pooler.rows(seqs):
-                arrays["pooled_rows"] = np.array(pooled, np.int32)
-        sent = work.sent = self._packer.send(arrays, len(seqs))
-        if step.slots:
-            work.draw = self._sampler.prepare(step.slots, work.sent)
-        kept, num_pages = self._rows, built.num_pages
-        if "seq_slots" in sent:
-            query_start = sent["query_start"] if "query_start" in sent else self._count[: len(seqs) + 1]
-            self._rows = Rows(built, sent["seq_slots"], query_start, self._tables[:, :num_pages])
-        elif kept is not None and kept.columns.shape[1] != num_pages:
-            self._rows = Rows(built, kept.slots, kept.query_start, self._tables[:, :num_pages])
-        elif kept is not None and "table_places" in sent:
-            self._rows = Rows(built, kept.slots, kept.query_start, kept.columns)
-        work.rows = self._rows
-        return work
+        step.read = [seq.slot for seq in others if seq.prompt_logprobs >= 0]
+        if arrays:
+            work.sent = self._packer.send(arrays)
+        if step.slots and (arrays or fresh):
+            positions = self._decode_rows.moving[3, : len(seqs)] if built.every_row else work.sent["draw_positions"]
+            self._drawing = self._sampler.prepare(step.slots, work.sent, positions)
+        work.draw = self._drawing if step.slots else None
+        self._built = built if built.every_row else None
 
-    def _batch_arrays(self, seqs: list[SeqStep], built: BuiltBatch, work: Work) -> Arrays:
-        arrays: Arrays = {}
-        if built.paged is not None:
-            arrays["table_places"], arrays["table_pages"] = built.paged
-        fresh = self._rows is None or self._rows.built is not built
-        if fresh:
-            arrays["seq_slots"] = np.array([seq.slot for seq in seqs], np.int32)
-        if built.moving is not None:
-            if fresh:
-                built.moving[3, : len(seqs)] = self._sampler.positions(built.draw_slots, built.draw_lens)
-            arrays["positions slots seq_lens draw_positions"] = built.moving
-        else:
-            arrays |= {name: built.arrays[name] for name in ("positions", "slots", "seq_lens", "query_start")}
+    def _row_arrays(self, built: BuiltBatch) -> Arrays:
+        """Of a step that is more, or less, than to decode."""
+        arrays: Arrays = {name: built.arrays[name] for name in ("positions", "slots", "seq_lens", "query_start")}
+        arrays["seq_slots"] = built.seq_slots
         if built.adapters is not None:
             arrays["adapters"] = built.adapters.numpy()
-        if built.own_rows is not None:
-            arrays["own_rows"] = built.own_rows.numpy()
-            for i, table in enumerate(self._rotations):
-                arrays[f"rotation {i}"] = table.own_rows(built.own).view(-1).numpy()
+        if built.draw_slots:
+            arrays["draw_rows"], arrays["drawn_by"] = built.draw_rows.numpy(), built.kept[0].numpy()
+            arrays["draw_lens"] = built.draw_lens
+            arrays["draw_positions"] = self._sampler.positions(built.draw_slots, built.draw_lens)
+        return arrays
+
+    def _read_arrays(self, seqs: list[SeqStep], work: Work) -> Arrays:
+        """Of prompts that something is asked of."""
+        arrays: Arrays = {}
+        if any(seq.prompt_logprobs >= 0 for seq in seqs):
+            arrays["targets"] = np.array(self._prompt_targets(seqs, work), np.int32)
+        if pooled := self._pooler.rows(seqs):
+            arrays["pooled_rows"] = np.array(pooled, np.int32)
+        return arrays
+
+    @staticmethod
+    def _token_arrays(built: BuiltBatch) -> Arrays:
         token_ids = built.arrays["token_ids"]
-        work.every_pending = built.every_pending
-        if not work.every_pending:
-            arrays["token_ids"] = token_ids
-            pending = np.flatnonzero(token_ids == PENDING)
-            if len(pending):
-                of_seq = np.searchsorted(built.arrays["query_start"], pending, "right") - 1
-                slots = np.array([seqs[i].slot for i in of_seq], np.int32)
-                arrays |= {"pending_rows": pending, "pending_slots": slots}
+        arrays: Arrays = {"token_ids": token_ids}
+        pending = np.flatnonzero(token_ids == PENDING)
+        if len(pending):
+            of_seq = np.searchsorted(built.arrays["query_start"], pending, "right") - 1
+            arrays |= {"pending_rows": pending, "pending_slots": built.seq_slots[of_seq]}
         return arrays
 
     def _prompt_targets(self, seqs: list[SeqStep], work: Work) -> list[int]:
@@ -242,9 +269,22 @@ class DeviceRunner(Runner):
             runs = zip(*(sent[name].split_with_sizes(work.copies) for name in ("copy_src", "copy_dst")), strict=True)
             for src, dst in runs:
                 self._ops.copy_pages(self.cache.keys, self.cache.values, src, dst)
-        rows = work.rows
-        if rows is None:
-            return
+        if sent:
+            self._write(sent)
+        if work.decode is not None:
+            self._fixed.send(work.decode)
+            assert work.draw is not None
+            if "token_ids" in sent:
+                self._last.index_copy_(0, work.draw.slots, self._token_ids(sent))
+            self._sample(work, work.draw, self._decodes[work.adapted](work.num_seqs))
+        elif work.num_seqs:
+            hidden, drawing = self._hidden(work)
+            if work.draw is not None:
+                self._sample(work, work.draw, self._logits(drawing))
+            self._read(work, hidden)
+
+    def _write(self, sent: dict[str, Tensor]) -> None:
+        """What is kept on the device."""
         self._sampler.write_masks(sent)
         if "table_places" in sent:
             self._entries.index_copy_(0, sent["table_places"], sent["table_pages"])
@@ -252,32 +292,16 @@ class DeviceRunner(Runner):
             for i, table in enumerate(self._rotations):
                 values = table.values
                 values.index_copy_(0, sent["own_rows"], sent[f"rotation {i}"].view(-1, values.shape[1]))
-        if rows.page_table is None:
-            rows.page_table = rows.columns.index_select(0, rows.slots)
-        batch = [
-            self._token_ids(work), sent["positions"], sent["slots"], rows.query_start, sent["seq_lens"], rows.page_table
-        ]  # fmt: skip
+
+    def _hidden(self, work: Work) -> tuple[Tensor, Tensor]:
+        """The forward's result, of all rows where some are read; and the rows of it that draw."""
+        sent = work.sent
+        page_table = self._tables[:, : work.num_pages].index_select(0, sent["seq_slots"])
+        batch = [self._token_ids(sent), *(sent[name] for name in ("positions", "slots", "query_start", "seq_lens"))]
+        batch.append(page_table)
         adapters = sent.get("adapters")
         if adapters is not None:
             batch.append(adapters)
-        hidden, logits = None, None
-        if "query_start" not in sent:
-            logits = self._decodes[adapters is not None](*batch)
-        else:
-            hidden, drawing = self._hidden(work, batch, rows.page_table, adapters)
-            if work.draw is not None:
-                logits = self._logits(drawing)
-        if work.draw is not None:
-            assert logits is not None
-            self._sample(work, work.draw, logits)
-        if hidden is not None:
-            self._read(work, hidden)
-
-    def _hidden(
-        self, work: Work, batch: list[Tensor], page_table: Tensor, adapters: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The forward's result, of all rows where some are read; and the rows of it that draw."""
-        sent = work.sent
         forward, forward_kept = self._forward, self._forward_kept
         if adapters is not None:
             forward, forward_kept = self._forward_adapted, self._forward_adapted_kept
@@ -302,9 +326,9 @@ class DeviceRunner(Runner):
             step.held_logits = self.queue.fetch(logits.index_select(0, sent["held"]))
         drawn = self._sampler.sample(logits, draw)
         step.tokens = self.queue.fetch(drawn)
-        tokens = drawn.clamp_(min=0)  # once they are fetched: -1, where nothing was drawn, is no id
-        self._drawn = draw.slots, tokens
+        self._last.index_copy_(0, draw.slots, drawn)
         if step.asked:
+            tokens = drawn.clamp(min=0)  # -1, where nothing was drawn, is no id
             if len(step.asked) < len(step.slots):
                 logits, tokens = logits.index_select(0, sent["asked"]), tokens.index_select(0, sent["asked"])
             step.logprobs = self._logprobs(logits, tokens, work.tops)
@@ -319,20 +343,11 @@ class DeviceRunner(Runner):
         if "pooled_rows" in sent:
             step.pooled = self.queue.fetch(self._pooler.hidden(hidden.index_select(0, sent["pooled_rows"])))
 
-    def _token_ids(self, work: Work) -> Tensor:
-        if self._drawn is not None:
-            slots, tokens = self._drawn
-            if work.every_pending and work.draw is not None and work.draw.slots is slots:
-                return tokens  # the same sequences decode on
-            self._last.index_copy_(0, slots, tokens)
-            self._drawn = None
-        sent = work.sent
-        if work.every_pending:
-            assert work.draw is not None
-            return self._last.index_select(0, work.draw.slots)
+    def _token_ids(self, sent: dict[str, Tensor]) -> Tensor:
         token_ids = sent["token_ids"]
         if "pending_rows" in sent:
-            token_ids.index_copy_(0, sent["pending_rows"], self._last.index_select(0, sent["pending_slots"]))
+            drawn = self._last.index_select(0, sent["pending_slots"]).clamp_(min=0)
+            token_ids.index_copy_(0, sent["pending_rows"], drawn)
         return token_ids
 
     def _logprobs(self, logits: Tensor, tokens: Tensor, tops: list[int]) -> Fetched:

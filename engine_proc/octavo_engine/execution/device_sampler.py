@@ -136,8 +136,8 @@ class DeviceSampler(Sampler):
             self._device_masks = torch.zeros(self._masks.shape, dtype=torch.int32, device=self._ops.device)
         return self._device_masks
 
-    def prepare(self, slots: list[int], sent: dict[str, Tensor]) -> Draw:
-        """sent: what `arrays` gave for these slots, and draw_positions, on the device."""
+    def prepare(self, slots: list[int], sent: dict[str, Tensor], positions: Tensor) -> Draw:
+        """sent: what `arrays` gave for these slots, on the device; positions: as of `positions`, there too."""
         if "temperature" in sent:
             self._keep(slots, sent)
         mask: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -146,7 +146,7 @@ class DeviceSampler(Sampler):
         entries = self._kept_entries
         if "adjust_start" in sent:
             entries = sent["adjust_start"], sent["adjust_ids"], sent["adjust_scale"], sent["adjust_add"]
-        return Draw(self._kept, self._kept_parameters, sent["draw_positions"], entries, mask)
+        return Draw(self._kept, self._kept_parameters, positions, entries, mask)
 
     def _keep(self, slots: list[int], sent: dict[str, Tensor]) -> None:
         self._kept_slots, self._kept_index, self._kept = slots.copy(), np.array(slots, np.intp), sent["draw_slots"]

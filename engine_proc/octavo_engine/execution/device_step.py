@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from octavo_engine.execution.batch import BuiltBatch
 from octavo_engine.execution.device import Done
 from octavo_engine.execution.device_sampler import Draw, Fetched, Held
 from octavo_engine.scheduling.plan import Plan
 
-__all__ = ["DeviceStep", "Rows", "Work"]
+__all__ = ["DeviceStep", "Work"]
 
 
 @dataclass(slots=True)
@@ -34,19 +33,7 @@ class DeviceStep:
     pooled: Tensor | None = None  # hidden states of the rows that Pooler.rows names
 
     def __str__(self) -> str:
-        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.steps)} sequences"
-
-
-@dataclass(slots=True)
-class Rows:
-    """What stays on the device while the same sequences decode: their slots, their columns of the slots' tables, and
-    their pages as of the last step that brought one (filled in by the device)."""
-
-    built: BuiltBatch
-    slots: Tensor
-    query_start: Tensor
-    columns: Tensor
-    page_table: Tensor | None = None
+        return f"step {self.plan.step} of {self.plan.num_tokens} tokens in {len(self.plan.kinds)} sequences"
 
 
 @dataclass(slots=True)
@@ -56,8 +43,10 @@ class Work:
     step: DeviceStep
     copies: list[int]  # of so many pages each, one after the other
     sent: dict[str, Tensor] = field(default_factory=dict)
-    rows: Rows | None = None
-    every_pending: bool = False  # every row draws, and goes on from what the same slot drew last
+    decode: int | None = None  # what was staged of a step in which every sequence brings a token and draws one
+    num_seqs: int = 0
+    adapted: bool = False
+    num_pages: int = 0  # of the page table
     draw: Draw | None = None
     tops: list[int] = field(default_factory=list)
     prompts: list[tuple[int, int, int, int, int]] = field(default_factory=list)

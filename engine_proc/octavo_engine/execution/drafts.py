@@ -8,6 +8,8 @@ distribution).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from octavo.wire import TokenLogprob
 from octavo_engine.execution.sampler import nothing_allowed
 from octavo_engine.scheduling.plan import REJECTED, SeqStep
@@ -15,7 +17,7 @@ from octavo_engine.scheduling.plan import REJECTED, SeqStep
 __all__ = ["ahead_of", "reject", "standing"]
 
 
-def ahead_of(seqs: list[SeqStep]) -> list[list[int]]:
+def ahead_of(seqs: Sequence[SeqStep]) -> list[list[int]]:
     """For each token that a step draws, the guesses that it takes for output already."""
     return [seq.tokens[len(seq.tokens) - seq.drafts :][:i] if seq.drafts else [] for seq in seqs for i in _drawn(seq)]
 

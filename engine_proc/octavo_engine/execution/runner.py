@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,11 +27,17 @@ if TYPE_CHECKING:
     from octavo_engine.models.base import CausalLM
     from octavo_engine.structured import GrammarFailed, Matcher
 
-__all__ = ["Runner", "Step", "StepResult", "independent_copies"]
+__all__ = ["Capture", "Runner", "Step", "StepResult", "independent_copies"]
+
+Capture = Callable[[Callable[[int], torch.Tensor]], Callable[[int], torch.Tensor]]
 
 # Logits are made, used and dropped in blocks of about this many bytes. 256 rows over a vocabulary of 49,152 are 50 MB,
 # which malloc takes from the system anew each step (12,289 page faults, measured); a block below 32 MB is reused.
 _LOGIT_BLOCK_BYTES = 24 << 20
+
+
+def _as_it_is(work: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+    return work
 
 
 @dataclass
@@ -85,7 +92,6 @@ class Runner:
     """
 
     asynchronous = False
-    _builder_class: type[BatchBuilder] = BatchBuilder
 
     def __init__(
         self,
@@ -113,23 +119,19 @@ class Runner:
         def forward(*tensors: torch.Tensor) -> torch.Tensor:
             return model.forward(Batch.of(tensors, kv))
 
-        hints: dict[str, Any] = {
-            "rows": max_num_seqs if graphs else 0,
-            "widths": {"pages": -(-max_model_len // page_size)},
-            "progress": progress,
-        }
-        self._logits = ops.record(model.logits, [rows])
-        self._forward, self._forward_kept = self._record(forward, BATCH_SPECS, KEPT_ROWS)
-        self._record_decode(lambda *tensors: model.logits(forward(*tensors)), BATCH_SPECS, hints)
-        if adapters is not None:
-            self._record_adapted(model, kv, adapters, hints)
-        self._builder = self._builder_class(
+        self._builder = self._make_builder(
             kv,
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
             regimes=config.regimes,
         )
+        capture = partial(ops.capture, most=max_num_seqs, progress=progress) if graphs else _as_it_is
+        self._logits = ops.record(model.logits, [rows])
+        self._forward, self._forward_kept = self._record(forward, BATCH_SPECS, KEPT_ROWS)
+        self._record_decode(lambda *tensors: model.logits(forward(*tensors)), BATCH_SPECS, capture)
+        if adapters is not None:
+            self._record_adapted(model, kv, adapters, capture)
         self._rotations, self._page_size = model.tables, page_size
         self._sampler = self._make_sampler(max_num_seqs, config.vocab_size)
         self._pooler = Pooler(model)
@@ -140,7 +142,7 @@ class Runner:
         model: CausalLM,
         kv: list[tuple[torch.Tensor, torch.Tensor]],
         adapters: Adapters,
-        hints: dict[str, Any],
+        capture: Capture,
     ) -> None:
         """The forward once more for steps in which some row has an adapter: others are not slowed down by what it lets
         be fused."""
@@ -149,10 +151,10 @@ class Runner:
             with adapters.of(tensors[-1]):
                 return model.forward(Batch.of(tensors[:-1], kv))
 
-        specs = (*BATCH_SPECS, TensorSpec(("T",), torch.int32, fill=-1))
+        specs = (*BATCH_SPECS, TensorSpec(("T",), torch.int32))
         kept = KeptRows(KEPT_ROWS.writes, (*KEPT_ROWS.inputs, len(BATCH_SPECS)))
         self._forward_adapted, self._forward_adapted_kept = self._record(forward, specs, kept)
-        self._record_decode(lambda *tensors: model.logits(forward(*tensors)), specs, hints)
+        self._record_decode(lambda *tensors: model.logits(forward(*tensors)), specs, capture)
 
     def _record(
         self, forward: Callable[..., torch.Tensor], specs: Sequence[TensorSpec], kept: KeptRows
@@ -161,9 +163,12 @@ class Runner:
         return self._ops.record(forward, specs), self._ops.record(forward, specs, kept)
 
     def _record_decode(
-        self, decode: Callable[..., torch.Tensor], specs: Sequence[TensorSpec], hints: dict[str, Any]
+        self, decode: Callable[..., torch.Tensor], specs: Sequence[TensorSpec], capture: Capture
     ) -> None:
-        """decode: a batch's logits, where every row draws."""
+        """decode: a batch's logits, where every row draws. capture: Ops.capture, of all that may decode at a time."""
+
+    def _make_builder(self, kv: list[tuple[torch.Tensor, torch.Tensor]], **sizes: Any) -> BatchBuilder:
+        return BatchBuilder(kv, **sizes)
 
     @staticmethod
     def _logit_rows(vocab_size: int, max_num_seqs: int) -> int:
@@ -194,12 +199,12 @@ class Runner:
             vectors: dict[int, torch.Tensor] = {}
             if built.every_row:
                 hidden = self._run_rows(built)
-            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.steps):
+            elif all(seq.prompt_logprobs < 0 and not seq.pooling for seq in plan.kinds):
                 hidden = self._run_kept(built)
             else:
                 every = self._run_rows(built)
-                found = self._prompt_logprobs(every, plan.steps)
-                vectors = self._pool(every, plan.steps)
+                found = self._prompt_logprobs(every, plan.kinds)
+                vectors = self._pool(every, plan.kinds)
                 hidden = every.index_select(0, built.draw_rows)
             tokens, logprobs = self._draw(hidden, built.draw_slots, built.ahead)
             if built.ahead is not None:
@@ -218,7 +223,7 @@ class Runner:
         """Wait for a step whose results nobody wants."""
 
     def _build(self, plan: Plan) -> BuiltBatch:
-        built = self._builder.build(plan.steps, plan.again)
+        built = self._builder.build(plan.steps, plan.again, plan.more)
         for table in self._rotations:
             table.reach(built.num_pages * self._page_size)
         return built

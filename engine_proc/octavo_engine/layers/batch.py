@@ -25,6 +25,7 @@ class Batch:
     positions are rows of the model's rotation tables, see layers.rope.Regimes: 0, 1, ... where there are no regimes.
     query_start [S + 1], seq_lens [S], page_table [S, max_pages]: int32, see Ops.paged_attention.
     kv: one (keys, values) pair a layer, see ops.KVLayout.
+    A row added to a batch writes nothing where its slot is -1, and is a sequence of no tokens.
     """
 
     token_ids: Tensor
@@ -47,12 +48,11 @@ class Batch:
         return self.token_ids, self.positions, self.slots, self.query_start, self.seq_lens, self.page_table
 
 
-# A row added to a batch writes nothing (slot -1) and is a sequence of no tokens.
 BATCH_SPECS = (
     TensorSpec(("T",), torch.int32),
     TensorSpec(("T",), torch.int32),
-    TensorSpec(("T",), torch.int32, fill=-1),
-    TensorSpec(("S + 1",), torch.int32, fill=None),
+    TensorSpec(("T",), torch.int32),
+    TensorSpec(("S + 1",), torch.int32),
     TensorSpec(("S",), torch.int32),
     TensorSpec(("S", "pages"), torch.int32),
 )

@@ -37,7 +37,7 @@ from octavo_engine.ops.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, device, dtype
 
@@ -81,10 +81,6 @@ class Ops(Protocol):
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
         kept: KeptRows | None = None,
-        *,
-        rows: int = 0,
-        widths: Mapping[str, int] | None = None,
-        progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
         """`function`, which calls ops and nothing else, prepared to run as one native call where the backend can.
 
@@ -97,9 +93,19 @@ class Ops(Protocol):
         returns these rows of the result [R, ...], and may leave out what only others need: most of a prompt's last
         layer.
 
-        On CUDA inputs may lie on the host as well, and it returns before the device is done. `rows` > 0 captures graphs
-        (ops.cuda_graphs) for runs with up to so many rows, the same number in every input; `widths` gives the most of
-        each other named size. What such a run returns is overwritten by the next one; elsewhere it is a new tensor.
+        On CUDA inputs may lie on the host as well, and it returns before the device is done.
+        """
+        ...
+
+    def capture(
+        self, work: Callable[[int], Tensor], most: int, progress: Progress | None = None
+    ) -> Callable[[int], Tensor]:
+        """`work(rows)`, for up to `most` rows, prepared to be run again and again.
+
+        It reads and writes memory at fixed addresses alone, besides what it allocates itself, and returns that many
+        rows. On CUDA it is captured as graphs of a few sizes (ops.cuda_graphs). What comes back may run it for more
+        rows than were asked for, so there have to be rows beyond those that do no harm; and what it returns is
+        overwritten by the next run. Elsewhere it is `work`.
         """
         ...
 

@@ -19,7 +19,7 @@ from octavo_engine.ops.cpu_rounding import RoundingOps
 from octavo_engine.ops.lora import LoraTable, panel_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -146,14 +146,15 @@ class CpuOps(QuantizedOps, RoundingOps):
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
         kept: KeptRows | None = None,
-        *,
-        rows: int = 0,
-        widths: Mapping[str, int] | None = None,
-        progress: Progress | None = None,
     ) -> Program:
         from octavo_engine.ops.program import record  # here, for tvm_ffi may be missing where this module is read
 
         return record(self, self._make_program, function, inputs, kept, self._gather_rows)
+
+    def capture(
+        self, work: Callable[[int], Tensor], most: int, progress: Progress | None = None
+    ) -> Callable[[int], Tensor]:
+        return work
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:

@@ -15,7 +15,7 @@ from octavo_engine.ops import OpsUnavailable, cuda_cache
 from octavo_engine.ops.cuda_attention import CudaAttention
 from octavo_engine.ops.cuda_dense import CudaDense
 from octavo_engine.ops.cuda_families import CudaFamilies
-from octavo_engine.ops.cuda_graphs import CudaGraphs, Graphs, Recorded
+from octavo_engine.ops.cuda_graphs import Captured, CudaGraphs, Graphs
 from octavo_engine.ops.cuda_kept import KeptForward
 from octavo_engine.ops.cuda_lora import CudaLora
 from octavo_engine.ops.cuda_moe import CudaMoe
@@ -24,7 +24,7 @@ from octavo_engine.ops.cuda_sampling import CudaSampling
 from octavo_engine.ops.cuda_upload import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -152,14 +152,15 @@ class CudaOps(CudaAttention, CudaQuantized, CudaDense, CudaMoe, CudaFamilies, Cu
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
         kept: KeptRows | None = None,
-        *,
-        rows: int = 0,
-        widths: Mapping[str, int] | None = None,
-        progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
         if kept is not None:
             return KeptForward(self, function, inputs, kept, self._staging)
-        return Recorded(function, inputs, self._staging, self._graphs, rows=rows, widths=widths, progress=progress)
+        return lambda *given: function(*self._staging.upload(given))
+
+    def capture(
+        self, work: Callable[[int], Tensor], most: int, progress: Progress | None = None
+    ) -> Callable[[int], Tensor]:
+        return work if self._graphs is None else Captured(work, most, self._graphs, progress)
 
     def weight_memory(self, nbytes: int) -> Tensor:
         return self._empty((nbytes,), torch.uint8)

@@ -50,7 +50,6 @@ class Staging:
         self._filled = [x.view(torch.int32) for x in self._buffers]
         self._arrays: list[NDArray[np.int32]] = [x.numpy() for x in self._filled]
         self._parts = list(self._filled)  # of each what was sent last
-        self._words = 0
         self._events: list[Copied] = [self._event() for _ in range(_BUFFERS)]
         self._turn = 0
 
@@ -60,17 +59,25 @@ class Staging:
     def room(self, words: int) -> NDArray[np.int32]:
         """Pinned memory for so many words, to be filled before `send`."""
         self._take(4 * words)
-        self._words = words
+        if self._parts[self._turn].shape[0] != words:
+            self._parts[self._turn] = self._filled[self._turn][:words]
         return self._arrays[self._turn]
 
     def send(self) -> Tensor:
         """What was written to the last `room`, on its way to the device: int32, a new tensor."""
-        part = self._parts[self._turn]
-        if part.shape[0] != self._words:
-            part = self._parts[self._turn] = self._filled[self._turn][: self._words]
-        block = part.to(self.device, non_blocking=True, copy=True)
+        block = self._parts[self._turn].to(self.device, non_blocking=True, copy=True)
         self._events[self._turn].record()
         return block
+
+    @property
+    def staged(self) -> int:
+        """Names what was written to the last `room`, for `copy`."""
+        return self._turn
+
+    def copy(self, staged: int, there: Tensor) -> None:
+        """Send it to where it always goes: int32, as long as the room."""
+        there.copy_(self._parts[staged], non_blocking=True)
+        self._events[staged].record()
 
     def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors on the device, those of the host in one copy; one that is there already is returned as it is."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from octavo_engine.ops import KeptRows, Ops, TensorSpec
+    from octavo_engine.ops import KeptRows, Ops, Progress, TensorSpec
 
 __all__ = ["EagerOps"]
 
 
 class EagerOps:
-    """`ops`, but for `record`: for forwards that are not made of ops alone, which no backend can record."""
+    """`ops`, but for `record` and `capture`: for forwards not made of ops alone, which no backend can record."""
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops
@@ -27,9 +27,13 @@ class EagerOps:
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
         kept: KeptRows | None = None,
-        **hints: object,
     ) -> Callable[..., Tensor]:
-        """`function`; with `kept`, the rows that Ops.record promises. hints: of a backend that records."""
+        """`function`; with `kept`, the rows that Ops.record promises."""
         if kept is None:
             return function
         return lambda *tensors: function(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)])
+
+    def capture(
+        self, work: Callable[[int], Tensor], most: int, progress: Progress | None = None
+    ) -> Callable[[int], Tensor]:
+        return work

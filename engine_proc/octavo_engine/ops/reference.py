@@ -7,7 +7,7 @@ on it. It says what an op means; it keeps law 6 only as far as torch's matrix pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
@@ -103,14 +103,15 @@ class ReferenceOps:
         function: Callable[..., Tensor],
         inputs: Sequence[TensorSpec],
         kept: KeptRows | None = None,
-        *,
-        rows: int = 0,
-        widths: Mapping[str, int] | None = None,
-        progress: Progress | None = None,
     ) -> Callable[..., Tensor]:
         if kept is None:
             return function
         return lambda *tensors: function(*tensors[: len(inputs)]).index_select(0, tensors[len(inputs)])
+
+    def capture(
+        self, work: Callable[[int], Tensor], most: int, progress: Progress | None = None
+    ) -> Callable[[int], Tensor]:
+        return work
 
     # ---- weights -------------------------------------------------------------------------------------------
     def pack_linear(self, weight: Tensor, *, gated: bool = False) -> PackedLinear:

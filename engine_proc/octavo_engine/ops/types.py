@@ -172,16 +172,11 @@ class KVLayout:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a recorded function takes.
-
-    shape: sizes, or names of those that vary from run to run; equal names, equal sizes. fill: what rows hold that a
-    backend adds to reach a size that it has prepared, so that they do nothing; None for a tensor that is one longer
-    than the others and, in a run with as many rows in each of them, holds 0, 1, 2, ...
-    """
+    """What a recorded function takes. shape: sizes, or names of those that vary from run to run; equal names, equal
+    sizes."""
 
     shape: tuple[int | str, ...]
     dtype: dtype
-    fill: int | None = 0
 
 
 Progress: TypeAlias = "Callable[[str, int, int, str], None]"

@@ -48,7 +48,7 @@ class _Together:
 class Decoding:
     """Works on the scheduler's lists. stalled: nothing more is scheduled before all that is in flight has landed.
 
-    filled, ends: of the last plan, see Flight.
+    filled, ends: of the last plan's decodes, see Flight.
     """
 
     def __init__(
@@ -78,17 +78,18 @@ class Decoding:
         return self._ahead(plan) if ahead else self._now(plan)
 
     def keep(self, plan: Plan, decodes: list[Sequence]) -> None:
-        """The plan is about these alone, and each runs one token: the next one may be the same."""
-        if self._together is None and len(decodes) == len(self._running.decoding):
+        """Each of these runs one token, whatever others do: the next plan may say the same of them."""
+        if self._together is None and decodes and len(decodes) == len(self._running.decoding):
             if any(seq.group is not None for seq in decodes):
                 return
             until = min([min(s.max_output - len(s.output) - 1, s.limit - s.num_computed + 1) for s in decodes])
             wait = any(len(seq.output) < seq.waits_until for seq in decodes)
             ends = frozenset().union(*{seq.stops for seq in decodes})
-            self._together = _Together(decodes, plan.steps, until, wait, ends)
+            steps = plan.steps[: len(decodes)]
+            self._together = _Together(decodes, steps, until, wait, ends)
 
     def forget(self) -> None:
-        """The last plan was about others too, or there may be more tokens in the next."""
+        """There may be more tokens in the next plan."""
         self._together = self.ends = None
 
     def _goes_on(self, together: _Together, ahead: bool) -> bool:

@@ -24,8 +24,8 @@ class Prefill(NamedTuple):
 @dataclass(slots=True)
 class Flight:
     """A plan and whom it is about. decodes: those of the plan's first seqs; filled: those of them whose token is the
-    last of a page, and the length with it. ends: the tokens that would end one of the decodes, where nothing else in
-    this step can and it is about nobody else; else None.
+    last of a page, and the length with it. ends: the tokens that would end one of the decodes, where nothing else can
+    end one in this step and nobody else draws; else None.
 
     replaced: pages that sequences of this flight may still use, though their tables name others now; each counts a
     reference until the flight has landed. drafted: some of the decodes carry drafts.

@@ -99,8 +99,8 @@ class Again(msgspec.Struct, array_like=True, gc=False):
 
 
 class Plan(msgspec.Struct, array_like=True):
-    """One step. copies: (source page, destination page), for copy-on-write. steps: of each sequence; where they only go
-    on, those of an earlier plan, the very list, and `again` says what is new."""
+    """One step. copies: (source page, destination page), for copy-on-write. steps: of each sequence; where some only go
+    on, theirs of an earlier plan, the very list, `again` says what is new, and `more` what others do, behind them."""
 
     step: int
     ends: list[int]
@@ -108,17 +108,27 @@ class Plan(msgspec.Struct, array_like=True):
     copies: list[tuple[int, int]]
     steps: list[SeqStep]
     again: Again | None = None
+    more: list[SeqStep] = []
 
     @property
     def seqs(self) -> list[SeqStep]:
         """What each sequence does."""
-        return self.steps if self.again is None else self.again.of(self.steps)
+        return self.steps if self.again is None else self.again.of(self.steps) + self.more
+
+    @property
+    def kinds(self) -> list[SeqStep]:
+        """The same, but for what is another with every step that a sequence goes on: start, tokens, pages."""
+        return self.steps + self.more if self.more else self.steps
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(step.tokens) for step in self.steps)
+        return sum(len(step.tokens) for step in self.kinds)
+
+    def add(self, step: SeqStep) -> None:
+        """One more sequence."""
+        (self.steps if self.again is None else self.more).append(step)
 
     def write_out(self) -> list[SeqStep]:
         """Have `steps` say all, to be changed."""
-        self.steps, self.again = self.seqs, None
+        self.steps, self.again, self.more = self.seqs, None, []
         return self.steps

@@ -135,9 +135,13 @@ class Scheduler:
             self.decoding.change_regimes()
         preempted = self.counters.preemptions
         decodes = self.decoding.add(plan, ahead=bool(self.flights), ended=bool(self._finished))
-        drafted = 0
-        if self.speculation is not None:
-            drafted = self.speculation.add(plan, decodes, self.config.max_num_batched_tokens)
+        drafted, guessing = 0, self.speculation
+        if guessing is not None and not guessing.may_guess(len(decodes)):
+            if plan.again is None:
+                guessing.pause(decodes)
+            guessing = None
+        if guessing is not None:
+            drafted = guessing.add(plan, decodes, self.config.max_num_batched_tokens)
         budget = self.config.max_num_batched_tokens - len(decodes) - drafted
         prefills = self._prefill(plan, budget)
         if self.waiting and preempted == self.counters.preemptions and not self.decoding.stalled:
@@ -148,12 +152,14 @@ class Scheduler:
             if len(prefill.samplers) == 1:  # forks wait: they share what the prompt's commit leaves in the table
                 self.running.prefilling.remove(prefill.seq)
                 self.running.decode(prefill.seq)
-        if prefills or self.speculation is not None:
-            self.decoding.forget()
-        else:
+        if guessing is None:
             self.decoding.keep(plan, decodes)
+        else:
+            self.decoding.forget()
         plan.ends = self.running.take_ends()
         filled, ends = self.decoding.filled, self.decoding.ends
+        if any(prefill.samplers for prefill in prefills):
+            ends = None
         self.flights.push(Flight(plan, decodes, prefills, filled, ends, drafted=drafted > 0))
         self._step += 1
         return plan
@@ -173,13 +179,13 @@ class Scheduler:
         for seq, stop in flight.filled:
             if seq.finish_reason is None:
                 self.tables.store(seq, stop - page_size, stop)
+        for prefill in flight.prefills:
+            self._commit_prefill(prefill)
         if flight.ends is not None and not self._finished and flight.ends.isdisjoint(tokens):  # nothing but tokens
             for seq, token in zip(drew, tokens, strict=True):
                 seq.output.append(token)
             self._release(flight)
             return drew
-        for prefill in flight.prefills:
-            self._commit_prefill(prefill)
         for place, (seq, token) in enumerate(zip(drew, tokens, strict=True)):
             if seq.finish_reason is None and seq.group is None and token >= 0:
                 output = seq.output
@@ -203,7 +209,7 @@ class Scheduler:
 
     def measured(self, plan: Plan, seconds: float) -> None:
         """How long a step took."""
-        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.steps):
+        if self.speculation is not None and all(len(step.tokens) == step.num_drawn for step in plan.kinds):
             self.speculation.cost.add(plan.num_tokens, seconds)
 
     def resolve(self, plan: Plan) -> None:
@@ -261,7 +267,7 @@ class Scheduler:
             step.next_token = request.prompt[stop] if stop < len(request.prompt) else -1
         if request.pooling == "mean" or (request.pooling and whole):
             step.pooling, step.pooled = request.pooling, whole
-        plan.write_out().append(step)
+        plan.add(step)
         seq.num_computed = stop
         return Prefill(seq, start, length, samplers)
 

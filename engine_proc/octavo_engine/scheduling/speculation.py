@@ -56,6 +56,17 @@ class Speculation:
             seq.guesses.pages, seq.guesses.num_computed, seq.guesses.asked = [], 0, False
             seq.waits_until = math.inf  # its last token must be known to guess the next
 
+    def may_guess(self, rows: int) -> bool:
+        """In a step of so many sequences that decode."""
+        return rows <= self._proposer.max_batch
+
+    @staticmethod
+    def pause(decodes: list[Sequence]) -> None:
+        """Nothing is guessed of them for a while: none has to wait for its last token because of that."""
+        for seq in decodes:
+            if seq.guesses is not None:
+                seq.waits_until = seq.known_from
+
     def add(self, plan: Plan, decodes: list[Sequence], max_tokens: int) -> int:
         """Add guesses to the plan, which holds these decodes' steps, where that pays. Returns how many."""
         chosen: list[tuple[SeqStep, Sequence, int]] = []
@@ -121,7 +132,7 @@ class Speculation:
     def length(self, wanted: list[tuple[Sequence, int]], rows: int) -> int:
         """How many tokens to guess of each, where so many are allowed, in a step of so many rows without guesses."""
         self._steps += 1
-        if rows > self._proposer.max_batch or not self.cost.knows(rows) or self._steps % _PLAIN_EVERY == 0:
+        if not self.may_guess(rows) or not self.cost.knows(rows) or self._steps % _PLAIN_EVERY == 0:
             return 0
         best, most = 0, rows / self.cost(rows) * _WORTH
         expected, guesses = float(rows), 0
