@@ -39,9 +39,10 @@ __global__ void __launch_bounds__(kThreads) logprobs_kernel(LogprobsArgs a, int6
   pdl_launch();
   const uint32_t best_key = uint32_t(best_of(parts, num_parts) >> 32);
   const Totals totals = totals_of(parts, num_parts);
-  const double normaliser = double(logit_of(best_key)) + log(double(totals.mass[kLevels - 1]) * 0x1p-40);
 
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0) {  // alone: desktops' devices have few units for double
+    const double normaliser = double(logit_of(best_key)) + log(double(totals.mass[kLevels - 1]) * 0x1p-40);
+    room.normaliser = normaliser;
     a.rank[row] = 1 + int32_t(totals.count[kLevels]);
     a.logprob[row] = float(double(chosen_logit(a, row)) - normaliser);
     room.collected = 0;
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) logprobs_kernel(LogprobsArgs a, int6
     for (int64_t j = 0; j < a.top; ++j) place += orders[j] < order ? 1 : 0;
     a.top_ids[row * a.top + place] = int32_t(order & ((uint64_t{1} << kIdBits) - 1));
     const float logit = logit_of(best_key - uint32_t(order >> kIdBits));
-    a.top_logprobs[row * a.top + place] = float(double(logit) - normaliser);
+    a.top_logprobs[row * a.top + place] = float(double(logit) - room.normaliser);
   }
 }
 static_assert(kMaxTop * sizeof(uint64_t) <= 3 * kBins * sizeof(uint32_t));

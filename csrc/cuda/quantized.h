@@ -88,7 +88,7 @@ struct QuantizedArgs {
   uint32_t* counters;  // one a block of outputs and tokens, zero before and after
 
   // int8 activations, filled by quantize_activations
-  int8_t* codes;       // [m][units][64], permuted as quantized_int8.cu says
+  int8_t* codes;       // [m][units][64], permuted as quantized_activations.cu says
   float2* factors;     // [m][2 units]: a block's scale, and scale * sum of its codes. LLM_INT8: [m]: the row's scale, 0
   uint32_t* outliers;  // [m][2 units], bit k % 32 set where x stays in float; LLM_INT8 only, else null
   float threshold;
@@ -101,7 +101,7 @@ constexpr int64_t kLaunchRows = 128;
 void quantized_bf16(const QuantizedArgs& args, cudaStream_t stream);
 void quantized_f16(const QuantizedArgs& args, cudaStream_t stream);
 void quantized_float32(const QuantizedArgs& args, cudaStream_t stream);
-// quantized_int8.cu
+// quantized_activations.cu, and behind it quantized_int8.cu
 void quantize_activations(const QuantizedArgs& args, cudaStream_t stream);
 void quantized_int8(const QuantizedArgs& args, cudaStream_t stream);
 

@@ -1,9 +1,5 @@
 // W4A8, W8A8 and LLM.int8() (arXiv 2208.07339) on tensor cores: int8 activations (ops.Activations), one scale for each
-// 32 elements of a row, or one a row where what is beyond a threshold stays in float.
-//
-// quantize_activations writes a row's codes so that a lane finds its B operands of a unit in 16 bytes: code k of a unit
-// lies at word 4 (k % 32 / 8) + 2 (k / 32) + k % 8 / 4, and within a word in the order 0, 2, 1, 3, in which the packed
-// weights' nibbles come out of a mask.
+// 32 elements of a row, or one a row where what is beyond a threshold stays in float (quantized_activations.cu).
 //
 // One mma takes the 32 k that share an activation's scale, so its int32 sum is exact and needs no state:
 //   sum = fma(weight scale, x scale * (sum of codes), sum)              one group a row: sum = fma(x scale, ..., sum),
@@ -11,119 +7,12 @@
 // 4 bit codes are multiplied in the upper half of a byte, 16 (code - 8), and a sixteenth goes to the scale of x.
 // LLM.int8() adds int32 over the slice. An outlier is a float32 product of its own, in the order of k, read from x
 // itself; tokens that have none at that k add an exact zero.
-#include "elements.cuh"
 #include "launch.h"
 #include "quantized_launch.h"
 #include "quantized_tile.cuh"
 
 namespace octavo::cuda {
 namespace {
-
-// ---- activations -----------------------------------------------------------------------------------------------
-
-// x[row, k ... k + 3], zeros beyond the last column.
-OCTAVO_DEVICE float4 load_four(const QuantizedArgs& a, int64_t row, int64_t k) {
-  if (k >= a.layout.k) return make_float4(0.f, 0.f, 0.f, 0.f);
-  const int64_t at = row * a.x_stride + k;
-  return a.x_vectors ? load4<true>(a.x, a.x_type, at, 4) : load4<false>(a.x, a.x_type, at, a.layout.k - k);
-}
-
-OCTAVO_DEVICE float load_one(const QuantizedArgs& a, int64_t row, int64_t k) {
-  const int64_t at = row * a.x_stride + k;
-  if (a.x_type == DType::kFloat32) return static_cast<const float*>(a.x)[at];
-  const uint32_t word = static_cast<const uint16_t*>(a.x)[at];
-  return a.x_type == DType::kFloat16 ? unpack_f16(word).x : unpack_bf16(word).x;
-}
-
-// The larger, NaN if either is.
-OCTAVO_DEVICE float larger(float a, float b) { return b > a || b != b ? b : a; }
-
-// What turns x into codes. Below this largest magnitude 127 / absmax would leave float32: such elements count as zeros.
-OCTAVO_DEVICE float inverse_scale(float absmax) { return absmax < 1e-36f ? 0.f : div_rn(127.f, absmax); }
-
-// -127..127, rounded half to even; 0 where x or the scale is not finite, whose NaN comes through the scale.
-OCTAVO_DEVICE int code_of(float x, float inverse) {
-  const float v = mul_rn(x, inverse);
-  return fabsf(v) <= 127.5f ? int(rintf(v)) : 0;
-}
-
-// Four codes from k on, at their place in a row's codes.
-OCTAVO_DEVICE void store_codes(const QuantizedArgs& a, int64_t row, int64_t k, const int (&codes)[4]) {
-  const int in_unit = int(k % 64), at = in_unit % 32 / 8 * 4 + in_unit / 32 * 2 + in_unit % 8 / 4;
-  const uint32_t bytes = uint32_t(codes[0] & 255) | uint32_t(codes[2] & 255) << 8 | uint32_t(codes[1] & 255) << 16 |
-                         uint32_t(codes[3] & 255) << 24;
-  reinterpret_cast<uint32_t*>(a.codes + (row * a.layout.units() + k / 64) * 64)[at] = bytes;
-}
-
-constexpr int kQuantizeThreads = 128;
-
-// Eight lanes a block of 32, four elements each.
-__global__ void __launch_bounds__(kQuantizeThreads) quantize_blocks_kernel(const __grid_constant__ QuantizedArgs a) {
-  pdl_wait();
-  const int64_t row = blockIdx.x, k = (int64_t(blockIdx.y) * kQuantizeThreads + threadIdx.x) * 4;
-  const float4 x = load_four(a, row, k);
-  float absmax = larger(larger(fabsf(x.x), fabsf(x.y)), larger(fabsf(x.z), fabsf(x.w)));
-#pragma unroll
-  for (int d = 1; d < 8; d *= 2) absmax = larger(absmax, shfl_xor(absmax, d));
-  const float inverse = inverse_scale(absmax), scale = div_rn(absmax, 127.f);
-  const int codes[4] = {code_of(x.x, inverse), code_of(x.y, inverse), code_of(x.z, inverse), code_of(x.w, inverse)};
-  int sum = codes[0] + codes[1] + codes[2] + codes[3];
-#pragma unroll
-  for (int d = 1; d < 8; d *= 2) sum += shfl_xor(sum, d);
-  if (k < a.layout.units() * 64) {
-    store_codes(a, row, k, codes);
-    if (threadIdx.x % 8 == 0) {
-      a.factors[row * a.layout.units() * 2 + k / 32] = make_float2(scale, mul_rn(scale, float(sum)));
-    }
-  }
-  pdl_launch();
-}
-
-// A block a row: first the largest magnitude under the threshold, then codes and, a bit an element, what stays in
-// float.
-__global__ void __launch_bounds__(kQuantizeThreads) quantize_rows_kernel(const __grid_constant__ QuantizedArgs a) {
-  OCTAVO_SHARED(float, largest, [kQuantizeThreads / 32]);
-  pdl_wait();
-  const int64_t row = blockIdx.x, width = a.layout.units() * 64;
-  const float threshold = a.threshold;
-  float absmax = 0.f;
-  for (int64_t k = threadIdx.x * 4; k < width; k += kQuantizeThreads * 4) {
-    const float4 x = load_four(a, row, k);
-    const float magnitudes[4] = {fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (!(magnitudes[i] >= threshold)) absmax = larger(absmax, magnitudes[i]);
-    }
-  }
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) absmax = larger(absmax, shfl_xor(absmax, d));
-  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = absmax;
-  bar_sync();
-#pragma unroll
-  for (int i = 0; i < kQuantizeThreads / 32; ++i) absmax = larger(absmax, largest[i]);
-  const float inverse = inverse_scale(absmax);
-  if (threadIdx.x == 0) a.factors[row] = make_float2(div_rn(absmax, 127.f), 0.f);
-  for (int64_t base = 0; base < width; base += kQuantizeThreads * 4) {
-    const int64_t k = base + threadIdx.x * 4;
-    const float4 x = load_four(a, row, k);
-    const float values[4] = {x.x, x.y, x.z, x.w};
-    int codes[4];
-    uint32_t mask = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const bool outlier = fabsf(values[i]) >= threshold;
-      codes[i] = outlier ? 0 : code_of(values[i], inverse);
-      mask |= uint32_t(outlier) << (threadIdx.x % 8 * 4 + i);
-    }
-#pragma unroll
-    for (int d = 1; d < 8; d *= 2) mask |= shfl_xor(mask, d);
-    if (k < width) {
-      store_codes(a, row, k, codes);
-      if (threadIdx.x % 8 == 0) a.outliers[row * a.layout.units() * 2 + k / 32] = mask;
-    }
-  }
-  pdl_launch();
-}
 
 // ---- weights ---------------------------------------------------------------------------------------------------
 
@@ -218,6 +107,13 @@ OCTAVO_DEVICE void sum_rows(const QuantizedArgs& a, const QuantizedPlace& p, flo
 #pragma unroll 1
     for (int block = 0; block < 2 * p.units; ++block) sums[i / 2][i % 2] += factors[block].y;
   }
+}
+
+OCTAVO_DEVICE float load_one(const QuantizedArgs& a, int64_t row, int64_t k) {
+  const int64_t at = row * a.x_stride + k;
+  if (a.x_type == DType::kFloat32) return static_cast<const float*>(a.x)[at];
+  const uint32_t word = static_cast<const uint16_t*>(a.x)[at];
+  return a.x_type == DType::kFloat16 ? unpack_f16(word).x : unpack_bf16(word).x;
 }
 
 // What stays in float of the 32 k from `k` on, masks[token], added to sum in the order of k. Few columns of x have
@@ -421,12 +317,6 @@ void launch_quantized_int8(const QuantizedArgs& args, cudaStream_t stream) {
 }
 
 }  // namespace
-
-void quantize_activations(const QuantizedArgs& a, cudaStream_t stream) {
-  if (a.outliers) return launch(quantize_rows_kernel, dim3(unsigned(a.m)), dim3(kQuantizeThreads), 0, stream, a);
-  launch(quantize_blocks_kernel, dim3(unsigned(a.m), blocks_of(a.layout.units() * 64, kQuantizeThreads * 4)),
-         dim3(kQuantizeThreads), 0, stream, a);
-}
 
 void quantized_int8(const QuantizedArgs& a, cudaStream_t stream) {
   if (a.outliers) return launch_quantized_int8<8, Scales::kOutliers>(a, stream);

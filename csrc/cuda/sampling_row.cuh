@@ -172,6 +172,7 @@ struct Room {
   uint64_t prefix, need;
   uint32_t in_bin, collected;
   int32_t found;
+  double normaliser;  // of logprobs
 };
 
 // The sum over all threads before this one, and over all; every second call may use the same side.

@@ -15,15 +15,25 @@ import threading
 __all__ = ["main"]
 
 
+_BIND = "ipc:///path/to/socket, or tcp://host:port (port 0: a free one)"
+_KEYS = ("keys", "clients", "allow_any_client", "peer_timeout")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="octavo engine",
         description="Run an engine that several processes join with octavo.AsyncClient.connect(ADDRESS).",
     )
     parser.add_argument("--model", help="a local folder, a GGUF file, or a hub id")
-    parser.add_argument("--bind", required=True, metavar="ADDRESS", help="ipc:///path/to/socket")
+    parser.add_argument("--bind", required=True, metavar="ADDRESS", help=_BIND)
     parser.add_argument("--options", default="{}", metavar="JSON", help="fields of octavo.EngineOptions")
     parser.add_argument("--import-path", default="", metavar="A:B", help="where logits_processors are looked for, too")
+    tcp = parser.add_argument_group("tcp", "Encrypted (CURVE); a client is let in by its key.")
+    # None where not given, so that the defaults are those of keys.curve_of.
+    tcp.add_argument("--keys", metavar="PATH", help="of `octavo keys`: a folder, or the engine's own NAME.key_secret")
+    tcp.add_argument("--clients", metavar="PATH", help="a folder of NAME.key, or a file of public keys; default --keys")
+    tcp.add_argument("--allow-any-client", action="store_true", default=None, help="who knows the engine's public key")
+    tcp.add_argument("--peer-timeout", type=float, metavar="S", help="a client that is silent so long has gone: 30")
     parser.add_argument("--parent-fd", type=int, default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -57,7 +67,8 @@ def main() -> int:
     sys.path += [path for path in arguments.import_path.split(os.pathsep) if path and path not in sys.path]
     from octavo_engine.serve import serve
 
-    return serve(arguments.bind, arguments.options, model=arguments.model, spawned=spawned)
+    keys = {name: value for name in _KEYS if (value := getattr(arguments, name)) is not None}
+    return serve(arguments.bind, arguments.options, model=arguments.model, spawned=spawned, keys=keys)
 
 
 if __name__ == "__main__":

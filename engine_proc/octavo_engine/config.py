@@ -16,6 +16,7 @@ __all__ = [
     "VERSION",
     "available_memory",
     "checkpoint_dtype",
+    "key_variables",
     "quantized_folder",
     "resolve_dtype",
     "resolve_threads",
@@ -31,25 +32,59 @@ DEFAULT_BATCHED_TOKENS = 512
 DEFAULT_BATCHED_TOKENS_GPU = 8192
 
 
-def available_memory() -> int:
-    """Bytes this process could still use: MemAvailable, or what its cgroup leaves where that is less."""
+_MACHINE = Path("/")
+
+
+def available_memory(root: Path = _MACHINE) -> int:
+    """Bytes this process could still use: MemAvailable, or what its control groups leave where that is less.
+
+    root: where proc and sys are found.
+    """
     available = 1 << 40
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
-    limit, current = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    left = map(_memory_left, _groups(root))
+    return min([available, *(limit for limit in left if limit is not None)])
+
+
+def resolve_threads(asked: int, root: Path = _MACHINE) -> int:
+    """The asked number of kernel threads; 0: the cores that this process may use, in whole cores of its quota too. With
+    more threads than that the kernel would stop all of them for a part of every tenth of a second."""
+    cores = map(_cores, _groups(root))
+    return asked or min([len(os.sched_getaffinity(0)), *(limit for limit in cores if limit is not None)])
+
+
+def _groups(root: Path) -> list[Path]:
+    """The folders of this process's control group (version 2) and of those around it, whose limits hold too.
+
+    A container finds its own at the top, a service of systemd below that.
+    """
     try:
-        text = limit.read_text().strip()
-        if text != "max":
-            available = min(available, max(0, int(text) - int(current.read_text())))
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        pass  # no cgroup v2 here: MemAvailable is all there is to know
-    return available
+        return []
+    own = [Path(line.removeprefix("0::/")) for line in lines if line.startswith("0::/") and ".." not in line]
+    return [root / "sys/fs/cgroup" / group for path in own for group in (path, *path.parents)]
 
 
-def resolve_threads(asked: int) -> int:
-    """The asked number of kernel threads; 0: the cores that this process may use."""
-    return asked or len(os.sched_getaffinity(0))
+def _memory_left(group: Path) -> int | None:
+    """Bytes. Cached files count as free, as in MemAvailable: a model that was just read would fill a container."""
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:  # the outermost group has none of these
+        return None
+    cached = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+    return None if limit == "max" else max(0, int(limit) - used + cached)
+
+
+def _cores(group: Path) -> int | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+    except OSError:
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
 
 
 def checkpoint_dtype(config: Mapping[str, Any]) -> str | None:
@@ -82,6 +117,11 @@ def quantized_folder(asked: str) -> Path | None:
         return Path.home() / ".cache" / "octavo" / "quantized"
     except RuntimeError:
         return None
+
+
+def key_variables() -> tuple[str, str]:
+    """The engine's secret key and its clients' public keys (blanks between) for tcp, where no file can hold them."""
+    return os.environ.get("OCTAVO_SECRET_KEY", ""), os.environ.get("OCTAVO_CLIENT_KEYS", "")
 
 
 def with_limits(

@@ -353,6 +353,7 @@ class Core:
 
     def _drop(self, key: Key) -> None:
         """Wherever it is by now."""
+        self.intake.cancel(key)
         self.grammars.cancel(key)
         self.scheduler.abort(key)
 

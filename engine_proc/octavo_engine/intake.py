@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from octavo import wire
@@ -72,6 +72,7 @@ class Intake:
         # Of Tokenize and Detokenize, whose texts have no bound: no prompt waits behind them.
         self._answerer = ThreadPoolExecutor(1, thread_name_prefix="octavo-answer")
         self._tokenised: deque[tuple[Any, Tokenised | Exception]] = deque()
+        self._prompts: dict[Any, Future[None]] = {}  # of the worker thread, by key
         self._answers: deque[tuple[Any, wire.Tokens | wire.Texts]] = deque()
         self.num_pending = 0
         self._inline = 0  # characters tokenised in place in this round
@@ -88,8 +89,14 @@ class Intake:
         if self._at_once(len(message.text or "") + chat_length(message) + words):
             return self.request(key, self._tokenise(message, seed), message, arrival)
         self.num_pending += 1
-        self._worker.submit(self._tokenise_later, key, message, seed)
+        self._prompts[key] = self._worker.submit(self._tokenise_later, key, message, seed)
         return None
+
+    def cancel(self, key: Any) -> None:
+        """Its request has ended: none of those that live is to wait until its prompt is tokenised. Idempotent."""
+        prompt = self._prompts.pop(key, None)
+        if prompt is not None and prompt.cancel():  # else the thread is at it, and `ready` will give it
+            self.num_pending -= 1
 
     def _at_once(self, characters: int) -> bool:
         if self._inline + characters > _INLINE_CHARACTERS:
@@ -102,6 +109,7 @@ class Intake:
         done = []
         while self._tokenised:
             done.append(self._tokenised.popleft())
+            self._prompts.pop(done[-1][0], None)
         self.num_pending -= len(done)
         return done
 

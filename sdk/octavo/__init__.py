@@ -10,6 +10,7 @@ This package is the light client; the engine runs in a process of its own (pip i
 from octavo.beams import BeamParams
 from octavo.client import AsyncClient
 from octavo.errors import (
+    AccessDenied,
     ClientClosed,
     DeviceLost,
     EngineDead,
@@ -46,6 +47,7 @@ from octavo.stream import Stream
 from octavo.wire import Message, Progress
 
 __all__ = [
+    "AccessDenied",
     "AsyncClient",
     "BeamParams",
     "Choice",

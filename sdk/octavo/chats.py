@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -10,24 +10,31 @@ import msgspec
 from octavo import wire
 from octavo.errors import InvalidRequest
 
-__all__ = ["template_variables", "turn"]
+__all__ = ["template_variables", "turns"]
 
 _encode = msgspec.json.Encoder(enc_hook=wire.plain).encode
 
 
-def turn(item: Any) -> wire.Message:
-    """A message from {"role", "content", and what else the template reads}. Raises InvalidRequest.
+def turns(items: Iterable[Any]) -> list[wire.Message]:
+    """Messages from {"role", "content", and what else the template reads}. Raises InvalidRequest.
 
     content may be None only where there is something else.
     """
+    return [_turn(item, f"messages[{i}]") for i, item in enumerate(items)]
+
+
+def _turn(item: Any, where: str) -> wire.Message:
     if isinstance(item, Mapping):
         more = {name: value for name, value in item.items() if name not in ("role", "content")}
-        encoded = _object("messages", more) if more else None
+        encoded = _object(where, more) if more else None
         item = wire.Message(item.get("role"), item.get("content"), encoded)  # type: ignore[arg-type]
-    if not isinstance(item, wire.Message) or not isinstance(item.role, str):
-        raise InvalidRequest('messages: each needs a "role", a string')
+    if not isinstance(item, wire.Message):
+        raise InvalidRequest(f'{where}: a mapping with "role" and "content" is needed, not {type(item).__name__}')
+    if not isinstance(item.role, str):
+        raise InvalidRequest(f'{where}: "role" must be a string, not {type(item.role).__name__}')
     if not isinstance(item.content, str) and not (item.content is None and item.more):
-        raise InvalidRequest('messages: each needs a "role" and a "content", both strings')
+        parts = "; join the text of its parts" if isinstance(item.content, list) else ""
+        raise InvalidRequest(f'{where}: "content" must be a string, not {type(item.content).__name__}{parts}')
     return item
 
 

@@ -1,15 +1,20 @@
 """The command `octavo`.
 
 octavo chat MODEL [--prompt TEXT] [options]    an answer, or a chat, in the terminal
+octavo serve MODEL [--port 8000] [options]     OpenAI's API over HTTP
 octavo engine --model MODEL --bind ADDRESS     an engine that several processes join
+octavo keys FOLDER [NAME ...]                  keys, for an engine that is joined over tcp
 octavo quantize MODEL OUT --scheme int4        a quantised checkpoint on disk
 octavo bench serve --url URL --rate 4          a load on a server, and the latencies it shows
 octavo eval perplexity MODEL --text FILE       how well a model, quantised or not, predicts a text
+
+chat and serve take --connect ADDRESS in place of a model, to join an engine that runs already.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -26,6 +31,10 @@ from octavo.chat import answer_once, chat
 from octavo.client import AsyncClient
 from octavo.errors import InvalidOption, OctavoError
 from octavo.evaluate import add_arguments, evaluate
+from octavo.joining import Joined, joined_of
+from octavo.joining import add_arguments as add_joining_arguments
+from octavo.keys import add_arguments as add_key_arguments
+from octavo.keys import make_keys
 from octavo.load import add_arguments as add_load_arguments
 from octavo.load import options_of as load_options
 from octavo.options import EngineOptions, SamplingParams
@@ -44,6 +53,11 @@ _LOAD = (
     "Requests at random times (Poisson) with realistic lengths, sent when they are due whatever the server does, and "
     "the times to first token, between tokens and to the end that they saw. Works on any server of OpenAI's API."
 )
+_KEYS = (
+    "Pairs of CURVE keys as ZeroMQ's certificates: NAME.key, to be given to the other side, and NAME.key_secret, which "
+    "stays where it is used; only their owner can read them. With the folder of both: octavo engine --bind "
+    "tcp://0.0.0.0:5555 --keys FOLDER lets each client in whose NAME.key is there."
+)
 _SAMPLING = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
 
 
@@ -55,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["quantize"]:
         os.execv(sys.executable, [sys.executable, "-m", "octavo_engine.quantize", *arguments[1:]])
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+        sys.stdout.reconfigure(errors="replace")
     try:
         anyio.run(options.run, options)
     except OctavoError as error:
@@ -79,22 +95,27 @@ def _fail(error: Exception) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="octavo", description="An embeddable async LLM engine.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="bench | chat | engine | eval | quantize | serve"
+        dest="command", required=True, metavar="bench | chat | engine | eval | keys | quantize | serve"
     )
     commands.add_parser("engine", help="run an engine that several processes join (octavo engine --help)")
+    pairs = commands.add_parser("keys", help="make keys for an engine that is joined over tcp", description=_KEYS)
+    pairs.set_defaults(run=_keys)
+    add_key_arguments(pairs)
     commands.add_parser("quantize", help="write a quantised checkpoint (octavo quantize --help)")
     talk = commands.add_parser("chat", help="chat with a model in the terminal, or answer one prompt")
     talk.set_defaults(run=_chat)
-    talk.add_argument("model", help=_MODEL)
+    talk.add_argument("model", nargs="?", default="", help=_MODEL)
     add_chat_arguments(talk)
+    add_joining_arguments(talk)
     sampling = talk.add_argument_group("sampling (octavo.SamplingParams)")
     for name, default in _SAMPLING.items():
         sampling.add_argument(_flag(name), type=number, default=default, metavar="X", help=f"default {default}")
     _add_engine_options(talk)
     server = commands.add_parser("serve", help="answer OpenAI's API over HTTP")
     server.set_defaults(run=_serve)
-    server.add_argument("model", help=_MODEL)
+    server.add_argument("model", nargs="?", default="", help=_MODEL)
     add_server_arguments(server)
+    add_joining_arguments(server)
     _add_engine_options(server)
     benches = commands.add_parser("bench", help="measure how fast a server answers").add_subparsers(
         required=True, metavar="serve"
@@ -167,18 +188,31 @@ def _engine_options(options: argparse.Namespace) -> EngineOptions:
     return EngineOptions(**values)
 
 
+@asynccontextmanager
+async def _opened(
+    engine: EngineOptions, joined: Joined | None = None, share: bool = False
+) -> AsyncIterator[AsyncClient]:
+    """A client, of an engine of its own or a joined one, with a bar until that is ready."""
+    if joined is not None:
+        bar = _LoadBar(f"joining {joined.address}")
+        opened = await joined.connect(bar.update)
+    else:
+        bar = _LoadBar()
+        opened = AsyncClient(engine.model, engine, on_progress=bar.update, share=share)
+    async with opened as client:
+        bar.close()
+        yield client
+
+
 # ---- eval ------------------------------------------------------------------------------------------------------
 
 
 async def _eval(options: argparse.Namespace) -> None:
-    @asynccontextmanager
-    async def opened(engine: EngineOptions) -> AsyncIterator[AsyncClient]:
-        bar = _LoadBar()
-        async with AsyncClient(engine.model, engine, on_progress=bar.update) as client:
-            bar.close()
-            yield client
+    await evaluate(options, _engine_options(options), _opened)
 
-    await evaluate(options, _engine_options(options), opened)
+
+async def _keys(options: argparse.Namespace) -> None:
+    make_keys(options)
 
 
 async def _bench(options: argparse.Namespace) -> None:
@@ -195,12 +229,11 @@ async def _serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise OctavoError(f'octavo serve needs {error.name}: pip install "octavo[server]"') from error
     engine, server = _engine_options(options), server_options(options)
+    joined = joined_of(options, engine)
     signal.signal(signal.SIGTERM, _terminated)
     with listen(server) as listening:
-        bar = _LoadBar()
-        async with AsyncClient(engine.model, engine, on_progress=bar.update, share=server.workers > 1) as client:
-            bar.close()
-            await serve(client, server, listening)
+        async with _opened(engine, joined, share=server.workers > 1) as client:
+            await serve(client, server, listening, joined)
 
 
 def _terminated(number: int, frame: Any) -> None:
@@ -215,14 +248,15 @@ async def _chat(options: argparse.Namespace) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     prompt = options.prompt
     if prompt is None and not interactive:
-        prompt = sys.stdin.read().strip()
+        try:
+            prompt = sys.stdin.read().strip()
+        except UnicodeDecodeError as error:
+            raise InvalidOption("--prompt", "-", f"a text; what stands on standard input is none: {error}") from None
         if not prompt:
             raise InvalidOption("--prompt", "", "a text, or give one on standard input")
     engine = _engine_options(options)
     params = SamplingParams(**{name: getattr(options, name) for name in _SAMPLING})
-    bar = _LoadBar()
-    async with AsyncClient(engine.model, engine, on_progress=bar.update) as client:
-        bar.close()
+    async with _opened(engine, joined_of(options, engine)) as client:
         if interactive:
             await chat(client, prompt, options.system, params, options.plain)
         else:
@@ -234,12 +268,12 @@ class _LoadBar:
 
     WIDTH = 32
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "starting the engine") -> None:
         self.started = time.perf_counter()
         self.live = sys.stderr.isatty()
         self.stage = ""
         self.ready = False
-        self._line(f"starting the engine{'' if self.live else ' ...'}")
+        self._line(f"{doing}{'' if self.live else ' ...'}")
 
     def update(self, progress: Progress) -> None:
         """The client's on_progress. An engine that is started again later has no bar."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import anyio
 
 from octavo import wire
 from octavo.best_of import best, drawn
 from octavo.chats import template_variables
-from octavo.checks import flag
+from octavo.checks import flag, number
 from octavo.errors import ClientClosed, EngineUnresponsive, InvalidRequest, OctavoError
 from octavo.options import EngineOptions, SamplingParams
 from octavo.prompts import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from octavo.engines import JoinedEngine
-    from octavo.transport import Transport
+    from octavo.transport import Key, Transport
 
 __all__ = ["AsyncClient", "Prompt"]
 
@@ -81,21 +81,29 @@ class AsyncClient:
         ready_timeout: float = 120.0,
         heartbeat_timeout: float = 60.0,
         on_progress: Callable[[wire.Progress], None] | None = None,
-        server_public_key: str | None = None,
-        public_key: str | None = None,
-        secret_key: str | None = None,
+        server_public_key: Key | None = None,
+        public_key: Key | None = None,
+        secret_key: Key | None = None,
+        peer_timeout: float = 30.0,
     ) -> Self:
-        """Join the shared engine at address ("ipc:///path", or "tcp://host:port" with its CURVE key); an open client.
+        """Join the shared engine at address, "ipc:///path" or "tcp://host:port"; an open client.
 
         Waits up to ready_timeout seconds for an engine that still loads or is not there yet. Closing leaves it running.
         heartbeat_timeout: as in EngineOptions.
+
+        Over tcp all is encrypted. server_public_key: the engine's, which no other can pretend to be. secret_key: this
+        client's, whose public key the engine must know (`octavo engine --clients`). A key is a string of 40 characters,
+        or the Path of a certificate that holds it (`octavo keys`). An engine that is silent for peer_timeout seconds,
+        where even computing it answers ZeroMQ's heartbeats, has gone: EngineDead. Paths are the engine's machine's.
+        Raises InvalidOption, EngineStartError, AccessDenied for wrong keys, or ProtocolMismatch.
         """
         from octavo.engines import JoinedEngine
         from octavo.transport import curve_keys
 
         options = EngineOptions(ready_timeout=ready_timeout, heartbeat_timeout=heartbeat_timeout)
+        number("peer_timeout", peer_timeout, 0.0, 86400.0, above=True)
         keys = curve_keys(address, server_public_key, public_key, secret_key)
-        client = cls._over(JoinedEngine(address, keys), options, on_progress)
+        client = cls._over(JoinedEngine(address, keys, peer_timeout=peer_timeout), options, on_progress)
         await client.open()
         return client
 
@@ -148,6 +156,12 @@ class AsyncClient:
             await self._session.open(self)
             await self._session.load_again()
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AsyncClient can't be copied or sent to another process: give that one the `address` of a client opened "
+            "with share=True, to join its engine with AsyncClient.connect"
+        )
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -365,7 +379,8 @@ class AsyncClient:
         under the same name again changes nothing. Raises LoraError for what can't be read or is none for this model,
         and where EngineOptions.max_loras are loaded.
         """
-        await self._session.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", os.fspath(path)))
+        folder = os.fsdecode(path)
+        await self._session.loras(lambda number: wire.LoadLora(number, lora_name(name) or "", folder))
 
     async def unload_lora(self, name: str) -> None:
         """No new request can name it from now on; returns when those that run with it have ended.

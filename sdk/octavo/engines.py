@@ -69,10 +69,14 @@ class JoinedEngine:
     process = None
     knob = "{} of AsyncClient.connect"
 
-    def __init__(self, address: str, curve: CurveKeys | None, transport: Transport | None = None) -> None:
+    def __init__(
+        self, address: str, curve: CurveKeys | None, transport: Transport | None = None, *, peer_timeout: float = 30.0
+    ) -> None:
         self.address = address
-        self._curve, self._given = curve, transport
-        self.transport: Transport = transport or ZmqTransport(address, curve=curve, watch_peer=True)
+        self._curve, self._given, self._peer_timeout = curve, transport, peer_timeout
+        self.transport: Transport = transport or ZmqTransport(
+            address, curve=curve, watch_peer=True, peer_timeout=peer_timeout
+        )
 
     def start(self, loop: Loop, on_dead: Callable[[str], None]) -> None:
         pass
@@ -86,7 +90,7 @@ class JoinedEngine:
 
     def again(self) -> JoinedEngine:
         """Another connection to it."""
-        return JoinedEngine(self.address, self._curve, self._given)
+        return JoinedEngine(self.address, self._curve, self._given, peer_timeout=self._peer_timeout)
 
     def remove_files(self, *, last: bool = False) -> None:
         pass

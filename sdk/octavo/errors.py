@@ -14,6 +14,7 @@ OctavoError
 └── EngineError              the engine process itself
     ├── EngineNotInstalled   the extra octavo[engine] is missing
     ├── EngineStartError     it did not become ready
+    │   ├── AccessDenied     because its keys or the client's are not the right ones (tcp)
     │   └── ModelError       because the model could not be found, read or is not supported
     ├── EngineDead           it exited or went away; exit code and last stderr are in the message
     │   └── DeviceLost       because its GPU stopped answering
@@ -26,6 +27,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AccessDenied",
     "ClientClosed",
     "DeviceLost",
     "EngineDead",
@@ -120,6 +122,10 @@ class EngineStartError(EngineError):
     def __init__(self, message: str, exit_code: int | None = None, stderr_tail: str = "") -> None:
         super().__init__(message)
         self.exit_code, self.stderr_tail = exit_code, stderr_tail
+
+
+class AccessDenied(EngineStartError):
+    """An engine joined over tcp does not let this client in, or is not the one that server_public_key is of."""
 
 
 class ModelError(EngineStartError):

@@ -39,6 +39,14 @@ _GIB = 1 << 30
 MAX_LOGPROBS = 1024
 # Characters. What the engine makes of them takes half a microsecond and 300 bytes each, and is kept for other requests.
 _MOST_STOP, _MOST_BAD_WORDS = 8192, 65536
+# None means the same, and top_k=-1 what 0 does, as to vLLM: callers hand on what their own requests leave out.
+_EMPTY: dict[str, type] = {
+    "stop": tuple,
+    "stop_token_ids": tuple,
+    "bad_words": tuple,
+    "logit_bias": dict,
+    "logits_processors": dict,
+}
 
 
 def replace(options: Any, **changes: Any) -> Any:
@@ -51,7 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     n: completions of the prompt; they share its pages. best_of: so many are drawn, and the n of the highest mean
     logprob a token returned, best first (not in a stream). max_tokens None: up to the context's end.
-    temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off.
+    temperature 0 is greedy. top_k 0 (or -1), top_p 1 and min_p 0 are off.
     repetition_penalty (arXiv 1909.05858) counts prompt and output, presence_ and frequency_penalty the output.
     seed None takes a random one; choice i of n draws with its own stream of the same seed.
     stop: strings that end the text and are cut from it (kept with include_stop_str_in_output).
@@ -93,6 +101,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     best_of: int | None = None
 
     def __post_init__(self) -> None:
+        for name, empty in _EMPTY.items():
+            if getattr(self, name) is None:
+                msgspec.structs.force_setattr(self, name, empty())
+        if self.top_k == -1:
+            msgspec.structs.force_setattr(self, "top_k", 0)
         _whole("n", self.n, 1, 1024)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, 1024)
@@ -138,9 +151,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidOption("structured", self.structured, kinds)
             if self.ignore_eos:
                 raise InvalidOption("ignore_eos", True, "False with structured: such an output ends by that token")
-
-        if self.logits_processors:
-            self._check_processors()
+        self._check_processors()
 
     def _check_processors(self) -> None:
         asked = self.logits_processors
@@ -195,14 +206,16 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     InternLM) is rotated for its length, and computed again for its new one when it has grown by more than this share;
     0: at every token, for the very tokens of a whole forward over all before, at its price.
     batch_invariant: on a GPU, multiply by float weights too so that outputs don't depend on what else is in the batch;
-    slower. On a CPU, and by weights of 4 and 8 bits, they never do.
+    slower. On a CPU they never do. By weights of 4 and 8 bits they don't either, but for steps of 384 tokens and more
+    with activations in floats, which take cuBLAS unless this is set.
     max_queued_requests, max_queued_tokens: beyond these waiting, a request is refused at once with `Overloaded`.
     enable_lora: linear layers take LoRA adapters, chosen a request by name. max_loras: loaded at a time; max_lora_rank:
     of any; on a GPU the memory for so many of that rank is taken at the start. loras: a name -> a folder (or hub id) to
     load at the start; implies enable_lora.
     logits_processors: a name -> "package.module:factory" (or "path/to/file.py:factory"), imported in the engine's
     process, by the path of the host that spawns it, too; what it is: octavo_engine.execution.processors.
-    num_threads: of the CPU kernels, 0 for all cores the process may use. seed: for requests without one; None: random.
+    num_threads: of the CPU kernels, 0 for all cores that the process and its control groups may use. seed: for requests
+    without one; None: random.
     ready_timeout, shutdown_timeout: seconds until a spawned engine must be ready, and until it is killed at close.
     max_grammar_bytes: of what SamplingParams.structured may hold, as text. grammar_timeout: seconds that compiling it
     may take. grammar_cache_size: compiled grammars kept for the next request, besides those in use, of no more text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -59,14 +60,21 @@ def engine_command(options: EngineOptions) -> list[str]:
             "the engine with; run `octavo engine` by itself and join it with AsyncClient.connect"
         )
     # -P: a module in the host's working directory must not shadow the engine's imports.
-    try:
-        encoded = msgspec.json.encode(options, enc_hook=wire.plain).decode()
-    except (UnicodeEncodeError, TypeError) as error:
-        raise InvalidOption("options", options, f"nothing but what JSON can hold: {error}") from None
-    command = [sys.executable, "-P", "-m", "octavo_engine", "--options", encoded]
+    command = [sys.executable, "-P", "-m", "octavo_engine", "--options", _encoded(options)]
     if options.logits_processors:  # found where the host would find them
         command += ["--import-path", os.pathsep.join(path or _folder() or "/" for path in sys.path)]
     return command
+
+
+def _encoded(options: EngineOptions) -> str:
+    """As JSON, in ASCII: that is what a command line can hold in every locale. Raises InvalidOption."""
+    for name in options.__struct_fields__:
+        try:
+            msgspec.json.encode(getattr(options, name), enc_hook=wire.plain)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidOption(name, getattr(options, name), f"what JSON can hold: {error}") from None
+    plain = msgspec.to_builtins(options, enc_hook=wire.plain)
+    return json.dumps(plain, separators=(",", ":"))
 
 
 def _folder() -> str | None:

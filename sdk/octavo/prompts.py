@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from octavo import wire
 from octavo.beams import BeamParams
-from octavo.chats import template_variables, turn
+from octavo.chats import template_variables, turns
 from octavo.errors import InvalidOption, InvalidRequest
 from octavo.options import EngineOptions, SamplingParams, replace
 
@@ -53,7 +53,7 @@ def generate_message(
         return lambda request_id: wire.Generate(request_id, sampling, text=prompt, beam=beam, lora=lora)
     items = items_of(prompt)
     if items and isinstance(items[0], (Mapping, wire.Message)):
-        messages, variables = [turn(item) for item in items], template_variables(template)
+        messages, variables = turns(items), template_variables(template)
         return lambda request_id: wire.Generate(
             request_id, sampling, messages=messages, template=variables, beam=beam, lora=lora
         )
@@ -126,7 +126,7 @@ def checked_ids(items: list[Any]) -> list[int]:
 
 def turns_of(what: str, messages: Any) -> list[wire.Message]:
     """Chat messages as the wire has them; `what` begins the words of a refusal, which is InvalidRequest."""
-    found = [turn(item) for item in items_of(messages, what)]
+    found = turns(items_of(messages, what))
     if not found:
         raise InvalidRequest(f"{what} are needed, not {messages!r:.40}")
     return found

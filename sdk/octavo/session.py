@@ -23,6 +23,7 @@ from octavo.errors import (
     ClientClosed,
     DeviceLost,
     EngineDead,
+    EngineError,
     EngineStartError,
     EngineUnresponsive,
     InvalidOption,
@@ -73,7 +74,7 @@ class Session:
         self._ended: anyio.Event | None = None
         self._rung = "gone"
         self._greeted = False
-        self._lost = ""
+        self._lost = self._last_lost = ""
         self._dead: Callable[[], OctavoError] | None = None
         self._progress_error: BaseException | None = None
         self._last_progress = ""
@@ -155,7 +156,8 @@ class Session:
         if ready is None:
             doing = f"it was at: {self._last_progress}; " if self._last_progress else ""
             if not doing and self._engine.process is None:
-                doing = f"none answers at {self.address}; start one there (octavo engine --bind), or "
+                lost = f" ({self._last_lost})" if self._last_lost else ""
+                doing = f"none answers at {self.address}{lost}; start one there (octavo engine --bind), or "
             raise EngineStartError(
                 f"waited {self._options.ready_timeout:g} s for the engine to become ready; {doing}raise "
                 f"{self._engine.knob.format('ready_timeout')}{self._tail()}",
@@ -195,9 +197,12 @@ class Session:
         assert self._loop is not None
         self._loop.later(_LAST_WORDS if self._engine.process is not None else 0, lambda: self._on_dead(""))
 
-    def _on_lost(self, why: str) -> None:
-        if self.ready is None:  # it is only not there yet, and who comes in its place has not heard of us
+    def _on_lost(self, why: str | EngineError) -> None:
+        if isinstance(why, EngineError):
+            self._die(lambda: type(why)(*why.args))
+        elif self.ready is None:  # it is only not there yet, and who comes in its place has not heard of us
             self._greeted = False
+            self._last_lost = why
         elif self._loop is not None:
             self._loop.soon(lambda: self._on_dead(why))
 
@@ -225,6 +230,9 @@ class Session:
         self._router.receive()  # what it sent before it ended still counts
         self._lost = why
         self._die(self._why)
+        if self._engine.process is None and self._engine.transport is not None:
+            # ZeroMQ would connect again, and send what was not sent yet to an engine that would answer nobody.
+            self._engine.transport.flush_and_close(0.0)
 
     def _die(self, why: Callable[[], OctavoError]) -> None:
         if self._dead is not None or self._router is None:

@@ -16,6 +16,7 @@ from octavo.beams import BeamParams
 from octavo.options import EngineOptions, SamplingParams
 
 __all__ = [
+    "MAX_TCP_FRAME",
     "PROTOCOL_VERSION",
     "Abort",
     "Choice",
@@ -53,6 +54,8 @@ __all__ = [
 ]
 
 PROTOCOL_VERSION = 4
+MAX_TCP_FRAME = 256 << 20
+"""Bytes of one frame to an engine over tcp: whom it has not let in yet could make it keep any number of them."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):

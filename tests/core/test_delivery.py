@@ -9,7 +9,7 @@ from octavo.options import SamplingParams
 from octavo_engine.delivery import Live
 from octavo_engine.scheduling.sequence import Request
 from octavo_engine.text import Text
-from tests.core.test_overlap import Letters
+from tests.core.loop import Letters
 
 FIRST = 0x4E00  # the letter of token 0
 

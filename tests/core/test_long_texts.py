@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from octavo import wire
+from octavo.options import SamplingParams
 from tests.core.test_core import A, generate, run, runner_kind, tokens
 from tests.core.test_names import Words, words
 
@@ -70,3 +71,32 @@ def test_a_prompt_does_not_wait_for_a_text_that_is_only_tokenised() -> None:
     assert tokens(mail, A, 1) == [98, 99]
     (answer,) = mail.of(A, wire.Tokens)
     assert answer.error is None
+
+
+class Stuck(Measured):
+    """Its thread is at the first prompt until a short one comes."""
+
+    longest_token = 1 << 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        if text[0] == "z":
+            self.go.set()
+        assert self.go.wait(20)
+        return super().encode(text, add_special_tokens)
+
+
+def test_nobody_waits_for_prompts_whose_requests_have_ended() -> None:
+    text = Stuck()
+    left = [wire.Generate(number, SamplingParams(), text="b" * 10_000) for number in range(3, 50)]
+    told = [(A, wire.Abort([message.request_id for message in left])), (A, wire.StatsRequest(1))]
+    short = wire.Generate(2, SamplingParams(temperature=0, max_tokens=2), text="z")
+    mail = run([[(A, words("a", 9_000)), *((A, message) for message in left), *told, (A, short)]], text=text)
+    assert sorted(text.read) == [1, 9_000]
+    assert tokens(mail, A, 1) == [98, 99]
+    assert len(mail.of(A, wire.Finished)) == len(left) + 2
+    (stats,) = mail.of(A, wire.Stats)
+    assert stats.values["num_prompts_tokenising"] == 1

@@ -19,8 +19,8 @@ from octavo_engine.structured import compiler
 from octavo_engine.structured.compiler import Compiler
 from octavo_engine.text import Text
 from octavo_engine.text.pieces import StreamFactory
+from tests.core.loop import CLIENT, Engine, Mail, ends, requests, script_of, texts
 from tests.core.test_core import ScriptedMailbox
-from tests.core.test_overlap import CLIENT, Engine, Mail, ends, requests, script_of, texts
 from tests.execution.driver import VOCAB
 
 SCHEMA = {

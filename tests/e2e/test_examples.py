@@ -56,6 +56,13 @@ def test_structured(smollm2: str) -> None:
     assert "refused: structured:" in output
 
 
+def test_blocking(smollm2: str) -> None:
+    output = run("blocking.py", smollm2)
+    assert "Paris" in output
+    assert output.count("\n- ") == 4
+    assert len(output.splitlines()[-1]) > 20
+
+
 def test_trio(smollm2: str) -> None:
     assert len(run("trio_hello.py", smollm2)) > 20
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 import octavo
 from octavo import AsyncClient, EngineOptions, SamplingParams
+from tests.support.engines import running
 
 pytestmark = pytest.mark.anyio
 
@@ -27,6 +29,12 @@ LOOPS = [
 ]
 SMALL = EngineOptions(kv_cache_memory=2 << 20, max_num_seqs=16, num_threads=1)
 ENDLESS = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny: Path) -> Iterator[str]:
+    with running(tiny, SMALL) as address:
+        yield address
 
 
 async def pages_are_free(client: AsyncClient) -> None:
@@ -88,8 +96,8 @@ async def test_law_1_every_generate_ends_once(tiny: Path) -> None:
 
 @pytest.mark.parametrize("anyio_backend", LOOPS)
 @pytest.mark.parametrize("way", ["break", "cancel", "timeout", "exception", "collected", "aclose"])
-async def test_law_2_leaving_a_stream_frees_its_pages(tiny: Path, way: str) -> None:
-    async with AsyncClient(str(tiny), SMALL) as client:
+async def test_law_2_leaving_a_stream_frees_its_pages(shared: str, way: str) -> None:
+    async with await AsyncClient.connect(shared) as client:
         stream = client.stream([1, 2, 3], ENDLESS)
         if way == "break":
             async for _ in stream:

@@ -35,26 +35,28 @@ def by_transformers(model: Any, tokens: list[int], context: int, stride: int) ->
     return math.exp(total / count)
 
 
-@pytest.mark.parametrize(("context", "stride"), [(32, 16), (32, 32), (50, 7), (400, 1)])
-async def test_tiny_model(tiny: Path, context: int, stride: int) -> None:
+async def test_tiny_model(tiny: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    draw = random.Random(context)
+    draw = random.Random(32)
     tokens = [draw.randrange(128) for _ in range(203)]
+    windows = [(32, 16), (32, 32), (50, 7), (400, 1)]
     options = EngineOptions(kv_cache_memory=8 << 20, max_num_seqs=8, max_num_batched_tokens=64, num_threads=1)
     async with AsyncClient(tiny, options) as client:
-        made = await perplexity(client, tokens, context=context, stride=stride)
+        made = [await perplexity(client, tokens, context=context, stride=stride) for context, stride in windows]
         with pytest.raises(InvalidRequest, match="no tokenizer"):
             await client.tokenize("text")
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    assert made.perplexity == pytest.approx(by_transformers(model, tokens, context, stride), rel=2e-5)
+    for ours, (context, stride) in zip(made, windows, strict=True):
+        expected = by_transformers(model, tokens, context, stride)
+        assert ours.perplexity == pytest.approx(expected, rel=2e-5), (context, stride)
 
 
 @pytest.mark.slow
 async def test_smollm2(smollm2: str) -> None:
     from tests.support.oracle import transformers_smollm2
 
-    text = Path(__file__).parents[2].joinpath("README.md").read_text()[:3000]
+    text = Path(__file__).parents[2].joinpath("README.md").read_text()[:1600]
     options = EngineOptions(dtype="float32", quantization="none", max_model_len=1024, max_num_seqs=8)
     async with AsyncClient(smollm2, options) as client:
         tokens = await client.tokenize(text)
@@ -76,7 +78,7 @@ async def test_tokenize(smollm2: str) -> None:
         assert await client.tokenize("x", special=False) == await client.tokenize("x")  # this model has no BOS
         with pytest.raises(InvalidRequest, match="not valid Unicode"):
             await client.tokenize("\ud800")
-        with pytest.raises(InvalidRequest, match='each needs a "role"'):
+        with pytest.raises(InvalidRequest, match=r'messages\[0\]: a mapping with "role"'):
             await client.tokenize([1])  # type: ignore[list-item]
         with pytest.raises(InvalidRequest, match="a string or chat messages"):
             await client.tokenize(b"x")  # type: ignore[arg-type]

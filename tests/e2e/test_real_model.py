@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import anyio
 import pytest
 import torch
 
 import octavo
 from octavo import AsyncClient, EngineOptions, SamplingParams
+from tests.support.engines import running
 from tests.support.oracle import transformers_smollm2
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 QUESTIONS = [
-    "What is the capital of France?", "Name three primary colours.", "How do plants make food?", "Tell me a joke.",
-    "What is 12 times 12?", "Write a haiku about rain.", "Explain gravity to a child.", "Who wrote Hamlet?",
-    "List five fruits.", "What does HTTP stand for?", "Give me a recipe for pancakes.", "What is the largest ocean?",
-    "Translate 'good morning' to Spanish.", "Why is the sky blue?", "What is a prime number?",
-    "Describe a sunset.", "How far away is the Moon?", "What is photosynthesis?", "Name a famous painter.",
-    "Write a Python function that adds two numbers.", "What is recursion?", "How do I boil an egg?",
+    "What is the capital of France?", "Name three primary colours.", "Tell me a joke.", "What is 12 times 12?",
+    "Write a haiku about rain.", "Who wrote Hamlet?", "Give me a recipe for pancakes.",
+    "Translate 'good morning' to Spanish.", "How far away is the Moon?", "Name a famous painter.",
+    "Write a Python function that adds two numbers.", "What is recursion?",
 ]  # fmt: skip
 
 
@@ -52,13 +53,14 @@ async def test_greedy_tokens_equal_transformers(smollm2: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def options() -> EngineOptions:
-    """As stored: 4 bits, the head 8."""
-    return EngineOptions(seed=1)
+def stored(smollm2: str) -> Iterator[str]:
+    """The address of an engine with the weights as stored: 4 bits, the head 8."""
+    with running(smollm2, EngineOptions(seed=1)) as address:
+        yield address
 
 
-async def test_it_answers(smollm2: str, options: EngineOptions) -> None:
-    async with AsyncClient(smollm2, options) as client:
+async def test_it_answers(stored: str) -> None:
+    async with await AsyncClient.connect(stored) as client:
         params = SamplingParams(temperature=0, max_tokens=40)
         done = await client.generate(chat(QUESTIONS[0]), params)
         assert "Paris" in done.text
@@ -92,8 +94,8 @@ async def test_it_answers(smollm2: str, options: EngineOptions) -> None:
         assert len(wide.prompt_logprobs) == len(wide.prompt_token_ids)
 
 
-async def test_sampling_parameters(smollm2: str, options: EngineOptions) -> None:
-    async with AsyncClient(smollm2, options) as client:
+async def test_sampling_parameters(stored: str) -> None:
+    async with await AsyncClient.connect(stored) as client:
         base = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
         plain = await client.generate("Once upon a time", SamplingParams(**base))
         first = plain.token_ids[0]
@@ -110,8 +112,8 @@ async def test_sampling_parameters(smollm2: str, options: EngineOptions) -> None
         assert len(set(apart.token_ids)) == len(apart.token_ids)
 
 
-async def test_bad_requests_fail_alone(smollm2: str, options: EngineOptions) -> None:
-    async with AsyncClient(smollm2, options) as client:
+async def test_bad_requests_fail_alone(stored: str) -> None:
+    async with await AsyncClient.connect(stored) as client:
         with pytest.raises(octavo.PromptTooLong, match="max_model_len"):
             await client.generate([5] * 9000)
         with pytest.raises(octavo.InvalidRequest, match="vocabulary"):
@@ -119,7 +121,7 @@ async def test_bad_requests_fail_alone(smollm2: str, options: EngineOptions) -> 
         with pytest.raises(octavo.InvalidOption, match="top_p"):
             await client.generate("x", SamplingParams(top_p=3))
         with pytest.raises(octavo.RequestTimeout) as caught:
-            await client.generate("x", SamplingParams(max_tokens=2000, ignore_eos=True, total_timeout=0.3))
+            await client.generate("x", SamplingParams(max_tokens=2000, ignore_eos=True, total_timeout=1.0))
         assert caught.value.which == "total"
         assert caught.value.partial.text
         big = "word " * 1_000_000  # 5 MB: tokenised off the step loop

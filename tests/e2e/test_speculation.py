@@ -44,20 +44,19 @@ async def answers(client: AsyncClient, prompts: list[Any], params: list[Sampling
     return [done[i] for i in range(len(prompts))]
 
 
-@pytest.mark.parametrize("name", ["ngram", "draft", "other draft"])
-async def test_the_same_with_it_and_without(tiny: Path, tmp_path: Path, name: str) -> None:
+async def test_the_same_with_it_and_without(tiny: Path, tmp_path: Path) -> None:
     other = tiny_llama(tmp_path / "other", hidden=16, layers=1, seed=5)
-    ways = {"ngram": NGram(), "draft": Draft(str(tiny)), "other draft": Draft(str(other), num_speculative_tokens=3)}
     prompts = [[5, 6, 7, 8, 9] * (i + 2) for i in range(4)] * 2
     params = [SamplingParams(temperature=i % 2, seed=i, max_tokens=80, n=1 + i % 2, logprobs=1) for i in range(8)]
     async with AsyncClient(tiny) as client:
         plain = await answers(client, prompts, params)
-    async with AsyncClient(tiny, EngineOptions(speculation=ways[name])) as client:
-        assert client.ready.options.speculation == ways[name]
-        assert await answers(client, prompts, params) == plain
-        stats = await client.stats()
-    assert stats["spec_decode_num_draft_tokens"] >= stats["spec_decode_num_accepted_tokens"]
-    assert stats["kv_pages_free"] == stats["kv_pages_total"]
+    for way in (NGram(), Draft(str(tiny)), Draft(str(other), num_speculative_tokens=3)):
+        async with AsyncClient(tiny, EngineOptions(speculation=way)) as client:
+            assert client.ready.options.speculation == way
+            assert await answers(client, prompts, params) == plain
+            stats = await client.stats()
+        assert stats["spec_decode_num_draft_tokens"] >= stats["spec_decode_num_accepted_tokens"]
+        assert stats["kv_pages_free"] == stats["kv_pages_total"]
 
 
 async def test_a_draft_of_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) -> None:

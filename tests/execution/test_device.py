@@ -128,7 +128,15 @@ def test_a_token_that_could_not_be_drawn_feeds_a_valid_id() -> None:
     device.discard(second)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED in cublas")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("x"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED in cublas"),
+        RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        RuntimeError("kernel launch: cudaErrorMemoryAllocation, out of memory"),
+    ],
+)
 def test_out_of_memory_has_a_type(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     _, device, _ = runners()
 

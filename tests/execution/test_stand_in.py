@@ -16,7 +16,7 @@ from octavo_engine.execution.device import CudaQueue, TypedErrors
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 from octavo_engine.execution.kv_cache import page_bytes
-from octavo_engine.execution.memory import CudaMemory
+from octavo_engine.execution.memory import CudaMemory, profile_step
 from octavo_engine.layers.lora import Adapters
 from octavo_engine.machine import Machine, NoRoom
 from octavo_engine.models import load_model
@@ -148,6 +148,17 @@ def test_what_was_fetched_holds_until_its_step_is_dropped(gpu: Device) -> None:
     assert found[1].equal(torch.ones(3))
 
 
+def test_products_of_float32_are_of_float32(gpu: Device) -> None:
+    """Also where the environment has told torch otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        CudaOps()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # ---- what the stand-in is strict about --------------------------------------------------------------------------
 
 
@@ -223,13 +234,33 @@ def test_graphs_share_the_memory_of_their_results(gpu: Device) -> None:
         assert run(x).cpu().equal(torch.full((rows, 4096), 8.0 * rows))
 
 
-def test_a_graph_holds_nothing_before_it_runs(gpu: Device) -> None:
+def test_a_graph_holds_what_it_last_made(gpu: Device) -> None:
     graphs = CudaGraphs(torch.device("cuda", 0))
     x = torch.zeros(3, device="cuda")
     graph, out = graphs.capture(lambda: x + 1)
-    assert not out.cpu().equal(torch.ones(3))
-    graph.replay()
+    x.fill_(4)
     assert out.cpu().equal(torch.ones(3))
+    graph.replay()
+    assert out.cpu().equal(torch.full((3,), 5.0))
+
+
+def test_a_graph_has_all_its_memory_when_it_is_captured(gpu: Device) -> None:
+    graphs, x = CudaGraphs(torch.device("cuda", 0)), torch.zeros(3, device="cuda")
+    graph, _ = graphs.capture(lambda: x + 1)
+    free = graphs.free_memory()
+    graph.replay()
+    assert graphs.free_memory() == free
+
+
+def test_results_are_kept_where_torch_does_not_manage_the_memory(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's own allocator takes back what nobody holds."""
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    graphs, x = CudaGraphs(torch.device("cuda", 0)), torch.zeros(1024, device="cuda")
+    captured = [graphs.capture(lambda: x + 1) for _ in range(3)]
+    assert sum(pool.live for pool in gpu.pools.values()) == 3 * x.nbytes
+    for graph, out in captured:
+        graph.replay()
+        assert out.cpu().equal(torch.ones(1024))
 
 
 def test_what_breaks_a_capture_is_told(gpu: Device) -> None:
@@ -288,6 +319,25 @@ def test_code_that_a_step_loads_counts_as_its_memory(gpu: Device) -> None:
 
     assert memory.peak_of(work) == 8 << 20
     assert memory.free() == gpu.total - (4 << 20)
+
+
+def test_the_largest_step_draws_with_all_that_takes_memory(gpu: Device) -> None:
+    """Penalties and masks work on a copy of the logits: of 256 rows over 128,256 tokens 131 MB."""
+    ops, count, memory = CudaOps(), 64, CudaMemory(torch.device("cuda", 0))
+    model = tiny_llama(ops, BF16)
+    sizes: dict[str, Any] = {"page_size": 16, "max_num_seqs": count, "max_model_len": 64, "kv_dtype": BF16}
+    starts = [SeqStart(slot, EVERYTHING, slot, [slot], []) for slot in range(count)]
+    seqs = [SeqStep(slot, 0, [slot], 0, [slot], [slot]) for slot in range(count)]
+
+    def everything() -> None:
+        runner = DeviceRunner(model, ops, num_pages=count, graphs=False, **sizes)
+        runner.collect(runner.submit(Plan(0, [], starts, [], seqs)))
+
+    def profiled() -> None:
+        profile_step(model, ops, max_num_batched_tokens=count, **sizes)
+
+    profiled()  # what is made once
+    assert memory.peak_of(profiled) >= memory.peak_of(everything)
 
 
 def test_out_of_memory_says_how_much_there_is(gpu: Device) -> None:

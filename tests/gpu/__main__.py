@@ -28,7 +28,7 @@ from tests.gpu.stages import ROOT, Outcome, Stage, run_stage
 
 __all__ = ["environment", "main", "stages"]
 
-MOST_SECONDS = 480.0
+MOST_SECONDS = 474.0  # and six more for one to end that is at its limit
 TARGETS = ("octavo_cuda", "octavo_cpu", "primitives_cuda")
 # Where tests are marked gpu: files alone, since what others import may be missing on a machine with a GPU.
 OPS = "tests/ops/test_cuda_*.py"

@@ -197,6 +197,14 @@ def test_a_folder_that_can_not_be_written_is_said(
     assert "quantized_cache is not written" in caplog.text
 
 
+def test_a_folder_that_can_not_be_looked_into_is_said(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As another user's is; a name that no file system takes fails in the same places, for root too."""
+    load(model_folder, load_ops("cpu"), QuantizedCache(tmp_path / ("x" * 300), "0.1.0"))
+    assert caplog.text.count("File name too long") == 2
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(
     model_folder: Path, cache: QuantizedCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +223,21 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     load(model_folder, ops, cache)
     assert "GB free" in caplog.text
     assert list(cache.folder.iterdir()) == []
+
+
+def test_a_model_of_the_hub_has_one_file_for_all_revisions(model_folder: Path, cache: QuantizedCache) -> None:
+    """As the hub's own cache lays them: links to blobs."""
+    keys = set()
+    for revision in ("a" * 40, "b" * 40):
+        snapshot = cache.folder.parent / "hub/models--owner--name/snapshots" / revision
+        blobs = Path(shutil.copytree(model_folder, snapshot.parents[1] / "blobs" / revision))
+        snapshot.mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
+        load(snapshot, load_ops("cpu"), cache)
+        assert only_file(cache).name.startswith("owner--name-")
+        keys.add(PackedFile(only_file(cache)).settings["key"])
+    assert len(keys) == 2
 
 
 def test_what_a_killed_engine_left_is_swept(model_folder: Path, cache: QuantizedCache) -> None:

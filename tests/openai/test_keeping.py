@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ import anyio
 import httpx
 import pytest
 import trio.testing
+import zmq
 
 import octavo
 from octavo.openai.keeping import WINDOW, keep_engine, keep_joined
 from tests.openai.serving import KEY, serving
+from tests.sdk.conftest import FAKE_ENGINE
 
 FAKE = [sys.executable, "-m", "tests.openai.fake_serve"]
 PROMPT = {"model": "smol", "prompt": "here", "max_tokens": 4}
@@ -36,6 +41,15 @@ def until(ask: Callable[[], httpx.Response], status: int) -> httpx.Response:
     while (answer := ask()).status_code != status:
         assert answer.status_code in (200, 503), answer.text
     return answer
+
+
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -136,7 +150,38 @@ def test_who_has_joined_waits_for_as_long_as_it_takes() -> None:
 
     async def main() -> None:
         with anyio.move_on_after(199):
-            await keep_joined(client)
+            await keep_joined(client, told.append)
 
+    told: list[str] = []
     run(main)
     assert [b - a for a, b in zip(client.times, client.times[1:], strict=False)] == [1] * 50
+    assert told == [
+        "the engine was killed; joining it again",
+        "nobody there; joining it again",
+        "the engine is joined again",
+    ]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_joins_an_engine(workers: str) -> None:
+    """One that somebody else runs, and starts again, over tcp with keys."""
+    server, secret = (key.decode() for key in zmq.curve_keypair())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    engine = [sys.executable, str(FAKE_ENGINE), "--bind", address, f"--secret-key={secret}"]
+    connect = [sys.executable, "-c", "from octavo.cli import main; raise SystemExit(main())", "serve"]
+    connect += ["--connect", address, f"--server-public-key={server}"]
+    first = subprocess.Popen(engine, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with ending(first), serving("", "--workers", workers, command=connect) as (url, process):
+        headers = {"authorization": f"Bearer {KEY}", "connection": "close"}
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as http:
+            until(lambda: http.post("/v1/completions", json=PROMPT), 200)
+            first.kill()
+            first.wait()
+            until(lambda: http.get("/health"), 503)
+            with ending(subprocess.Popen(engine, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)) as second:
+                answers = [until(lambda: http.post("/v1/completions", json=PROMPT), 200) for _ in range(8)]
+                assert {answer.json()["choices"][0]["text"] for answer in answers} == {"here"}
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(20) == 0
+                assert second.poll() is None

@@ -276,25 +276,26 @@ def cast(rows: int, width: int) -> Case:
 # ---- mixtures of experts ---------------------------------------------------------------------------------------
 
 
+def experts_weight(ops: Ops, scheme: str, dtype: torch.dtype, n: int, k: int, seed: int, gated: bool) -> LinearWeight:
+    w = (randn(n, k, seed=seed) * k**-0.5).to(dtype)
+    if scheme == "float":
+        return ops.pack_linear(w, gated=gated)
+    bits, group_size, symmetric = (4, 32, False) if scheme.startswith("int4") else (8, 0, True)
+    rounded = ops.quantize([w], bits=bits, group_size=group_size, symmetric=symmetric)
+    activations = Activations.FLOAT if scheme.endswith("float") else Activations.INT8
+    return ops.pack_quantized(rounded, activations, gated=gated)
+
+
 def moe(rows: int, experts: int, top_k: int, width: int, dtype: torch.dtype, scheme: str, renormalise: bool) -> Case:
     hidden = 64
-
-    def weight(ops: Ops, n: int, k: int, seed: int, gated: bool) -> LinearWeight:
-        w = (randn(n, k, seed=seed) * k**-0.5).to(dtype)
-        if scheme == "float":
-            return ops.pack_linear(w, gated=gated)
-        bits, group_size, symmetric = (4, 32, False) if scheme.startswith("int4") else (8, 0, True)
-        rounded = ops.quantize([w], bits=bits, group_size=group_size, symmetric=symmetric)
-        return ops.pack_quantized(
-            rounded, Activations.FLOAT if scheme.endswith("float") else Activations.INT8, gated=gated
-        )
 
     def run(ops: Ops) -> list[Tensor]:
         x = randn(rows, hidden).to(BF16 if dtype == BF16 else F32)
         scores = randn(rows, experts, seed=1) * 2
         scores[0, : min(experts, 3)] = scores[0].max() + 1  # equals go by number
         residual = randn(rows, hidden, seed=2)
-        up, down = weight(ops, experts * 2 * width, hidden, 3, True), weight(ops, experts * hidden, width, 4, False)
+        up = experts_weight(ops, scheme, dtype, experts * 2 * width, hidden, 3, True)
+        down = experts_weight(ops, scheme, dtype, experts * hidden, width, 4, False)
         ops.moe_add_(
             residual,
             x,
@@ -381,50 +382,3 @@ def test_page_numbers_outside_the_cache_are_refused(best_ops: Ops) -> None:
     batch["page_table"][0, 1] = 77
     with pytest.raises(ValueError, match=r"page_table\[0, 1\] is 77"):
         best_ops.paged_attention(**batch, num_heads=shape.num_heads, scale=1.0)
-
-
-@pytest.mark.parametrize("scheme", ["float", "int4", "int8", "int4:float"])
-def test_a_mixtures_rows_do_not_depend_on_their_neighbours(ops: Ops, scheme: str) -> None:
-    """Law 6: which experts others chose decides how many rows a product has, and nothing else."""
-    hidden, width, experts, top_k = 64, 32, 6, 3
-    x, scores = randn(130, hidden).bfloat16(), randn(130, experts, seed=1)
-
-    def weight(n: int, k: int, seed: int, gated: bool) -> LinearWeight:
-        w = (randn(n, k, seed=seed) * k**-0.5).bfloat16()
-        if scheme == "float":
-            return ops.pack_linear(w, gated=gated)
-        bits, size, symmetric = (4, 32, False) if "int4" in scheme else (8, 0, True)
-        activations = Activations.FLOAT if "float" in scheme else Activations.INT8
-        return ops.pack_quantized(
-            ops.quantize([w], bits=bits, group_size=size, symmetric=symmetric), activations, gated=gated
-        )
-
-    up, down = weight(experts * 2 * width, hidden, 3, True), weight(experts * hidden, width, 4, False)
-
-    def added(rows: slice) -> Tensor:
-        residual = torch.zeros(len(x[rows]), hidden)
-        form = {"experts": experts, "top_k": top_k, "renormalise": True, "act": Activation.SILU}
-        ops.moe_add_(residual, x[rows].contiguous(), scores[rows].contiguous(), up, down, **form)
-        return residual
-
-    whole = added(slice(0, 130))
-    for begin, end in ((0, 1), (5, 6), (129, 130), (0, 7), (40, 73)):
-        assert torch.equal(added(slice(begin, end)), whole[begin:end])
-
-
-def test_wrong_mixtures_are_refused(best_ops: Ops) -> None:
-    up, down = best_ops.pack_linear(randn(4 * 64, 64), gated=True), best_ops.pack_linear(randn(4 * 64, 32))
-    form = {"experts": 4, "renormalise": True, "act": Activation.SILU}
-    with pytest.raises(ValueError, match="the best 5 of 4 experts"):
-        best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 4), up, down, top_k=5, **form)
-    with pytest.raises(ValueError, match="scores has shape"):
-        best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 5), up, down, top_k=2, **form)
-    with pytest.raises(ValueError, match="columns 0 to 70 of 64 in groups of 7"):
-        best_ops.head_norm_(randn(2, 64), randn(70), None, 1e-5, size=7)
-    at = torch.tensor([0, 9], dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"positions\[1\] is 9; the table has 9"):
-        best_ops.scale_rows_(randn(2, 64), at, randn(9), width=64)
-    with pytest.raises(ValueError, match="65 columns of x, which has 64"):
-        best_ops.scale_rows_(randn(2, 64), at, randn(10), width=65)
-    with pytest.raises(ValueError, match="cap is 0"):
-        best_ops.softcap_(randn(2, 64), 0.0)

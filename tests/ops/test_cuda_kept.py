@@ -75,7 +75,7 @@ def test_kept_rows_have_the_bits_of_all_rows(name: str, tmp_path: Path) -> None:
     whole = model.forward(*step())
     written = model.cache.keys.clone(), model.cache.values.clone()
     kept = model.ops.record(model.forward, BATCH_SPECS, KEPT_ROWS)
-    for rows in ([19, 30], [30], [19, 30], [], [19, 19, 19, 30], [4, 25], list(range(TOKENS))):
+    for rows in ([19, 30], [30], [], [19, 19, 4, 30], list(range(TOKENS))):  # the first run learns
         model.cache.keys.zero_(), model.cache.values.zero_()
         got = kept(*step(), *kept_inputs(rows))
         assert torch.equal(got, whole[rows])

@@ -39,14 +39,12 @@ def sample(ops: Ops, logits: Tensor, parameters: Settings) -> Tensor:
     return ops.sample(logits, *parameters, starts, *NO_ENTRIES, None, None)
 
 
+# Up to one part of a row, several, and the most.
 SHAPES = [(40, 1), (40, 2), (40, 31), (60, 1000), (60, 1025), (30, 5003), (4, 40000)]
 
 
-# Up to one part of a row, several, and the most.
 @pytest.mark.parametrize("change", [lambda x: x, torch.round, lambda x: x * 0], ids=["plain", "ties", "equal"])
-@pytest.mark.parametrize(
-    ("rows", "vocab"), [(40, 1), (40, 2), (40, 31), (60, 1000), (60, 1025), (30, 5003), (4, 40000)]
-)
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
 def test_draws_are_the_cpus(
     cuda_ops: Ops, best_ops: Ops, rows: int, vocab: int, change: Callable[[Tensor], Tensor]
 ) -> None:

@@ -30,12 +30,15 @@ def watch_parent(fd: int) -> None:
 
 
 class Fake:
-    def __init__(self, address: str, behaviours: set[str]) -> None:
+    def __init__(self, address: str, behaviours: set[str], secret_key: str | None = None) -> None:
         self.behaviours = behaviours
         self.socket = zmq.Context().socket(zmq.ROUTER)
+        if secret_key is not None:
+            self.socket.curve_server, self.socket.curve_secretkey = True, secret_key.encode()
         self.socket.linger = 200
         self.socket.sndhwm = self.socket.rcvhwm = 0
         self.socket.bind(address)
+        print(f"at {self.socket.last_endpoint.decode()}", flush=True)
         self.running: dict[tuple[bytes, int], int] = {}
         self.counts: defaultdict[bytes, Counter[str]] = defaultdict(Counter)  # what each client did
         self.goodbyes = 0
@@ -172,6 +175,7 @@ def main() -> None:
     parser.add_argument("behaviours", nargs="*")
     parser.add_argument("--bind", required=True)
     parser.add_argument("--parent-fd", type=int)
+    parser.add_argument("--secret-key")
     arguments = parser.parse_args()
     behaviours = set(arguments.behaviours)
     if arguments.parent_fd is not None:
@@ -185,7 +189,7 @@ def main() -> None:
         sys.exit(3)
     if "hang-at-start" in behaviours:
         time.sleep(600)
-    Fake(arguments.bind, behaviours).run()
+    Fake(arguments.bind, behaviours, arguments.secret_key).run()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ HEAVY = ("torch", "numpy", "transformers", "asyncio", "trio", "zmq", "logging", 
 def test_all_is_sorted_and_pinned() -> None:
     assert octavo.__all__ == sorted(octavo.__all__)
     assert octavo.__all__ == [
+        "AccessDenied",
         "AsyncClient",
         "BeamParams",
         "Choice",

@@ -82,7 +82,6 @@ async def test_open_and_close(anyio_backend: Any) -> None:
         assert children() == before
 
     assert await at_every_wait(whole, check) >= 2
-    assert isinstance(octavo.AsyncClient, type)
 
 
 async def test_what_was_not_read_to_its_end_is_no_answer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import socket
@@ -26,7 +27,7 @@ SCRIPT = {"Hello": "Hi there, you!", "refused": Reply(fail="invalid_request", me
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """A scripted engine in the place of the one that `octavo chat` would spawn."""
     made = ScriptedEngine(SCRIPT)
-    monkeypatch.setattr(cli, "AsyncClient", lambda model, options, on_progress: made.client())
+    monkeypatch.setattr(cli, "AsyncClient", lambda model, options, on_progress, share: made.client())
     return made
 
 
@@ -44,6 +45,23 @@ def test_reads_the_prompt_from_a_pipe(engine, capsys, monkeypatch):
     assert "--prompt" in capsys.readouterr().err
 
 
+def test_what_an_encoding_lacks_ends_no_answer(engine, monkeypatch):
+    engine._script = {"Hello": "Hello 你好 😀"}
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, "latin-1") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["chat", "model", "--prompt", "Hello"]) == 0
+        out.flush()
+        assert written.getvalue() == b"Hello ?? ?\n"
+
+
+def test_a_prompt_that_is_no_text_is_refused(engine, monkeypatch, capsys):
+    with io.TextIOWrapper(io.BytesIO(b"na\xefve\n"), "utf-8") as said:
+        monkeypatch.setattr(sys, "stdin", said)
+        assert cli.main(["chat", "model"]) == 1
+    assert "--prompt='-': a text; what stands on standard input is none: 'utf-8' codec" in capsys.readouterr().err
+
+
 def test_system_message_and_sampling_reach_the_request(engine):
     assert cli.main(["chat", "m", "--prompt", "Hello", "--system", "Be kind", "--max-tokens", "9", "--seed", "4"]) == 0
     (request,) = engine.requests
@@ -54,7 +72,7 @@ def test_system_message_and_sampling_reach_the_request(engine):
 def test_engine_options_are_flags(monkeypatch):
     seen = []
 
-    def client(model, options, on_progress):
+    def client(model, options, on_progress, share):
         seen.append(options)
         raise ModelError("no such model")
 
@@ -106,7 +124,7 @@ def answer(request):
         return Reply(["endless "] * 1000, delay=0.05)
     return "**bold**\\n\\n\\x1b]0;title\\x07\\n\\n- item" if turns[-1] == "mark" else "|".join(turns) + "!"
 engine = ScriptedEngine(answer)
-cli.AsyncClient = lambda model, options, on_progress: engine.client()
+cli.AsyncClient = lambda model, options, on_progress, share: engine.client()
 sys.exit(cli.main(["chat", "model", "--prompt", "one", *sys.argv[1:]]))
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import anyio
 import pytest
-import zmq
 
 import octavo
-from octavo import AsyncClient, wire
-from octavo.options import EngineOptions
+from octavo import AsyncClient
 from tests.sdk.conftest import FAKE_ENGINE, until
 
 pytestmark = pytest.mark.anyio
@@ -64,27 +61,3 @@ async def test_nobody_there(anyio_backend: Any, tmp_path: Path) -> None:
 async def test_addresses_that_are_refused(anyio_backend: Any, address: str) -> None:
     with pytest.raises(octavo.InvalidOption):
         await AsyncClient.connect(address)
-
-
-async def test_tcp_with_curve_keys(anyio_backend: Any) -> None:
-    public, secret = zmq.curve_keypair()
-    context = zmq.Context()
-    socket = context.socket(zmq.ROUTER)
-    socket.linger = 0
-    socket.curve_server, socket.curve_secretkey, socket.curve_publickey = True, secret, public
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-
-    def answer() -> None:
-        peer, _ = socket.recv_multipart()
-        ready = wire.Ready(wire.PROTOCOL_VERSION, os.getpid(), "0", EngineOptions(), "Curve", True, True, 1, 1, ())
-        socket.send_multipart((peer, wire.encode([ready])))
-
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(anyio.to_thread.run_sync, answer)
-            address = f"tcp://127.0.0.1:{port}"
-            async with await AsyncClient.connect(address, server_public_key=public.decode()) as client:
-                assert client.ready.architecture == "Curve"
-    finally:
-        socket.close()
-        context.term()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import math
+import pickle
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 import zmq
 
 import octavo
 from octavo import AsyncClient, BeamParams, EngineOptions, SamplingParams, wire
 from octavo.process import engine_command
+from octavo.testing import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 USER = [{"role": "user", "content": "x"}]
@@ -48,8 +52,28 @@ def test_what_no_client_can_be_made_of(model: Any, options: Any, field: str) -> 
 
 
 async def test_a_model_whose_name_is_no_text(anyio_backend: Any) -> None:
-    with pytest.raises(octavo.InvalidOption, match="surrogates not allowed"):
+    with pytest.raises(octavo.InvalidOption, match="surrogates not allowed") as caught:
         await AsyncClient("\ud800").open()
+    assert caught.value.field == "model"
+
+
+def test_a_command_line_of_ascii_in_every_locale() -> None:
+    options = EngineOptions(model="modèle/😀.gguf", speculation=octavo.Draft("ébauche"), seed=1 << 62)
+    encoded = engine_command(options)[-1]
+    assert encoded.isascii()
+    assert msgspec.json.decode(encoded, type=EngineOptions) == options
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_client_is_not_copied(copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"share=True.*AsyncClient\.connect"):
+        copied(AsyncClient("m"))
+
+
+async def test_an_adapter_s_folder_of_bytes_arrives(anyio_backend: Any) -> None:
+    async with ScriptedEngine().client() as client:
+        await client.load_lora("a", b"/folder")  # type: ignore[arg-type]
+        assert [lora.path for lora in await client.loras()] == ["/folder"]
 
 
 @pytest.mark.parametrize(
@@ -61,8 +85,14 @@ async def test_a_model_whose_name_is_no_text(anyio_backend: Any) -> None:
         (lambda c: c.generate("x", SamplingParams(logits_processors={"a": 1 << 80})), "more than 64 bits"),
         (
             lambda c: c.generate([{"role": "user", "content": "x", "tool_calls": [object()]}]),
-            "messages: JSON values are needed",
+            "messages[0]: JSON values are needed",
         ),
+        (lambda c: c.chat([*USER, {"content": "x"}]), 'messages[1]: "role" must be a string, not NoneType'),
+        (
+            lambda c: c.chat([{"role": "user", "content": [{"type": "text", "text": "x"}]}]),
+            'messages[0]: "content" must be a string, not list; join the text of its parts',
+        ),
+        (lambda c: c.chat([*USER, "x"]), 'messages[1]: a mapping with "role" and "content" is needed, not str'),
         (lambda c: c.embed("x", params={"priority": 1}), "params: SamplingParams are needed, not dict"),
         (lambda c: c.embed("x", params=BeamParams()), "params: SamplingParams are needed, not BeamParams"),
         (lambda c: c.score(5, ["a"]), "prompt: text, token ids or chat messages are needed, not int"),

@@ -85,3 +85,43 @@ def test_lists_are_lists_to_a_type_checker_too() -> None:
 def test_what_no_engine_could_take_fails_here(field: str, value: int) -> None:
     with pytest.raises(octavo.InvalidOption, match=f"{field}={value}: a whole number in "):
         EngineOptions(**{field: value})
+
+
+ODD: list[Any] = [None, True, False, 0, -1, 1, 1.0, 2.5, "", "x", b"", b"x", (), [], {}, set(), [None], {"a": None}]
+ODD += [{1: 2}, object()]
+OPTIONS: dict[type[Any], dict[str, Any]] = {
+    SamplingParams: {},
+    octavo.BeamParams: {},
+    EngineOptions: {},
+    octavo.Quantization: {"scheme": "int4"},
+    octavo.NGram: {},
+    octavo.Draft: {"model": "m"},
+    octavo.JsonSchema: {"schema": {}},
+    octavo.Regex: {},
+    octavo.Choice: {},
+    octavo.Grammar: {},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, field) for kind in OPTIONS for field in kind.__struct_fields__],  # type: ignore[attr-defined]
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_what_is_taken_is_what_the_engine_reads(kind: type[Any], field: str) -> None:
+    """A frame that it can't read is dropped, and who sent it would wait for ever."""
+    for value in ODD:
+        try:
+            made = kind(**{**OPTIONS[kind], field: value})
+        except octavo.InvalidOption as error:
+            assert error.field.rpartition(".")[2].split("[")[0].split()[0] in (*kind.__struct_fields__, "quantization")
+            continue
+        for module in (msgspec.msgpack, msgspec.json):
+            assert module.decode(module.encode(made, enc_hook=octavo.wire.plain), type=kind) == made, value
+
+
+def test_what_a_request_leaves_out_can_be_handed_on() -> None:
+    names = ("stop", "stop_token_ids", "bad_words", "logit_bias", "logits_processors")
+    assert SamplingParams(**dict.fromkeys(names), top_k=-1) == SamplingParams()
+    with pytest.raises(octavo.InvalidOption, match="top_k=-2"):
+        SamplingParams(top_k=-2)

@@ -106,7 +106,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[EngineOptions]:
     """The options of every engine that the command opened; int8 weights make each token a tenth less likely."""
     seen: list[EngineOptions] = []
 
-    def client(model: str, options: EngineOptions, on_progress: Any) -> octavo.AsyncClient:
+    def client(model: str, options: EngineOptions, on_progress: Any, share: bool) -> octavo.AsyncClient:
         seen.append(options)
         loss = 0.1 if options.quantization == "int8" else 0.0
 

@@ -13,11 +13,11 @@ int lane() { return int(threadIdx.x); }
 
 // ---- Shared memory: a lane's word is `stride` words from its neighbour's ----
 
-template <int kStride>
-__global__ void words(Memory m) {
-  OCTAVO_SHARED(float, s, [32 * kStride]);
+template <class T, int kStride>
+__global__ void vectors(Memory m) {
+  OCTAVO_SHARED(T, s, [32 * kStride]);
   pdl_wait();
-  s[lane() * kStride] = float(lane());
+  s[lane() * kStride] = T{};
   m.out[lane()] = 0.f;
 }
 
@@ -27,14 +27,6 @@ __global__ void one_word(Memory m) {
   if (lane() == 0) s[0] = 1.f;
   bar_sync();
   m.out[lane()] = s[0];
-}
-
-template <class T, int kStride>
-__global__ void vectors(Memory m) {
-  OCTAVO_SHARED(T, s, [32 * kStride]);
-  pdl_wait();
-  s[lane() * kStride] = T{};
-  m.out[lane()] = 0.f;
 }
 
 // Rows of 8 matrices, `pitch` bytes apart.
@@ -130,10 +122,10 @@ void run(const Memory& m) {
 }  // namespace
 
 const Case cases[] = {
-    {"words 1", run<words<1>>},
-    {"words 2", run<words<2>>},
-    {"words 32", run<words<32>>},
-    {"words 33", run<words<33>>},
+    {"words 1", run<vectors<float, 1>>},
+    {"words 2", run<vectors<float, 2>>},
+    {"words 32", run<vectors<float, 32>>},
+    {"words 33", run<vectors<float, 33>>},
     {"one word", run<one_word>},
     {"pairs", run<vectors<uint2, 1>>},
     {"pairs apart", run<vectors<uint2, 2>>},

@@ -14,6 +14,8 @@ from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 
 __all__ = ["CudaQueue", "Done", "InlineQueue", "Queue", "TypedErrors", "open_queue"]
 
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 class Done(Protocol):
     """Work that was enqueued."""
@@ -148,7 +150,8 @@ class TypedErrors:
         if not isinstance(error, Exception) or isinstance(error, (DeviceLost, OutOfMemory)):
             return
         self._queue.check()
-        if isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
+        # Graphs, pinned memory and our library ask CUDA themselves, whose errors have no type of their own.
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
             raise OutOfMemory(
                 f"out of memory in {self._what}: {self._queue.make_room()}; lower EngineOptions.gpu_memory_utilization "
                 "(or kv_cache_memory), max_num_batched_tokens or max_num_seqs"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from octavo.options import SamplingParams
+from octavo.options import MAX_LOGPROBS, SamplingParams
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.scheduling.plan import Plan, SeqStart, SeqStep
 
@@ -132,9 +132,10 @@ def profile_step(
     max_guessed: int = 0,
     adapters: Adapters | None = None,
 ) -> int:
-    """Run one step of as many tokens, in as many sequences, as there can be, all of them drawing, and with an adapter
-    where there may be one; on a cache that holds just those. guesses: tokens that may be guessed of a sequence, in at
-    most max_guessed of them: a row of logits for each. Returns the cache's bytes. Raises execution.errors.OutOfMemory.
+    """Run one step of as many tokens, in as many sequences, as there can be, all of them drawing with whatever takes
+    memory, and with an adapter where there may be one; on a cache that holds just those. guesses: tokens that may be
+    guessed of a sequence, in at most max_guessed of them: a row of logits for each. Returns the cache's bytes. Raises
+    execution.errors.OutOfMemory.
     """
     count = min(max_num_seqs, max_num_batched_tokens)
     guessed = min(max_guessed, count)
@@ -155,7 +156,8 @@ def profile_step(
         graphs=False,
         adapters=adapters,
     )
-    params = SamplingParams(top_k=50, top_p=0.9, logprobs=1)
+    # Penalties and masks work on a copy of the logits.
+    params = SamplingParams(top_k=50, top_p=0.9, logprobs=MAX_LOGPROBS, repetition_penalty=1.1, allowed_token_ids=(0,))
     adapter = -1 if adapters is None else 0
     starts = [SeqStart(slot, params, slot, [0] * n, [], adapter=adapter) for slot, n in enumerate(lengths)]
     seqs, page = [], 0

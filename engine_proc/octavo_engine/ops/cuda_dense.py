@@ -43,7 +43,9 @@ class CudaDense:
         # Emulated kernels work on the host's tensors, where torch has no product of 16-bit types with float32 results.
         self._host_products = self.device.type == "cpu"
         if not self._host_products:
-            # The contract: sums in float32, also where cuBLAS splits K.
+            # The contract: products of what is given, sums in float32, also where cuBLAS splits K. Images of torch come
+            # with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which rounds float32 to 10 bits.
+            torch.set_float32_matmul_precision("highest")
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self._cast = library.cast

@@ -77,10 +77,12 @@ class _Foreign:
 class CudaGraphs:
     """`Graphs` on a device. Captured largest first, every later one finds its memory in the pool, that of its result
     too: a result is read before the next replay, so no graph keeps it to itself. (256 rows of logits over 128,256
-    tokens are 131 MB, those of all 15 sizes up to there 644 MB.)"""
+    tokens are 131 MB, those of all 15 sizes up to there 644 MB.) That takes torch's own allocator: CUDA's, which
+    PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync chooses, has its own say about what nobody holds."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._torch_keeps = torch.cuda.get_allocator_backend() == "native"
         self._pool = torch.cuda.graph_pool_handle()
         self._alive: weakref.WeakSet[CudaGraph] = weakref.WeakSet()  # that use the pool
         # One for all: cuBLAS keeps a workspace for each stream that it has seen.
@@ -105,9 +107,12 @@ class CudaGraphs:
                     graph.capture_end()
                 raise
             graph.capture_end()
+            graph.replay()  # the first one takes memory, and a millisecond, that no step is to find missing
         current.wait_stream(self._stream)
         made = CudaGraph(graph)
         self._alive.add(made)
+        if not self._torch_keeps:
+            return made, out
         return made, torch.as_tensor(_Foreign(out), device=out.device).view(out.dtype).view(out.shape)
 
     def free_memory(self) -> int:

@@ -2,7 +2,8 @@
 
 On CUDA `QuantizedLinear.data` is [tiles of 16 outputs, bytes of a tile] uint8, in the order in which tensor cores take
 their operands; csrc/cuda/quantized.h draws it. One layout serves all of `Activations`, and x of any float type. A row's
-result is the same to the bit in every batch (law 6), on one architecture.
+result is the same to the bit in every batch (law 6), on one architecture; not so where many rows go through cuBLAS, on
+the weight in floats, which `invariant` rules out.
 """
 
 from __future__ import annotations

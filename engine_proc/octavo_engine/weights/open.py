@@ -26,8 +26,8 @@ def open_source(model: str | os.PathLike[str], revision: str | None = None, prog
     """
     try:
         return _open(Path(model).expanduser(), os.fspath(model), revision, progress)
-    except OSError as error:  # no permission, a name too long
-        raise SourceError(f"{model} can't be read: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:  # no permission, a name too long, or not to be written in this locale
+        raise SourceError(f"{model} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _open(path: Path, name: str, revision: str | None, progress: Progress | None) -> Source:

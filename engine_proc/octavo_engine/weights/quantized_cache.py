@@ -1,7 +1,7 @@
 """What was quantised at load, kept on disk for the next start.
 
-One file a source, storage format and dtype, so a file that is out of date is written over, not left behind. A file
-counts only if its key is the one asked for: a SHA-256 over
+One file a source, storage format and dtype, so a file that is out of date is written over, not left behind; of a model
+of the hub, one for all its revisions. A file counts only if its key is the one asked for: a SHA-256 over
 
 - each of the source's files: its resolved path, size, modification time in nanoseconds, and 16 samples of 4 KiB;
 - the config that the model is built from, the storage format, the dtype, the layout and octavo's version.
@@ -56,8 +56,11 @@ class QuantizedCache:
         except OSError as error:
             log.warning("quantized_cache is not used: %s", error)
             return None
-        place = hashlib.sha256("\0".join([form, *map(str, files)]).encode()).hexdigest()[:16]
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem if source.kind == "gguf" else source.path.name)
+        name, origin = source.path.stem if source.kind == "gguf" else source.path.name, list(map(str, files))
+        if hub := re.fullmatch(r"(.*/models--([^/]+))/snapshots/[^/]+(.*)", str(source.path)):
+            name, origin = hub[2] + hub[3].removesuffix(".gguf"), [hub[1] + hub[3]]  # of whatever revision
+        place = hashlib.sha256("\0".join([form, *origin]).encode()).hexdigest()[:16]
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
         return CacheEntry(self, self.folder / f"{stem[:80] or 'model'}-{place}.safetensors", key)
 
     def _key(self, source: Source, files: list[Path], form: str) -> str:
@@ -81,11 +84,11 @@ class CacheEntry:
 
     def open(self) -> PackedFile | None:
         """The file, if it is there, whole and of this key."""
-        if not self.path.exists():
-            return None
         try:
+            if not self.path.exists():
+                return None
             file = PackedFile(self.path)
-        except SourceError as error:
+        except (SourceError, OSError) as error:  # a folder of somebody else's is no reason not to start
             self.damaged(error)
             return None
         if file.settings.get("key") != self.key:

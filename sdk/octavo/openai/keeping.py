@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,7 +14,7 @@ from octavo.errors import EngineDead, OctavoError
 if TYPE_CHECKING:
     from octavo.client import AsyncClient
 
-__all__ = ["WINDOW", "keep_engine", "keep_joined"]
+__all__ = ["WINDOW", "keep_engine", "keep_joined", "say"]
 
 WINDOW = 600.0
 """Seconds after which a death is forgotten."""
@@ -33,27 +34,36 @@ async def keep_engine(client: AsyncClient, restarts: int) -> OctavoError:
             if len(deaths) > restarts:
                 times = "" if not restarts else f" {len(deaths)} times within {WINDOW:g} s"
                 return EngineDead(f"no engine any more{times} (--engine-restarts {restarts}): {error}")
-            _say(f"{_line(error)}; starting it again ({len(deaths)} of {restarts} times within {WINDOW:g} s)")
+            say(f"{_line(error)}; starting it again ({len(deaths)} of {restarts} times within {WINDOW:g} s)")
             await anyio.sleep((1 << min(len(deaths) - 1, 6)) - 1)
             try:
                 await client.restart()
             except OctavoError as failed:
                 error = failed
             else:
-                _say(f"the engine is ready again after {anyio.current_time() - began:.1f} s")
+                say(f"the engine is ready again after {anyio.current_time() - began:.1f} s")
                 break
 
 
-async def keep_joined(client: AsyncClient) -> OctavoError:
-    """Join the engine again whenever it has died, for as long as it takes: the process that owns it sees to it."""
+async def keep_joined(client: AsyncClient, tell: Callable[[str], None] = lambda text: None) -> OctavoError:
+    """Join the engine again whenever it has died, for as long as it takes: the process that owns it sees to it.
+
+    tell: of each death, of what is in the way then, and that it is joined again.
+    """
     while True:
-        await client.died()
+        told = ""
+        error = await client.died()
         while True:
+            if (line := _line(error)) != told:
+                tell(f"{line}; joining it again")
+                told = line
             try:
                 await client.restart()
-            except OctavoError:
+            except OctavoError as failed:
+                error = failed
                 await anyio.sleep(1)
             else:
+                tell("the engine is joined again")
                 break
 
 
@@ -61,5 +71,6 @@ def _line(error: OctavoError) -> str:
     return str(error).partition("; last stderr:")[0].partition("\n")[0]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on stderr: the process is the server's own."""
     print(f"octavo: {text}", file=sys.stderr, flush=True)

@@ -20,11 +20,12 @@ import uvicorn
 
 from octavo.client import AsyncClient
 from octavo.errors import InvalidOption, OctavoError
+from octavo.joining import Joined
 from octavo.loop import running_loop
 from octavo.openai.app import create_app
 from octavo.openai.cors import cors
 from octavo.openai.dialogue import check_parsers
-from octavo.openai.keeping import keep_engine
+from octavo.openai.keeping import keep_engine, keep_joined, say
 from octavo.serving import ServeOptions
 
 __all__ = ["Keeper", "listen", "run", "serve"]
@@ -57,10 +58,13 @@ def _occupied(options: ServeOptions, error: OSError) -> InvalidOption:
     return InvalidOption("--port", options.port, f"one that is free at --host {options.host}: {error}")
 
 
-async def serve(client: AsyncClient, options: ServeOptions, listening: socket.socket) -> None:
+async def serve(
+    client: AsyncClient, options: ServeOptions, listening: socket.socket, joined: Joined | None = None
+) -> None:
     """Serve at what `listen` has taken until SIGTERM or SIGINT; what runs has drain_timeout seconds to end then.
 
-    Raises EngineDead where the engine died more than engine_restarts times.
+    joined: how the client's engine is joined, where somebody else runs it: then that one sees to its restarts. Raises
+    EngineDead where an engine of our own died more than engine_restarts times.
     """
     with listening:
         try:
@@ -68,11 +72,11 @@ async def serve(client: AsyncClient, options: ServeOptions, listening: socket.so
         except OSError as error:  # somebody began to listen meanwhile
             raise _occupied(options, error) from None
         print(f"octavo: {_names(client, options)} on http://{_place(listening)}", file=sys.stderr, flush=True)
-        keep = partial(keep_engine, client, options.engine_restarts)
+        keep = partial(keep_joined, client, say) if joined else partial(keep_engine, client, options.engine_restarts)
         if options.workers == 1:
             await run(client, options, listening, keep)
         else:
-            await _supervise(client.address, options, listening, keep)
+            await _supervise(joined or Joined(address=client.address), options, listening, keep)
 
 
 async def run(client: AsyncClient, options: ServeOptions, listening: socket.socket, keeper: Keeper) -> None:
@@ -142,11 +146,11 @@ def _log_accesses() -> None:
 # ---- several workers ---------------------------------------------------------------------------------------------
 
 
-async def _supervise(address: str, options: ServeOptions, listening: socket.socket, keeper: Keeper) -> None:
-    """Keep the workers running, each with its own client of the engine at `address`, until a signal comes or
-    `keeper` gives up."""
+async def _supervise(joined: Joined, options: ServeOptions, listening: socket.socket, keeper: Keeper) -> None:
+    """Keep the workers running, each with its own client of the engine, until a signal comes or `keeper`
+    gives up."""
     listening.set_inheritable(True)
-    settings = msgspec.json.encode({"address": address, "options": options}).decode()
+    settings = msgspec.json.encode({"joined": joined, "options": options}).decode()
     # -P: as for the engine, a module in the working directory must not shadow what is imported.
     command = [sys.executable, "-P", "-m", "octavo.openai.worker", str(listening.fileno())]
     workers: list[anyio.abc.Process] = []

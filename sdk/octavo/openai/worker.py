@@ -15,7 +15,7 @@ from functools import partial
 import anyio
 import msgspec
 
-from octavo.client import AsyncClient
+from octavo.joining import Joined
 from octavo.openai.keeping import keep_joined
 from octavo.openai.serve import run
 from octavo.serving import ServeOptions
@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 
 class _Settings(msgspec.Struct):
-    address: str
+    joined: Joined
     options: ServeOptions
 
 
@@ -39,7 +39,7 @@ async def _main() -> None:
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Settings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listening = socket.socket(fileno=int(sys.argv[1]))
-    async with await AsyncClient.connect(settings.address) as client:
+    async with await settings.joined.connect() as client:
         await run(client, settings.options, listening, partial(keep_joined, client))
 
 

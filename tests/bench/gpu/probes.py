@@ -11,7 +11,7 @@ import torch
 
 from tests.bench.gpu.timing import Stopwatch
 
-__all__ = ["Machine", "about_device", "probe"]
+__all__ = ["Machine", "about_device", "free_memory", "probe"]
 
 _COPY_BYTES = 1 << 30
 _GEMM = 8192
@@ -43,6 +43,11 @@ def probe(clock: Stopwatch, device: torch.device, *, scale: float = 1.0) -> Mach
     a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
     gemm = 2 * n**3 / clock([partial(torch.mm, a, b)] * 4).seconds
     return Machine(copy, gemm)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that nobody holds; of a device that is none, more than anything takes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 60
 
 
 def about_device() -> dict[str, Any]:

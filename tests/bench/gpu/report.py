@@ -49,6 +49,8 @@ def main(bench: Bench) -> None:
         ops = load_ops("cuda")
     except OpsUnavailable as error:
         sys.exit(f"octavo: {error}")
+    # CudaOps has forbidden it to cuBLAS, which none of the kernels here goes through: for peers it is as torch has it.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
     clock, peers = DeviceClock(), Peers()
     with torch.inference_mode():
         before = probe(clock, ops.device)

@@ -41,9 +41,20 @@ def by(found: list[dict[str, Any]]) -> set[str]:
 
 
 def test_buffers_are_rotated_until_no_cache_holds_them() -> None:
-    assert rotations(29 << 20) == 7
+    assert rotations(29 << 20) == 10
     assert rotations(1 << 30) == 1
     assert rotations(10) == 64
+    assert timing.stay_in_cache(1 << 20, 64)
+    assert not timing.stay_in_cache(29 << 20, rotations(29 << 20))
+
+
+def test_a_replay_is_of_several_calls() -> None:
+    """What a graph's launch takes is shared by them."""
+    runs: list[int] = []
+    with stand_in.device():
+        measured = timing.DeviceClock()([lambda: runs.append(0), lambda: runs.append(1), lambda: runs.append(2)])
+    assert measured == Measured(1e-3 / 6, graph=True)
+    assert runs == [0, 1, *[0, 1, 2] * 2]
 
 
 def test_probes_count_what_they_move() -> None:
@@ -69,6 +80,10 @@ def test_attention_leaves_out_what_does_not_fit() -> None:
     shape = attention.Shape("MHA", 32, 32, sequences=256, length=32768)
     (figure,) = attention.attention(emulated_ops(check=False), once, MACHINE, [shape], Peers())
     assert figure["left_out"] == "128 GiB of keys and values"
+    small = attention.Shape("MHA", 32, 32, sequences=64, length=4096)
+    with stand_in.device(total=4 << 30):
+        (figure,) = attention.attention(load_ops("cuda"), once, MACHINE, [small], Peers())
+    assert figure["left_out"] == "4 GiB of keys and values"
 
 
 def test_attention_computes_what_its_peer_does() -> None:

@@ -1,8 +1,8 @@
 """Device time of small work: many launches over buffers that the cache does not hold, as one replayed graph.
 
-One launch between two events is 2 us too long, and weights that were read a moment ago come from the L2 cache. So a
-measurement is a list of calls, each on buffers of its own, captured in one graph; its replays are timed, and the median
-over the number of calls is the answer.
+One launch between two events is 2 us too long, a graph's more, and weights that were read a moment ago come from the L2
+cache. So a measurement is a list of calls, each on buffers of its own and four at least, captured in one graph; its
+replays are timed, and the median over the number of calls is the answer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["DeviceClock", "Measured", "Stopwatch", "rotations"]
+__all__ = ["DeviceClock", "Measured", "Stopwatch", "rotations", "stay_in_cache"]
 
-_L2_BYTES = 192 << 20  # three times the largest cache (60 MB)
+_L2_BYTES = 288 << 20  # three times an RTX 5090's cache, six times an H100's, twice a B200's
+_LEAST_CALLS = 4
 _MOST_SECONDS = 0.06  # of replays a measurement
 _MOST_REPLAYS = 30
 
@@ -40,10 +41,16 @@ def rotations(nbytes: int, most: int = 64) -> int:
     return max(1, min(most, -(-_L2_BYTES // max(1, nbytes))))
 
 
+def stay_in_cache(nbytes: int, buffers: int) -> bool:
+    """Whether so many buffers may be read from a cache, so that their share of a floor of memory says nothing."""
+    return nbytes * buffers < _L2_BYTES
+
+
 class DeviceClock:
     """A Stopwatch by CUDA events around graph replays."""
 
     def __call__(self, calls: Sequence[Callable[[], object]]) -> Measured:
+        calls = [*calls] * -(-_LEAST_CALLS // len(calls))
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -77,8 +77,8 @@ def python_of(name: str) -> str:
     with log.open("wb") as sink:
         steps = [
             [sys.executable, "-m", "venv", str(home)],
-            [*pip, "install", "--upgrade", "pip"],
-            [*pip, "install", *recipe.requirements],
+            [*pip, "install", "--no-compile", "--upgrade", "pip"],
+            [*pip, "install", "--no-compile", *recipe.requirements],  # what is imported is compiled then
         ]
         if recipe.uninstall:
             steps.append([*pip, "uninstall", "--yes", *recipe.uninstall])

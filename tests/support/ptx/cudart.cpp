@@ -1,20 +1,21 @@
-// The CUDA runtime's calls that nvcc's host code and our launchers make. Kernels come from the PTX beside the library.
+// The calls of nvcc's host code, and a launch; the CUDA runtime's other calls are the emulator's. Kernels come from the PTX
+// beside the library.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 
+#include "../simt/device.h"
 #include "machine.h"
 
 namespace simt {
 void device_memory(const void*, size_t, bool) {}  // the emulator's, whose bindings these are, watches what they name
+void forget_device_memory(const void*) {}
 }  // namespace simt
 
 namespace {
@@ -82,62 +83,12 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStr
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub, void** arguments) {
   const unsigned grid[3] = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
   const unsigned block[3] = {config->blockDim.x, config->blockDim.y, config->blockDim.z};
-  ptx::launch(kernel_of(stub), grid, block, config->dynamicSmemBytes, arguments);
+  const ptx::Kernel& kernel = kernel_of(stub);
+  const size_t dynamic = config->dynamicSmemBytes;
+  const auto mistake = simt::shared_mistake(dynamic, dynamic + kernel.static_shared, simt::asked_shared(stub));
+  if (!mistake.empty()) ptx::fail(kernel.name + ": " + mistake);
+  ptx::launch(kernel, grid, block, dynamic, arguments);
   return cudaSuccess;
-}
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  *attributes = {};
-  attributes->ptxVersion = 90;
-  return cudaSuccess;
-}
-cudaError_t cudaMalloc(void** p, size_t bytes) {
-  *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (*p) memset(*p, 0xFF, bytes);
-  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-cudaError_t cudaFree(void* p) {
-  free(p);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
-  memset(p, value, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorName(cudaError_t) { return "cudaError"; }
-const char* cudaGetErrorString(cudaError_t) { return "of the PTX machine"; }
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
-  return cudaSuccess;
-}
-cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = CUDART_VERSION;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = 4; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(ptx::kMaxShared); return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 233472; return cudaSuccess;
-    default: return cudaErrorInvalidValue;
-  }
 }
 
 }  // extern "C"

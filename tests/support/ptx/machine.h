@@ -11,7 +11,6 @@
 namespace ptx {
 
 constexpr int kLanes = 32;
-constexpr size_t kMaxShared = 227 * 1024;
 
 struct Warp;
 struct Op;

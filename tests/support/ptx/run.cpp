@@ -174,7 +174,7 @@ void launch(const Kernel& kernel, const unsigned grid[3], const unsigned threads
     std::memcpy(storage.data() + offset, arguments[i], size_t(size));
   }
   Block block{&kernel, std::vector<uint8_t>(kernel.static_shared + dynamic_shared), int(threads[0] * threads[1] * threads[2])};
-  if (block.shared.size() > kMaxShared || block.threads > 1024) fail("a block too large: " + kernel.name);
+  if (block.threads > 1024) fail("a block too large: " + kernel.name);
   std::vector<Warp> warps(size_t((block.threads + kLanes - 1) / kLanes));
   for (Warp& w : warps) {
     w.block = &block;

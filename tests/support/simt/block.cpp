@@ -159,15 +159,6 @@ void fail(Kind kind, const void* pc, const char* format, ...) {
   leave_block();
 }
 
-// What is wrong with so much shared memory, as cudaLaunchKernelEx finds it; empty if nothing is.
-std::string shared_mistake(size_t dynamic, size_t all, size_t asked) {
-  const bool too_much = all > device->block_shared;
-  if (!too_much && (all <= kUnaskedShared || dynamic <= asked)) return "";
-  return "cudaErrorInvalidValue: " + std::to_string(all) + " bytes of shared memory, static variables included; " +
-         (too_much ? std::string("a block of ") + device->name + " has up to " + std::to_string(device->block_shared)
-                   : "the kernel has not asked for " + std::to_string(dynamic) + " dynamic ones");
-}
-
 void run(bool overlap, dim3 grid, dim3 block, size_t dynamic_shared, const void* function, void (*kernel)(void*),
          void* parameters, size_t size) {
   const auto refuse = [](const std::string& text) {

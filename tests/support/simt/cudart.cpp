@@ -1,9 +1,12 @@
 // The calls of the CUDA runtime that launchers and bindings make, on the host: no stream ever runs late.
+#include <cuda_runtime.h>
+
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <unordered_map>
 
-#include "runtime.h"
+#include "device.h"
 
 namespace simt {
 namespace {
@@ -35,6 +38,14 @@ size_t asked_shared(const void* function) {
   const std::lock_guard<std::mutex> lock(asked_mutex);
   const auto found = asked.find(function);
   return found == asked.end() ? 0 : found->second;
+}
+
+std::string shared_mistake(size_t dynamic, size_t all, size_t asked) {
+  const bool too_much = all > device->block_shared;
+  if (!too_much && (all <= kUnaskedShared || dynamic <= asked)) return "";
+  return "cudaErrorInvalidValue: " + std::to_string(all) + " bytes of shared memory, static variables included; " +
+         (too_much ? std::string("a block of ") + device->name + " has up to " + std::to_string(device->block_shared)
+                   : "the kernel has not asked for " + std::to_string(dynamic) + " dynamic ones");
 }
 
 }  // namespace simt

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "error.h"
 #include "simt.h"
 
@@ -22,9 +23,7 @@ namespace simt {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / 32;
-constexpr size_t kMaxShared = 227 << 10;     // of a block, the most that any device has
-constexpr size_t kUnaskedShared = 48 << 10;  // of that, static variables included, what a kernel has without asking
-constexpr size_t kRedZone = 128;       // between shared variables
+constexpr size_t kRedZone = 128;  // between shared variables
 constexpr size_t kArena = 2 * kMaxShared;
 constexpr size_t kStack = 256 << 10;
 
@@ -74,17 +73,6 @@ struct Variable {
   const void* key;
   size_t offset, size;
 };
-
-// What cudart.cpp says of the device, and what a launch is held to.
-struct Device {
-  const char* name;
-  int major, minor;
-  size_t block_shared, sm_shared;
-};
-extern const Device* device;
-extern int code_version;  // 80 or 90: the virtual architecture that the kernels were compiled for
-bool set_device(const std::string& name, int code);
-size_t asked_shared(const void* function);  // dynamic bytes, by cudaFuncSetAttribute
 
 struct Launch {
   bool overlap;
@@ -147,8 +135,6 @@ bool meet(uint32_t mask, int kind, int line, const void* in, void* out, void (*b
 
 // check.cpp; in a build without checks only the registration exists, and does nothing
 enum class Access { kRead, kWrite, kAtomic, kCopyIssued, kCopyLanded };
-void device_memory(const void* p, size_t bytes, bool permanent);
-void forget_device_memory(const void* p);
 #ifdef SIMT_CHECK
 void check_launch();
 void check_block();

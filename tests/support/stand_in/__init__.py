@@ -24,6 +24,8 @@ from tests.support.stand_in.tensors import DeviceMode, DeviceTensor, FactoryMode
 
 __all__ = ["Device", "DeviceTensor", "Forbidden", "device"]
 
+GRAPH_BYTES = 1 << 16  # that a graph takes when it is first replayed, which torch's allocator knows nothing of
+
 
 @contextmanager
 def device(total: int = 1 << 30) -> Iterator[Device]:
@@ -119,7 +121,7 @@ def _names(on: Device) -> dict[str, Any]:
     class FakeGraph:
         def __init__(self, keep_graph: bool = False) -> None:
             self._capture: Capture | None = None
-            self._ended = False
+            self._ended = self._sent = False
 
         def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
             assert capture_error_mode in ("global", "thread_local", "relaxed")
@@ -144,6 +146,9 @@ def _names(on: Device) -> dict[str, Any]:
         def replay(self) -> None:
             assert self._ended, "Called CUDAGraph::replay without a preceding successful capture."
             assert self._capture is not None
+            if not self._sent:
+                on.outside += GRAPH_BYTES
+            self._sent = True
             on.enqueue("graph", [], [])
             for again in self._capture.work:
                 again()
@@ -151,6 +156,7 @@ def _names(on: Device) -> dict[str, Any]:
         def __del__(self) -> None:
             if self._capture is not None:
                 self._capture.pool.graphs -= 1
+                on.outside -= GRAPH_BYTES * self._sent
 
     @contextmanager
     def stream(chosen: Stream) -> Iterator[None]:
@@ -191,6 +197,7 @@ def _names(on: Device) -> dict[str, Any]:
         "max_memory_allocated": memory("peak"),
         "reset_peak_memory_stats": memory("reset"),
         "graph_pool_handle": lambda: object(),
+        "get_allocator_backend": lambda: "native",
         "current_stream": lambda device=None: on.current,
         "default_stream": lambda device=None: on.default,
         "stream": stream,
