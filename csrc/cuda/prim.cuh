@@ -428,6 +428,7 @@ template <class T>
 inline void stcs(T* p, T v) {
   *p = v;
 }
+inline int thread_again() { return int(threadIdx.x); }
 inline void pdl_wait() { simt::pdl_wait(); }
 inline void pdl_launch(SIMT_LINE) { simt::pdl_launch(line); }
 #else
@@ -455,6 +456,12 @@ OCTAVO_DEVICE T ldcs(const T* p) {
 template <class T>
 OCTAVO_DEVICE void stcs(T* p, T v) {
   __stcs(p, v);
+}
+// threadIdx.x read anew, so that what follows from it need not stay in registers since it was read before.
+OCTAVO_DEVICE int thread_again() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
 }
 // Programmatic dependent launch (launch.h): wait until the kernels before this one are complete and their writes visible;
 // let the next one start. Every thread of every kernel calls the first, and then the second or ends. No-ops below sm_90.

@@ -76,6 +76,8 @@ struct QuantizedArgs {
   bool accumulate;  // out += instead of out =; float32 only
 
   int group_shift;  // log2(group_size / 32), of groups
+  // What the layout says, which takes divisions: for_launches fills it in.
+  int tiles, tile_bytes, scales_at, factor_bytes, stored_groups;
 
   ExpertRows experts;  // of a stack of weights, each of them as `layout` says; m is still the rows of x
 

@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
   unsigned char* const offsets = scales + Shape::kScaleBytes;
   float* const x_sums = reinterpret_cast<float*>(offsets + Shape::kScaleBytes);
   if (has_experts<Shape>(a)) pdl_wait();
-  const QuantizedPlace p = place<Shape>(a);
+  const QuantizedPlace p = place<Shape>(a, int(threadIdx.x));
   if (has_experts<Shape>(a) && p.tokens <= 0) return pdl_launch();
   CodeRing<Shape> ring(a, p, shared);
   ring.fill_early();
@@ -268,6 +268,7 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
           }
         }
       }
+      ring.end_part();
     }
     if constexpr (kScales == Scales::kOutliers) {
 #pragma unroll 1
@@ -278,13 +279,15 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
     }
   }
   pdl_launch();
+  const int thread = thread_again();
+  const QuantizedPlace end = place<Shape>(a, thread);
   if constexpr (kScales == Scales::kOutliers) {
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int token = 8 * n + 2 * p.t + e;
-        const float x_scale = token < p.tokens ? a.factors[x_row_of<Shape>(a, p.token + token)].x : 0.f;
+        const int token = 8 * n + 2 * end.t + e;
+        const float x_scale = token < end.tokens ? a.factors[x_row_of<Shape>(a, end.token + token)].x : 0.f;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           sum[r][n].r[e] = fmaf(x_scale, float(whole[r][n].r[e]), sum[r][n].r[e]);
@@ -295,10 +298,10 @@ __global__ void __launch_bounds__(QuantizedShape<kBits, kTokenTiles, kLess>::kTh
   }
   if constexpr (kScales != Scales::kGroups) {
     float row_sums[kTokenTiles][2] = {};
-    if (!a.layout.symmetric) sum_rows<Shape>(a, p, row_sums);
-    scale_rows(a, p, sum, row_sums, kZero);
+    if (!a.layout.symmetric) sum_rows<Shape>(a, end, row_sums);
+    scale_rows(a, end, sum, row_sums, kZero);
   }
-  finish_block<Shape>(a, p, sum, ring.own);
+  finish_block<Shape>(a, end, sum, shared + thread * 16);
 }
 
 template <int kBits, Scales kScales>

@@ -20,7 +20,12 @@ inline char* advance(const void* p, DType type, int64_t elements) {
 // or 64 tokens a block, the fewest that hold the launch's rows. Of experts in one launch, with what a block of theirs
 // holds. With little shared memory 17 to 32 tokens are two blocks of 16, and 64 take kLess.
 template <class Run>
-void for_launches(const QuantizedArgs& args, const Run& run) {
+void for_launches(QuantizedArgs args, const Run& run) {
+  args.tiles = int(args.layout.tiles());
+  args.tile_bytes = int(args.layout.tile_bytes());
+  args.scales_at = int(args.layout.scales_at());
+  args.factor_bytes = int(args.layout.factor_bytes());
+  args.stored_groups = int(args.layout.stored_groups());
   constexpr std::integral_constant<int, 1> k8;
   constexpr std::integral_constant<int, 2> k16;
   constexpr std::integral_constant<int, 4> k32;

@@ -53,10 +53,10 @@ OCTAVO_DEVICE int64_t x_row_of(const QuantizedArgs& a, int64_t i) {
 }
 
 template <class Shape>
-OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
+OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a, int thread) {
   QuantizedPlace p;
-  p.warp = int(threadIdx.x) / 32;
-  p.lane = int(threadIdx.x) % 32;
+  p.warp = thread / 32;
+  p.lane = thread % 32;
   p.g = p.lane / 4;
   p.t = p.lane % 4;
   p.tile = int(blockIdx.z) * Shape::kTiles + p.warp * 2;
@@ -78,7 +78,7 @@ OCTAVO_DEVICE QuantizedPlace place(const QuantizedArgs& a) {
 
 // The warp's tile r, the last one if there is none.
 OCTAVO_DEVICE const uint8_t* tile_of(const QuantizedArgs& a, const QuantizedPlace& p, int r) {
-  return a.weight + (p.stack + min(int64_t(p.tile + r), a.layout.tiles() - 1)) * a.layout.tile_bytes();
+  return a.weight + int64_t(p.stack + min(p.tile + r, a.tiles - 1)) * a.tile_bytes;
 }
 
 // Code k of row `row` of a tile, one by one.
@@ -94,65 +94,92 @@ OCTAVO_DEVICE int read_code(const QuantizedLayout& layout, const uint8_t* tile, 
 // The codes of a warp's two tiles on their way through shared memory. A thread copies and reads back its own 16 bytes
 // of every piece, so the ring needs no barrier; it holds kSlots units, whatever registers cost. Beyond the last tile
 // it holds that one once more, and its sums are never stored.
-template <class Shape>
+// Units come in parts of kPart, all or half of the ring's, so that within one all addresses are constants apart.
+template <class Shape, int kPart = Shape::kSlots>
 struct CodeRing {
-  static constexpr int kPieces = 2 * Shape::kPlanes;
+  static_assert(kPart == Shape::kSlots || 2 * kPart == Shape::kSlots);
+  static constexpr int kPieces = 2 * Shape::kPlanes, kSlotBytes = kPieces * Shape::kThreads * 16;
+  static constexpr int kUnitBytes = 512 * Shape::kPlanes;  // of a tile
 
   unsigned char* own;
-  const uint8_t* next[2];
-  int left;
+  unsigned char *slots, *before;  // of the part at hand, and the last of the part before it
+  const uint8_t* next[2];         // what is fetched when its first unit is taken
+  int left;                       // units of the part and behind it
 
   OCTAVO_DEVICE CodeRing(const QuantizedArgs& a, const QuantizedPlace& p, unsigned char* ring) {
     own = ring + threadIdx.x * 16;
+    begin_part(0);
     left = p.units;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      next[r] = tile_of(a, p, r) + p.first_unit * (512 * Shape::kPlanes) + p.lane * 16;
+    for (int r = 0; r < 2; ++r) next[r] = tile_of(a, p, r) + (p.first_unit + kAhead) * kUnitBytes + p.lane * 16;
+    // The last of an odd number of units may be taken with one that does not exist, and nobody fetches.
+    if (left % 2 && left < Shape::kSlots) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        *reinterpret_cast<uint4*>(own + left * kSlotBytes + i * Shape::kThreads * 16) = uint4{};
+      }
     }
   }
 
-  // All slots but one: some before pdl_wait, for weights are there from the start, and after it x, then the others, so
-  // that nobody waits for the whole ring when x has come.
-  static constexpr int kEarly = Shape::kSlots / 2, kLate = Shape::kSlots - 1 - kEarly;
+  // At first all slots but one: some before pdl_wait, for weights are there from the start, and after it x, then the
+  // others, so that nobody waits for the whole ring when x has come.
+  static constexpr int kAhead = Shape::kSlots - 1, kLate = Shape::kSlots / 2 - (kPart == Shape::kSlots);
+  static constexpr int kEarly = kAhead - kLate;
 
   OCTAVO_DEVICE void fill_early() {
 #pragma unroll
-    for (int slot = 0; slot < kEarly; ++slot) fetch(slot);
+    for (int slot = 0; slot < kEarly; ++slot) fetch(slot, own + slot * kSlotBytes);
   }
   OCTAVO_DEVICE void fill_late() {
 #pragma unroll
-    for (int slot = kEarly; slot < kEarly + kLate; ++slot) fetch(slot);
+    for (int slot = kEarly; slot < kAhead; ++slot) fetch(slot, own + slot * kSlotBytes);
   }
 
-  // The next unit, if there is one, into a slot that this thread has read.
-  OCTAVO_DEVICE void fetch(int slot) {
-    if (left > 0) {
+  // Unit i of the part at hand or beyond it, if there is one, into a slot that this thread has read.
+  OCTAVO_DEVICE void fetch(int i, unsigned char* to) {
+    if (i < left) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
 #pragma unroll
         for (int plane = 0; plane < Shape::kPlanes; ++plane) {
-          cp_async<16>(own + (slot * kPieces + r * Shape::kPlanes + plane) * Shape::kThreads * 16,
-                       next[r] + plane * 512);
+          cp_async<16>(to + (r * Shape::kPlanes + plane) * Shape::kThreads * 16,
+                       next[r] + ((i - kAhead) * kUnitBytes + plane * 512));
         }
-        next[r] += 512 * Shape::kPlanes;
       }
     }
-    --left;
     cp_commit();
   }
 
-  // The oldest unit; the one before it makes room.
-  OCTAVO_DEVICE void take(uint4 (&codes)[2][Shape::kPlanes], int slot) {
-    cp_wait<Shape::kSlots - 2>();
+  // Unit i of the part, the oldest one, after the one before it has made room for another. kOthers: a part of x was
+  // fetched too, in a group of its own, before the part's first unit was taken.
+  template <bool kOthers = false>
+  OCTAVO_DEVICE void take(uint4 (&codes)[2][Shape::kPlanes], int i) {
+    fetch(i + kAhead, i ? slots + (i - 1) * kSlotBytes : before);
+    if (kOthers && i < kAhead) {
+      cp_wait<kAhead + 1>();
+    } else {
+      cp_wait<kAhead>();
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int plane = 0; plane < Shape::kPlanes; ++plane) {
         codes[r][plane] = *reinterpret_cast<const uint4*>(
-            own + (slot * kPieces + r * Shape::kPlanes + plane) * Shape::kThreads * 16);
+            slots + i * kSlotBytes + (r * Shape::kPlanes + plane) * Shape::kThreads * 16);
       }
     }
-    fetch((slot + Shape::kSlots - 1) % Shape::kSlots);
+  }
+
+  // half: of the ring, where the part lies.
+  OCTAVO_DEVICE void begin_part(int half) {
+    const int at = half * (Shape::kSlots - kPart) * kSlotBytes;
+    slots = own + at;
+    before = own + (Shape::kSlots - 1) * kSlotBytes - at;
+  }
+  OCTAVO_DEVICE void end_part() {
+    left -= kPart;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) next[r] += kPart * kUnitBytes;
   }
 };
 
