@@ -17,6 +17,7 @@ from octavo_engine import config
 from octavo_engine.adapters import AdapterStore, CannotLoad
 from octavo_engine.core import Core
 from octavo_engine.execution import kv_cache
+from octavo_engine.execution.device import no_memory
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.pooling import embedding_size
 from octavo_engine.execution.processors import CannotImport, Context, Processors, load_processors
@@ -114,10 +115,12 @@ def _load(options: EngineOptions, greeter: Greeter) -> _Loaded:
         return _load_weights(options, greeter, machine, source, text, grammars)
     except (OtherTokenizer, WrongOption) as error:
         raise StartFailed("invalid_option", str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise StartFailed("out_of_memory", str(machine.too_large("the model"))) from error
     except (SourceError, UnsupportedModel, CheckpointMismatch, NotQuantizable, TextError) as error:
         raise StartFailed("model", str(error)) from error
+    except RuntimeError as error:
+        if not no_memory(error):
+            raise
+        raise StartFailed("out_of_memory", str(machine.too_large("the model"))) from error
 
 
 def _load_weights(
@@ -255,7 +258,9 @@ def _runners(
             processors=processors,
         )
         proposer = loaded.guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not no_memory(error):
+            raise
         room = loaded.machine.too_large_beside(options.kv_cache_memory, error)
         raise StartFailed("out_of_memory", str(room)) from error
     runner.use_grammars(loaded.grammars.matcher)

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from octavo.options import EngineOptions
 from octavo.speculation import Draft
-from octavo_engine import machine
+from octavo_engine import machine, start
 from octavo_engine.execution.device_runner import DeviceRunner
 from octavo_engine.execution.memory import Measured, capture_steps, measure, profile_step
 from octavo_engine.machine import Machine, NoRoom
@@ -219,6 +219,31 @@ def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "quantization='int4'" in str(found.too_large("the model"))
     assert "cache of 5 MB and the steps captured" in str(found.too_large_beside(5_000_000, MemoryError("x")))
     assert str(made(monkeypatch, None).too_large_beside(1, MemoryError("the system refuses"))) == "the system refuses"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("no room"), "cache of 5 MB and the steps captured"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "cache of 5 MB and the steps captured"),
+        (RuntimeError("CUDA error: out of memory"), "cache of 5 MB and the steps captured"),  # of a graph, say
+        (RuntimeError("CUDA error: an illegal memory access"), None),
+    ],
+    ids=str,
+)
+def test_no_room_beside_the_cache(monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None) -> None:
+    def runner(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(start, "Runner", runner)
+    found = made(monkeypatch, CountedMemory())
+    network = SimpleNamespace(config=SimpleNamespace(recordable=True))
+    loaded: Any = SimpleNamespace(machine=found, network=network, adapters=None)
+    options = EngineOptions(model="m", kv_cache_memory=5_000_000, max_num_batched_tokens=64)
+    rest: Any = (5, torch.float32, None, None)
+    with pytest.raises(start.StartFailed if told else type(error), match=told) as caught:
+        start._runners(options, loaded, *rest)
+    assert told is None or caught.value.code == "out_of_memory"
 
 
 @pytest.mark.parametrize("problem", ["torch", "device", "library", None])

@@ -12,9 +12,14 @@ from torch import Tensor
 
 from octavo_engine.execution.errors import DeviceLost, OutOfMemory
 
-__all__ = ["CudaQueue", "Done", "InlineQueue", "Queue", "TypedErrors", "open_queue"]
+__all__ = ["CudaQueue", "Done", "InlineQueue", "Queue", "TypedErrors", "no_memory", "open_queue"]
 
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def no_memory(error: Exception) -> bool:
+    """Has the device run out of it? Graphs, pinned memory and our library ask CUDA itself: its errors have no type."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 class Done(Protocol):
@@ -150,8 +155,7 @@ class TypedErrors:
         if not isinstance(error, Exception) or isinstance(error, (DeviceLost, OutOfMemory)):
             return
         self._queue.check()
-        # Graphs, pinned memory and our library ask CUDA themselves, whose errors have no type of their own.
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        if no_memory(error):
             raise OutOfMemory(
                 f"out of memory in {self._what}: {self._queue.make_room()}; lower EngineOptions.gpu_memory_utilization "
                 "(or kv_cache_memory), max_num_batched_tokens or max_num_seqs"
