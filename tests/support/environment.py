@@ -28,8 +28,7 @@ def main(venv):
         if not _works([python, "-m", "pip", "--version"]):
             say(f"creating {venv} with python {version}")
             _create(venv, python)
-        # A module is compiled when it is first imported; most of torch and transformers never are.
-        install = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
+        install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
         install += ["-c", os.path.join(ROOT, "constraints.txt")]
         say(f"installing the build tools into {venv}")
         subprocess.check_call([*install, "--quiet", *BUILD_REQUIREMENTS])
