@@ -29,9 +29,8 @@ def limited(files: int) -> Any:
 def test_too_few_files_are_a_typed_error(files: int) -> None:
     """ZeroMQ aborts the process where it gets none. Nothing of a failed start stays, no zombie either."""
     program = (
-        "import anyio, octavo, sys; from tests.sdk.conftest import children, fake_client\n"
+        "import anyio, octavo.session, sys, trio, uvloop; from tests.sdk.conftest import children, fake_client\n"
         "async def main():\n"
-        "    import uvloop, trio, octavo.session\n"
         "    try:\n"
         "        async with fake_client(): print('open')\n"
         "    except octavo.EngineStartError as error: print('typed')\n"

@@ -28,6 +28,7 @@ def main(venv):
         if not _works([python, "-m", "pip", "--version"]):
             say(f"creating {venv} with python {version}")
             _create(venv, python)
+        # pip compiles what it installs: where PYTHONDONTWRITEBYTECODE is set, each engine would compile torch anew.
         install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
         install += ["-c", os.path.join(ROOT, "constraints.txt")]
         say(f"installing the build tools into {venv}")
