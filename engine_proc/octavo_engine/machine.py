@@ -61,11 +61,12 @@ class Machine:
         default = config.DEFAULT_BATCHED_TOKENS if self._memory is None else config.DEFAULT_BATCHED_TOKENS_GPU
         return options.max_num_batched_tokens or max(default, options.max_num_seqs)
 
-    def too_large(self, what: str) -> NoRoom:
-        """`what` ran out of the device's memory."""
-        assert self._memory is not None
+    def too_large(self, error: Exception) -> NoRoom:
+        """The model ran out of the device's memory."""
+        if self._memory is None:
+            return NoRoom(str(error))
         return NoRoom(
-            f"{what} does not fit in the memory of {self.device}, {self._of_all()}; quantise it "
+            f"the model does not fit in the memory of {self.device}, {self._of_all()}; quantise it "
             "(EngineOptions.quantization='int4'), free the memory that others hold, or take another device"
         )
 

@@ -117,10 +117,15 @@ def _load(options: EngineOptions, greeter: Greeter) -> _Loaded:
         raise StartFailed("invalid_option", str(error)) from error
     except (SourceError, UnsupportedModel, CheckpointMismatch, NotQuantizable, TextError) as error:
         raise StartFailed("model", str(error)) from error
-    except RuntimeError as error:
-        if not no_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not _ran_out(error):
             raise
-        raise StartFailed("out_of_memory", str(machine.too_large("the model"))) from error
+        raise StartFailed("out_of_memory", str(machine.too_large(error))) from error
+
+
+def _ran_out(error: Exception) -> bool:
+    """Of memory, the host's or the device's."""
+    return isinstance(error, MemoryError) or no_memory(error)
 
 
 def _load_weights(
@@ -259,7 +264,7 @@ def _runners(
         )
         proposer = loaded.guessing.proposer(kind, ops, options.max_num_batched_tokens, **sizes)
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not no_memory(error):
+        if not _ran_out(error):
             raise
         room = loaded.machine.too_large_beside(options.kv_cache_memory, error)
         raise StartFailed("out_of_memory", str(room)) from error

@@ -215,10 +215,13 @@ def test_every_step_is_captured_to_be_measured() -> None:
 
 def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     found = made(monkeypatch, CountedMemory())
-    assert "1 MB free at start of 1 MB" in str(found.too_large("the model"))
-    assert "quantization='int4'" in str(found.too_large("the model"))
-    assert "cache of 5 MB and the steps captured" in str(found.too_large_beside(5_000_000, MemoryError("x")))
-    assert str(made(monkeypatch, None).too_large_beside(1, MemoryError("the system refuses"))) == "the system refuses"
+    refused = MemoryError("the system refuses")
+    assert "1 MB free at start of 1 MB" in str(found.too_large(refused))
+    assert "quantization='int4'" in str(found.too_large(refused))
+    assert "cache of 5 MB and the steps captured" in str(found.too_large_beside(5_000_000, refused))
+    unmeasured = made(monkeypatch, None)
+    for told in (unmeasured.too_large(refused), unmeasured.too_large_beside(1, refused)):
+        assert str(told) == "the system refuses"
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,17 @@ def test_a_mixtures_rows_do_not_depend_on_their_neighbours(ops: Ops, scheme: str
         assert torch.equal(added(slice(begin, end)), whole[begin:end])
 
 
-def test_what_does_not_fit_is_refused(best_ops: Ops) -> None:
-    up, down = best_ops.pack_linear(randn(4 * 64, 64), gated=True), best_ops.pack_linear(randn(4 * 64, 32))
+def refuses_mixtures(ops: Ops) -> None:
+    up, down = ops.pack_linear(randn(4 * 64, 64), gated=True), ops.pack_linear(randn(4 * 64, 32))
     form = {"experts": 4, "renormalise": True, "act": Activation.SILU}
     with pytest.raises(ValueError, match="the best 5 of 4 experts"):
-        best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 4), up, down, top_k=5, **form)
+        ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 4), up, down, top_k=5, **form)
     with pytest.raises(ValueError, match="scores has shape"):
-        best_ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 5), up, down, top_k=2, **form)
+        ops.moe_add_(randn(2, 64), randn(2, 64), randn(2, 5), up, down, top_k=2, **form)
+
+
+def test_what_does_not_fit_is_refused(best_ops: Ops) -> None:
+    refuses_mixtures(best_ops)
     with pytest.raises(ValueError, match="columns 0 to 70 of 64 in groups of 7"):
         best_ops.head_norm_(randn(2, 64), randn(70), None, 1e-5, size=7)
     at = torch.tensor([0, 9], dtype=torch.int32)
